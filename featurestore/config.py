@@ -1,0 +1,121 @@
+"""`steadfeast.yaml`, read into frozen models.
+
+Each package owns one section of the file and gives its model to `load_section`; what is
+unknown, missing or of the wrong type is one `ConfigError` naming file, field and problem.
+Relative paths in the file are relative to the file. `${NAME}` and `${NAME:-default}` are taken
+from the environment, so that addresses and secrets stay out of the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo
+
+from featurestore.errors import ConfigError
+
+SECTIONS = ("store", "monitor", "pipeline")
+
+_UNITS = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, timedelta):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|[smhdw])", str(value).strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a duration; write a number and a unit, as 30s, 6h, 7d")
+    return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+
+
+def _beside_the_file(value: object, info: ValidationInfo) -> object:
+    base = (info.context or {}).get("folder")
+    return value if base is None else (Path(base) / str(value)).resolve()
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+"""A length of time, written as Prometheus writes it: 500ms, 30s, 15m, 6h, 7d, 4w."""
+
+FilePath = Annotated[Path, BeforeValidator(_beside_the_file)]
+"""A path; relative ones start at the folder of the configuration file."""
+
+
+class Section(BaseModel, frozen=True, extra="forbid"):
+    """Base of every configuration model: frozen, and unknown keys are errors."""
+
+
+class StoreConfig(Section):
+    """Section `store`.
+
+    Attributes:
+        repo: Folder with Feast's `feature_store.yaml` and the definitions.
+        data: Folder that Steadfeast writes to: `served/`, `labels/`, `training/`, `contracts/`.
+    """
+
+    repo: FilePath
+    data: FilePath
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def load_section(path: Path, name: str, model: type[_Model]) -> _Model:
+    """Read section `name` of the file at `path` into `model`.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, has an unknown section, lacks this one,
+            names an unset variable, or a field is unknown, missing or wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(path, [("", f"cannot be read: {error.strerror}")]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(path, [("", f"is not YAML: {error}")]) from error
+    if not isinstance(raw, dict):
+        raise ConfigError(path, [("", f"holds no mapping; expected sections {list(SECTIONS)}")])
+    unknown = [str(key) for key in raw if key not in SECTIONS]
+    if unknown:
+        known = ", ".join(SECTIONS)
+        raise ConfigError(path, [(key, f"unknown section; known are {known}") for key in unknown])
+    if name not in raw:
+        raise ConfigError(path, [(name, "this section is missing")])
+    section = _expand(raw[name], path, name)
+    try:
+        return model.model_validate(section, context={"folder": path.resolve().parent})
+    except ValidationError as error:
+        raise ConfigError(path, [_problem(name, detail) for detail in error.errors()]) from error
+
+
+def _expand(value: Any, path: Path, field: str) -> Any:
+    """Replace `${NAME}` in every string of `value`."""
+    if isinstance(value, dict):
+        return {key: _expand(item, path, f"{field}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, path, f"{field}.{i}") for i, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1], match[2])
+        if found is None:
+            raise ConfigError(path, [(field, f"environment variable {match[1]} is not set")])
+        return found
+
+    return _VARIABLE.sub(variable, value)
+
+
+def _problem(section: str, detail: Any) -> tuple[str, str]:
+    field = ".".join([section, *map(str, detail["loc"])])
+    if detail["type"] == "extra_forbidden":
+        return field, "unknown key"
+    if detail["type"] == "missing":
+        return field, "this field is missing"
+    return field, f"{detail['msg']} (got {detail['input']!r})"

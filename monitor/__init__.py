@@ -1,0 +1,1 @@
+"""The drift daemon: snapshots, profiles, verdicts, episodes, triggers."""

@@ -1,0 +1,155 @@
+"""Section `monitor` of `steadfeast.yaml`.
+
+Bottom of `monitor`. Times are durations as Prometheus writes them (`1d`, `30s`); a monitor
+works in event time, so windows, lateness, cooldown and budget follow the data's clock.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$", examples=["127.0.0.1:9465"])]
+
+
+class EpisodeConfig(Section):
+    """When an episode opens and closes.
+
+    Attributes:
+        k: Windows over threshold, out of the last `n`, that open one.
+        n: Windows looked at.
+        close: Windows in a row below 0.8 of the threshold that close it.
+    """
+
+    k: PositiveInt = 2
+    n: PositiveInt = 3
+    close: PositiveInt = 3
+
+    @model_validator(mode="after")
+    def _k_of_n(self) -> Self:
+        if self.k > self.n:
+            raise ValueError(f"k ({self.k}) must not exceed n ({self.n})")
+        return self
+
+
+class BudgetConfig(Section):
+    """At most `runs` triggers per model in any stretch of length `per`."""
+
+    runs: PositiveInt = 12
+    per: Duration = timedelta(days=365)
+
+
+class PerformanceConfig(Section):
+    """What to expect of the live model once labels are in.
+
+    Attributes:
+        metric: Name of a metric of `monitor.performance`.
+        min_labels: Labelled rows below which there is no figure.
+        max_drop: How far the metric may fall below what the model had on its hold-out.
+    """
+
+    metric: Literal["auc", "accuracy", "log_loss"] = "auc"
+    min_labels: PositiveInt = 500
+    max_drop: PositiveFloat = 0.05
+
+
+class MonitorConfig(Section):
+    """One monitor: one feature service as one model reads it.
+
+    Attributes:
+        service: Feature service whose served log is watched.
+        model: Registered model that reads it, and that a trigger retrains.
+        pipeline: Name of the pipeline, in `pipelines`, that triggers go to; none means that
+            drift is watched and nothing is fired.
+        bucket: Length of one snapshot; divides a day or is whole days.
+        window: Length of what is compared with the reference; a multiple of `bucket`.
+        lateness: How long after its end a bucket waits for late rows.
+        min_rows: Rows in a window below which the verdict is `insufficient_data`.
+        statistic: Name of the statistic that decides.
+        features: Watched features; empty means all that are served.
+        false_alarms_per_year: False episodes that the user accepts from this monitor, in all.
+        max_null_increase: Rise of a feature's null share over the reference that is an
+            incident.
+        max_age: Per feature view, the age of its newest value at request time that is an
+            incident, at the median.
+        cooldown: Least time between two triggers for the model.
+        approval: `auto`, or `manual`: a person decides each trigger.
+    """
+
+    service: str
+    model: str
+    pipeline: str | None = None
+    bucket: Duration = timedelta(days=1)
+    window: Duration = timedelta(days=7)
+    lateness: Duration = timedelta(0)
+    min_rows: PositiveInt = 200
+    statistic: str = "psi"
+    features: tuple[str, ...] = ()
+    false_alarms_per_year: PositiveFloat = 4
+    max_null_increase: Share = 0.2
+    max_age: dict[str, Duration] = Field(default_factory=dict)
+    episode: EpisodeConfig = EpisodeConfig()
+    cooldown: Duration = timedelta(days=7)
+    budget: BudgetConfig = BudgetConfig()
+    approval: Literal["auto", "manual"] = "auto"
+    performance: PerformanceConfig | None = PerformanceConfig()
+
+    @model_validator(mode="after")
+    def _whole_buckets(self) -> Self:
+        day = timedelta(days=1)
+        if self.bucket <= timedelta(0) or (day % self.bucket and self.bucket % day):
+            raise ValueError(f"bucket ({self.bucket}) must divide a day or be whole days")
+        if self.window < self.bucket or self.window % self.bucket:
+            raise ValueError(f"window ({self.window}) must be a multiple of bucket ({self.bucket})")
+        return self
+
+
+class DaemonConfig(Section):
+    """The whole section.
+
+    Attributes:
+        state: Folder for the daemon's DuckDB file and its snapshots.
+        http: Address of `/metrics`, `/healthz`, `/readyz` and the page.
+        grpc: Address of MonitorService.
+        clock: `wall`; or `watermark`, where now is the latest event seen: for replays.
+        tick: Time between two looks at the sources, wall clock.
+        retention: How long snapshot rows are kept; profiles stay.
+        pipelines: Name to gRPC address.
+        monitors: Name to monitor.
+    """
+
+    state: FilePath
+    http: Address = "127.0.0.1:9464"
+    grpc: Address = "127.0.0.1:9465"
+    clock: Literal["wall", "watermark"] = "wall"
+    tick: Duration = timedelta(seconds=30)
+    retention: Duration = timedelta(days=90)
+    pipelines: dict[str, Address] = Field(default_factory=dict)
+    monitors: dict[str, MonitorConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _pipelines_exist(self) -> Self:
+        for name, monitor in self.monitors.items():
+            if monitor.pipeline is not None and monitor.pipeline not in self.pipelines:
+                raise ValueError(
+                    f"monitors.{name}.pipeline: {monitor.pipeline!r} is not in pipelines "
+                    f"({', '.join(self.pipelines) or 'which is empty'})"
+                )
+        return self
+
+
+def load(path: Path) -> tuple[DaemonConfig, StoreConfig]:
+    """Read what the daemon needs of the file at `path`.
+
+    Raises:
+        ConfigError: See `featurestore.config.load_section`.
+    """
+    return load_section(path, "monitor", DaemonConfig), load_section(path, "store", StoreConfig)

@@ -1,0 +1,1 @@
+"""The reference retraining pipeline: recipe, runs, gates, registry, promotion."""

@@ -1,0 +1,79 @@
+"""Section `pipeline` of `steadfeast.yaml`. Bottom of `pipeline`."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$", examples=["127.0.0.1:9466"])]
+
+
+class GatesConfig(Section):
+    """What a challenger must reach on the held-out rows to be promoted.
+
+    Attributes:
+        metric: The metric that champion and challenger are compared on; greater is better.
+        minimum: Absolute floor of the challenger's metric.
+        max_regression: How far the challenger may stay below the champion.
+        min_rows: Held-out rows needed to compare at all.
+    """
+
+    metric: Literal["auc", "accuracy"] = "auc"
+    minimum: float = 0.5
+    max_regression: NonNegativeFloat = 0.0
+    min_rows: PositiveInt = 500
+
+
+class ModelConfig(Section):
+    """How one model is retrained.
+
+    Attributes:
+        service: Feature service that it is trained and served with.
+        recipe: `module:function`, the module beside the configuration file.
+        entities: Parquet file with a row per example: join keys, request data,
+            `event_timestamp`, the label, and `known_at`, the time the label became known.
+        label: Name of the label column.
+        since: Examples older than this before `as_of` are left out; none means all.
+        holdout: The last stretch before `as_of`, held out to compare on.
+        gates: What a challenger must reach.
+    """
+
+    service: str
+    recipe: str = Field(pattern=r"^[\w.]+:\w+$")
+    entities: FilePath
+    label: str
+    since: Duration | None = None
+    holdout: Duration = timedelta(days=14)
+    gates: GatesConfig = GatesConfig()
+
+
+class PipelineConfig(Section):
+    """The whole section.
+
+    Attributes:
+        state: Folder for the run queue and MLflow's artifacts.
+        grpc: Address of PipelineService.
+        tracking_uri: MLflow's; unset means a SQLite file in `state`.
+        models: Registered model name to how it is retrained.
+    """
+
+    state: FilePath
+    grpc: Address = "127.0.0.1:9466"
+    tracking_uri: str | None = None
+    models: dict[str, ModelConfig] = Field(min_length=1)
+
+
+def load(path: Path) -> tuple[PipelineConfig, StoreConfig]:
+    """Read what the pipeline needs of the file at `path`.
+
+    Raises:
+        ConfigError: See `featurestore.config.load_section`.
+    """
+    return load_section(path, "pipeline", PipelineConfig), load_section(path, "store", StoreConfig)

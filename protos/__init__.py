@@ -1,0 +1,1 @@
+"""Generated protocol stubs, each beside its `.proto`. Bottom of everything."""

@@ -1,0 +1,1 @@
+"""Steadfeast's protocols."""
