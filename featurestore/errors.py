@@ -56,3 +56,16 @@ class NotFoundError(UserError):
         near = get_close_matches(name, self.known, n=3) or self.known[:5]
         hint = f"; did you mean {', '.join(near)}?" if near else "; there is none yet"
         super().__init__(f"no {kind} {name!r}{hint}")
+
+
+class RawDataError(UserError):
+    """A raw data file is missing, lacks a column, or holds a value that cannot be read.
+
+    Attributes:
+        path: The file.
+        problem: What is wrong with it, naming the column and the row where there is one.
+    """
+
+    def __init__(self, path: Path | str, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: {problem}")
