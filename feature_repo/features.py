@@ -17,8 +17,6 @@ from feast import (
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float32, Float64, FeastType, Int64, String, UnixTimestamp
 
-NEW_YORK = "America/New_York"
-
 
 def entity(name: str, description: str) -> Entity:
     """Return an entity whose join key has its own name."""
@@ -145,7 +143,7 @@ def flight(inputs: pd.DataFrame) -> pd.DataFrame:
     """Return hour and weekday of departure, hours since the aircraft landed, delay trend."""
     departure = pd.to_datetime(inputs["scheduled_departure"], utc=True)
     landed = pd.to_datetime(inputs["last_arrived_at"], utc=True)
-    local = departure.dt.tz_convert(NEW_YORK)
+    local = departure.dt.tz_convert("America/New_York")
     recent = inputs["carrier_departure_delay_6h"].astype("float64")
     usual = inputs["carrier_arrival_delay_7d"].astype("float64")
     return pd.DataFrame(

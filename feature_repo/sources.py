@@ -193,8 +193,9 @@ def build(out: Path, raw: Path | None = None, *, progress: bool = False) -> dict
                 "(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 20480)"
             )
             partial.replace(target)
-            [(rows[name],)] = con.execute("SELECT count(*) FROM read_parquet(?)",
-                                          [str(target)]).fetchall()
+            [(rows[name],)] = con.execute(
+                "SELECT count(*) FROM read_parquet(?)", [str(target)]
+            ).fetchall()
     return rows
 
 
