@@ -1,0 +1,153 @@
+"""The rows of one time bucket, frozen.
+
+Above `monitor.profile`. The served log grows by many small files; a monitor looks at one bucket
+of event time at a time and must see the same rows whenever it looks again. So it freezes them:
+one Parquet file per bucket, sorted, written aside and renamed. A file that is there is the
+truth: whatever crashes or restarts, a bucket is frozen once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import duckdb
+    import pyarrow as pa
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """A stretch of event time, start inclusive, end exclusive."""
+
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A frozen bucket.
+
+    Attributes:
+        monitor: Whose.
+        bucket: The stretch of event time.
+        rows: Rows in it; 0 is a bucket like any other.
+        watermark: Latest `request_time` in it; None without rows.
+        sha256: Of the file, 64 hexadecimal digits.
+        path: The file.
+    """
+
+    monitor: str
+    bucket: Bucket
+    rows: int
+    watermark: datetime | None
+    sha256: str
+    path: Path
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows; columns that the file lacks are left out."""
+        with pq.ParquetFile(self.path) as file:
+            names = file.schema_arrow.names
+            wanted = None if columns is None else [name for name in columns if name in names]
+            yield from file.iter_batches(BATCH_ROWS, columns=wanted)
+
+
+def buckets(after: datetime, until: datetime, length: timedelta) -> list[Bucket]:
+    """Return the whole buckets within [after, until), in order; they are aligned to 1970 UTC."""
+    start = EPOCH + -((EPOCH - after) // length) * length
+    if start < after:
+        start += length
+    found = []
+    while start + length <= until:
+        found.append(Bucket(start, start + length))
+        start += length
+    return found
+
+
+def bucket_path(state: Path, monitor: str, bucket: Bucket) -> Path:
+    """Return where the snapshot of `bucket` is kept under the daemon's folder `state`."""
+    return (
+        state / "snapshots" / monitor / f"{bucket.start.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}.parquet"
+    )
+
+
+def freeze(
+    con: duckdb.DuckDBPyConnection, files: Sequence[Path], bucket: Bucket, path: Path
+) -> Snapshot:
+    """Freeze the rows of `files` whose `request_time` is in `bucket` as the file `path`.
+
+    Does nothing but read if the file is there. Files may have different columns; the snapshot
+    has all of them.
+
+    Args:
+        con: Any DuckDB connection; nothing is written to its database.
+        files: Served-log files; may hold rows outside the bucket.
+        bucket: What to keep.
+        path: `bucket_path` of it; its folder's name is the monitor's.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            con.execute(*_copy(con, files, bucket, aside)).fetchall()
+            _synced(aside)
+            aside.rename(path)
+            _synced(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+    return load(con, bucket, path)
+
+
+def load(con: duckdb.DuckDBPyConnection, bucket: Bucket, path: Path) -> Snapshot:
+    """Return the snapshot that is kept in `path`."""
+    query = "SELECT count(*), epoch_us(max(request_time)) FROM read_parquet($path)"
+    ((rows, micros),) = con.execute(query, {"path": str(path)}).fetchall()
+    watermark = None if micros is None else EPOCH + timedelta(microseconds=micros)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Snapshot(path.parent.name, bucket, rows, watermark, digest, path)
+
+
+def _copy(
+    con: duckdb.DuckDBPyConnection, files: Sequence[Path], bucket: Bucket, aside: Path
+) -> tuple[str, dict[str, Any]]:
+    target = "'" + str(aside).replace("'", "''") + "'"  # COPY takes no bound file name
+    options = "(FORMAT parquet, COMPRESSION zstd)"
+    if not files:
+        blank = "SELECT NULL::VARCHAR AS request_id, NULL::TIMESTAMPTZ AS request_time LIMIT 0"
+        return f"COPY ({blank}) TO {target} {options}", {}
+    source = "FROM read_parquet($files, union_by_name = true)"
+    values: dict[str, Any] = {"files": sorted(map(str, files))}
+    described = con.execute(f"DESCRIBE SELECT * {source}", values).fetchall()
+    # By name, and rows by everything: neither the order of the files nor of their rows shows.
+    names = sorted(row[0] for row in described)
+    names = ["request_id", *(name for name in names if name != "request_id")]
+    listed = ", ".join('"' + name.replace('"', '""') + '"' for name in names)
+    query = (
+        f"SELECT {listed} {source} "
+        "WHERE request_time >= $start AND request_time < $end ORDER BY ALL"
+    )
+    return (
+        f"COPY ({query}) TO {target} {options}",
+        {**values, "start": bucket.start, "end": bucket.end},
+    )
+
+
+def _synced(path: Path) -> None:
+    """Have the disk hold a file or a folder's entries, as a rename alone does not promise."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

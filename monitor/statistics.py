@@ -1,0 +1,303 @@
+"""Distances between two histograms of one feature.
+
+Bottom layer: arrays in, floats out; no clock and no state. `monitor.calibrate` says which
+distance is large, `monitor.detect` compares. All functions take counts per bin of the same
+binning; counts may be fractional (weights). Bins are in ascending order for numeric features.
+Nulls and NaN are not in the counts: `monitor.quality` looks at them.
+
+A statistic of one's own is a function `(reference, current) -> float` with an entry point in
+the group `steadfeast.statistics`; its name there is the name in the configuration. An entry
+point may also name a `Statistic`, which says more about it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.errors import NotFoundError, SteadfeastError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Counts = npt.NDArray[Any]
+Positions = npt.NDArray[np.float64]
+Distance = Callable[..., float]
+
+GROUP = "steadfeast.statistics"
+
+
+class BinMismatchError(SteadfeastError):
+    """Two histograms do not have the same bins.
+
+    Attributes:
+        reference: Shape of the reference's counts.
+        current: Shape of the current ones.
+    """
+
+    def __init__(self, reference: tuple[int, ...], current: tuple[int, ...]) -> None:
+        self.reference, self.current = reference, current
+        super().__init__(f"histograms of different shapes: {reference} and {current}")
+
+
+class EmptyWindowError(SteadfeastError):
+    """One side has no usable counts: no data is an error, never zero drift.
+
+    Attributes:
+        side: "reference" or "current".
+    """
+
+    def __init__(self, side: str) -> None:
+        self.side = side
+        super().__init__(f"the {side} histogram holds no usable counts")
+
+
+def _checked(reference: Counts, current: Counts) -> tuple[Counts, Counts]:
+    """Return both as float vectors, or say what is wrong with them."""
+    if reference.shape != current.shape or reference.ndim != 1:
+        raise BinMismatchError(reference.shape, current.shape)
+    sides = []
+    for side, counts in (("reference", reference), ("current", current)):
+        values = counts.astype(np.float64)
+        # The comparison is false for NaN and infinite totals, and for no bins at all.
+        if not (0 < values.sum() < math.inf and values.min() >= 0):
+            raise EmptyWindowError(side)
+        sides.append(values)
+    return sides[0], sides[1]
+
+
+def _shares(reference: Counts, current: Counts) -> tuple[Counts, Counts]:
+    left, right = _checked(reference, current)
+    return left / left.sum(), right / right.sum()
+
+
+def psi(reference: Counts, current: Counts, *, prior: float = 0.5) -> float:
+    """Return the population stability index in nats; 0 means equal shares.
+
+    Args:
+        reference: Counts per bin, shape (k,).
+        current: Counts over the same bins, shape (k,).
+        prior: Pseudo-count per bin; keeps an empty bin's cost finite.
+
+    Raises:
+        BinMismatchError: The shapes differ.
+        EmptyWindowError: A side has no usable counts.
+
+    Reference: Jeffreys (1946), Proc. R. Soc. A 186:453 (divergence and prior).
+    """
+    p, q = ((c + prior) / (c + prior).sum() for c in _checked(reference, current))
+    return float(np.sum((q - p) * np.log(q / p)))
+
+
+def jensen_shannon(reference: Counts, current: Counts) -> float:
+    """Return the Jensen-Shannon divergence in nats, 0 to ln 2.
+
+    The divergence, not its square root. Arguments and errors as in `psi`.
+
+    Reference: Lin (1991), IEEE Trans. Inf. Theory 37:145.
+    """
+    p, q = _shares(reference, current)
+    middle = (p + q) / 2
+
+    def relative_entropy(share: Counts) -> float:
+        held = share > 0
+        return float(np.sum(share[held] * np.log(share[held] / middle[held])))
+
+    return max(0.0, (relative_entropy(p) + relative_entropy(q)) / 2)
+
+
+def ks(reference: Counts, current: Counts) -> float:
+    """Return the Kolmogorov-Smirnov distance over the bins' upper ends, 0 to 1.
+
+    Ordered bins. Never above the distance of the raw rows, and below it by at most the largest
+    share of one bin. Arguments and errors as in `psi`.
+
+    Reference: Smirnov (1948), Ann. Math. Statist. 19:279.
+    """
+    p, q = _shares(reference, current)
+    return float(np.max(np.abs(np.cumsum(p - q))))
+
+
+def wasserstein(reference: Counts, current: Counts, positions: Positions) -> float:
+    """Return the 1-Wasserstein distance in standard deviations of the reference, from 0.
+
+    Ordered bins. A reference without spread is measured in the positions' own unit.
+
+    Args:
+        reference: Counts per bin, shape (k,).
+        current: Counts over the same bins, shape (k,).
+        positions: Where each bin's rows are taken to lie, ascending, shape (k,).
+
+    Raises:
+        BinMismatchError: The shapes differ.
+        EmptyWindowError: A side has no usable counts.
+
+    Reference: Vallender (1974), Theory Probab. Appl. 18:784 (the area between two CDFs).
+    """
+    p, q = _shares(reference, current)
+    if positions.shape != p.shape:
+        raise BinMismatchError(p.shape, positions.shape)
+    mean = float(p @ positions)
+    spread = math.sqrt(float(p @ (positions - mean) ** 2))
+    area = float(np.abs(np.cumsum(p - q))[:-1] @ np.diff(positions))
+    return area / (spread or 1.0)
+
+
+def hellinger(reference: Counts, current: Counts) -> float:
+    """Return the Hellinger distance, 0 to 1. Arguments and errors as in `psi`.
+
+    Reference: Le Cam and Yang (2000), Asymptotics in Statistics, section 3.1.
+    """
+    p, q = _shares(reference, current)
+    return math.sqrt(float(np.sum((np.sqrt(p) - np.sqrt(q)) ** 2)) / 2)
+
+
+def total_variation(reference: Counts, current: Counts) -> float:
+    """Return the share of rows that would have to change bins, 0 to 1.
+
+    Arguments and errors as in `psi`.
+
+    Reference: Levin, Peres and Wilmer (2009), Markov Chains and Mixing Times, section 4.1.
+    """
+    p, q = _shares(reference, current)
+    return float(np.sum(np.abs(p - q))) / 2
+
+
+def cramer_von_mises(reference: Counts, current: Counts) -> float:
+    """Return the mean squared gap of the two CDFs over the pooled rows, 0 to 1/3.
+
+    Ordered bins. This is the two-sample T of Anderson divided by nm/(n+m), so that it does not
+    grow with the rows; of the bins' upper ends. Arguments and errors as in `psi`.
+
+    Reference: Anderson (1962), Ann. Math. Statist. 33:1148.
+    """
+    left, right = _checked(reference, current)
+    gap = np.cumsum(left / left.sum() - right / right.sum())
+    pooled = (left + right) / (left.sum() + right.sum())
+    return float(pooled @ gap**2)
+
+
+def chi_square(reference: Counts, current: Counts) -> float:
+    """Return the two-sample chi-square statistic divided by nm/(n+m), from 0.
+
+    Two-sample: the reference is counted too, not taken for the truth. The division makes it an
+    effect size, near PSI for small shifts. Arguments and errors as in `psi`.
+
+    Reference: Pearson (1911), Biometrika 8:250.
+    """
+    left, right = _checked(reference, current)
+    n, m = left.sum(), right.sum()
+    pooled = (left + right) / (n + m)
+    held = pooled > 0
+    return float(np.sum((left / n - right / m)[held] ** 2 / pooled[held]))
+
+
+def g_test(reference: Counts, current: Counts) -> float:
+    """Return the two-sample G statistic (likelihood ratio) divided by nm/(n+m), from 0.
+
+    Arguments and errors as in `psi`.
+
+    Reference: Wilks (1935), Ann. Math. Statist. 6:190.
+    """
+    left, right = _checked(reference, current)
+    n, m = left.sum(), right.sum()
+    pooled = (left + right) / (n + m)
+    total = 0.0
+    for counts, size in ((left, n), (right, m)):
+        held = counts > 0
+        total += float(np.sum(counts[held] * np.log(counts[held] / (size * pooled[held]))))
+    return max(0.0, 2 * total * (n + m) / (n * m))
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A distance, and what one must know to use it.
+
+    Attributes:
+        name: As in the configuration.
+        function: `(reference, current) -> float`, or with `positions` as a third argument.
+        unit: Of the value; empty for a share or a ratio.
+        ordered: Bins must be in order; on categories `total_variation` stands in.
+        positioned: The function takes `positions`.
+        quadratic: Grows as the square of a small shift (a divergence), not in proportion to it
+            (a metric). Calibration adds up squares.
+        coarse: Uses about ten groups of bins rather than about a hundred bins. What sums a cost
+            per bin gains noise with each bin; what reads the CDF loses detail with fewer.
+        floor: Effect below which nothing is called drift, however calm the reference was: the
+            value for a normal feature whose mean moves by .15 standard deviations.
+    """
+
+    name: str
+    function: Distance
+    unit: str = ""
+    ordered: bool = False
+    positioned: bool = False
+    quadratic: bool = False
+    coarse: bool = True
+    floor: float = 0.0
+
+    def measure(self, reference: Counts, current: Counts, positions: Positions) -> float:
+        """Return the distance; `positions` is ignored unless the function takes it."""
+        if self.positioned:
+            return float(self.function(reference, current, positions))
+        return float(self.function(reference, current))
+
+
+_SHIFT = 0.15
+
+STATISTICS: Mapping[str, Statistic] = MappingProxyType(
+    {
+        one.name: one
+        for one in (
+            Statistic("psi", psi, unit="nats", quadratic=True, floor=_SHIFT**2),
+            Statistic(
+                "jensen_shannon", jensen_shannon, unit="nats", quadratic=True, floor=_SHIFT**2 / 8
+            ),
+            Statistic("ks", ks, ordered=True, coarse=False, floor=_SHIFT / math.sqrt(2 * math.pi)),
+            Statistic(
+                "wasserstein",
+                wasserstein,
+                unit="sd",
+                ordered=True,
+                positioned=True,
+                coarse=False,
+                floor=_SHIFT,
+            ),
+            Statistic("hellinger", hellinger, floor=_SHIFT / math.sqrt(8)),
+            Statistic("total_variation", total_variation, floor=_SHIFT / math.sqrt(2 * math.pi)),
+            Statistic(
+                "cramer_von_mises",
+                cramer_von_mises,
+                ordered=True,
+                quadratic=True,
+                coarse=False,
+                floor=_SHIFT**2 / (2 * math.pi * math.sqrt(3)),
+            ),
+            Statistic("chi_square", chi_square, quadratic=True, floor=_SHIFT**2),
+            Statistic("g_test", g_test, quadratic=True, floor=_SHIFT**2),
+        )
+    }
+)
+"""The statistics that come with Steadfeast, by name."""
+
+
+def statistic(name: str) -> Statistic:
+    """Return a statistic of ours, or else one that an installed package registered.
+
+    Raises:
+        NotFoundError: Nobody registered one of this name.
+    """
+    if name in STATISTICS:
+        return STATISTICS[name]
+    registered = entry_points(group=GROUP)
+    for point in registered.select(name=name):
+        loaded = point.load()
+        return loaded if isinstance(loaded, Statistic) else Statistic(name, loaded)
+    raise NotFoundError("statistic", name, [*STATISTICS, *registered.names])
