@@ -19,7 +19,17 @@ import pyarrow.parquet as pq
 from scipy import stats
 
 from featurestore.errors import UserError
-from monitor.profile import ColumnProfile, Edges, Profile, Window, edges_of, profile, total
+from monitor.profile import (
+    ORDERED,
+    ColumnEdges,
+    ColumnProfile,
+    Edges,
+    Profile,
+    Window,
+    edges_of,
+    profile,
+    total,
+)
 from monitor.statistics import EmptyWindowError, Statistic, statistic
 
 if TYPE_CHECKING:
@@ -131,3 +141,32 @@ def build_reference(
         NotFoundError: A watched feature is not in it, or the statistic does not exist.
     """
     raise NotImplementedError
+
+
+def compare(
+    chosen: Statistic, edges: ColumnEdges, reference: ColumnProfile, current: ColumnProfile
+) -> float:
+    """Return the distance of two profiles of one column, in the unit of `chosen`.
+
+    Raises:
+        EmptyWindowError: A side has no usable counts.
+    """
+    left, right = reference.counts, current.counts
+    if chosen.coarse:
+        left, right = edges.coarse(left), edges.coarse(right)
+        return chosen.measure(left, right, np.arange(len(left), dtype=np.float64))
+    held = [
+        bound
+        for bound in (reference.minimum, current.minimum, reference.maximum, current.maximum)
+        if bound is not None
+    ]
+    return chosen.measure(
+        left, right, edges.positions(min(held, default=None), max(held, default=None))
+    )
+
+
+def suited(chosen: Statistic, edges: ColumnEdges) -> Statistic:
+    """Return `chosen`, or what stands in for it on a column whose bins have no order."""
+    if chosen.ordered and edges.kind not in ORDERED:
+        return statistic("total_variation")
+    return chosen
