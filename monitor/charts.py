@@ -1,0 +1,240 @@
+"""Geometry of the page's charts: numbers in, coordinates out.
+
+Bottom of what `monitor.page` draws with: no I/O, no clock, no markup. A template turns what is
+returned here into inline SVG, so the page needs no script and works without a network. Every
+chart carries a `summary`, the sentence a screen reader says in its place.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    History = Sequence[tuple[datetime, float | None]]
+
+FLOOR = 0.1
+"""Smallest ratio that a chart tells apart; what is below is drawn at the bottom."""
+
+NO_VALUES = "No window has had enough data for a value."
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Where a chart is drawn, in SVG user units: x grows to the right, y downwards."""
+
+    width: float
+    height: float
+    x0: float
+    x1: float
+    y0: float
+    y1: float
+
+    @classmethod
+    def sized(cls, width: float, height: float, *, margins: tuple[float, ...]) -> Box:
+        """Return a box of that size with margins (top, right, bottom, left) around the data."""
+        top, right, bottom, left = margins
+        return cls(width, height, left, width - right, height - bottom, top)
+
+
+SPARK = Box.sized(150, 32, margins=(4, 5, 4, 3))
+LARGE = Box.sized(640, 190, margins=(12, 14, 26, 44))
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A labelled place on an axis; `anchor` is SVG's text-anchor."""
+
+    at: float
+    label: str
+    anchor: str = "middle"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One window, drawn at its end; `bad` when it is on the wrong side of the limit."""
+
+    x: float
+    y: float
+    bad: bool
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A figure over time with its limit.
+
+    Attributes:
+        box: Where it is drawn.
+        path: SVG path of the line, broken where a window had no value.
+        points: The windows that have a value, oldest first.
+        limit: The y of the limit; None without one.
+        limit_label: The limit in words.
+        x_ticks: Dates.
+        y_ticks: Values.
+        summary: The chart in a sentence.
+    """
+
+    box: Box
+    path: str
+    points: tuple[Point, ...]
+    limit: float | None
+    limit_label: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    summary: str
+
+
+def number(value: float) -> str:
+    """Write `value` with three significant digits, without an exponent where it can be read."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if 1e-3 <= abs(value) < 1e5:  # noqa: PLR2004  # what is read at a glance
+        digits = max(0, 2 - math.floor(math.log10(abs(value))))
+        text = f"{value:.{digits}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{value:.2e}"
+
+
+def day(at: datetime) -> str:
+    """Write the date of `at`, as `3 Mar 2013`."""
+    return f"{at.day} {at:%b %Y}"
+
+
+def ratios(history: History, box: Box = LARGE) -> Chart:
+    """Draw the ratio of value to threshold over time; its limit is 1.
+
+    The axis is logarithmic from 0.1 up: what matters is on which side of 1 a window is and how
+    many times it is over, whether twice or a hundred times.
+
+    Args:
+        history: End of each window and its ratio (0 or more; None where there was no value),
+            oldest first.
+        box: Where to draw.
+    """
+    values = _present(history)
+    decades = math.ceil(math.log10(max([10.0, *(ratio for _, ratio in values)])) - 1e-9)
+    bottom = math.log10(FLOOR)
+
+    def y(ratio: float) -> float:
+        share = (math.log10(max(ratio, FLOOR)) - bottom) / (decades - bottom)
+        return round(box.y0 - share * (box.y0 - box.y1), 1)
+
+    ticks = [10.0**k for k in range(-1, decades + 1)]
+    return _chart(
+        history, box, y, ticks, limit=1.0, limit_label="limit", bad=lambda ratio: ratio > 1
+    )
+
+
+def figures(
+    history: History, name: str, *, limit: float | None, greater_is_better: bool, box: Box = LARGE
+) -> Chart:
+    """Draw a figure over time on a linear axis.
+
+    Args:
+        history: End of each window and the figure, oldest first.
+        name: Of the figure, for example "auc".
+        limit: What it is compared with; None for nothing.
+        greater_is_better: Which side of the limit is the wrong one.
+        box: Where to draw.
+    """
+    values = [value for _, value in _present(history)]
+    shown = [*values, *([] if limit is None else [limit])] or [0.0, 1.0]
+    low, high = min(shown), max(shown)
+    pad = 0.15 * (high - low) or 0.05 * abs(high) or 0.5
+    low, high = low - pad, high + pad
+
+    def y(value: float) -> float:
+        return round(box.y0 - (value - low) / (high - low) * (box.y0 - box.y1), 1)
+
+    def bad(value: float) -> bool:
+        return limit is not None and (value < limit if greater_is_better else value > limit)
+
+    ticks = _round_values(low, high)
+    return _chart(history, box, y, ticks, limit=limit, limit_label=f"{name} expected", bad=bad)
+
+
+def _present(history: History) -> list[tuple[datetime, float]]:
+    return [(at, value) for at, value in history if value is not None and math.isfinite(value)]
+
+
+def _round_values(low: float, high: float) -> list[float]:
+    """Give two to six round values between `low` and `high`."""
+    step = 10.0 ** math.floor(math.log10((high - low) / 2))
+    step *= next(factor for factor in (5, 2, 1) if (high - low) / (factor * step) >= 2)  # noqa: PLR2004
+    first = math.ceil(low / step)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step) + 1)]
+
+
+def _chart(  # the axis, whatever its scale, is one of the arguments
+    history: History,
+    box: Box,
+    y: Callable[[float], float],
+    ticks: Sequence[float],
+    *,
+    limit: float | None,
+    limit_label: str,
+    bad: Callable[[float], bool],
+) -> Chart:
+    seconds = (history[-1][0] - history[0][0]).total_seconds() if history else 0.0
+
+    def x(at: datetime) -> float:
+        share = (at - history[0][0]).total_seconds() / seconds if seconds else 1.0
+        return round(box.x0 + share * (box.x1 - box.x0), 1)
+
+    points: list[Point] = []
+    path, pen = "", "M"
+    for at, value in history:
+        if value is None or not math.isfinite(value):
+            pen = "M"
+            continue
+        points.append(Point(x(at), y(value), bad(value), f"{day(at)}: {number(value)}"))
+        path += f"{pen}{points[-1].x} {points[-1].y}"
+        pen = "L"
+    return Chart(
+        box=box,
+        path=path,
+        points=tuple(points),
+        limit=None if limit is None else y(limit),
+        limit_label=limit_label,
+        x_ticks=_dates([at for at, _ in history], x),
+        y_ticks=tuple(Tick(y(value), number(value)) for value in ticks),
+        summary=_summary(_present(history), bad, limit),
+    )
+
+
+def _dates(ends: Sequence[datetime], x: Callable[[datetime], float]) -> tuple[Tick, ...]:
+    """Label the first and the last window, and the middle when there is room."""
+    if not ends:
+        return ()
+    last = Tick(x(ends[-1]), day(ends[-1]), "end")
+    if len(ends) == 1:
+        return (last,)
+    middle = ends[len(ends) // 2]
+    between = (Tick(x(middle), day(middle)),) if len(ends) > 4 else ()  # noqa: PLR2004
+    return (Tick(x(ends[0]), day(ends[0]), "start"), *between, last)
+
+
+def _summary(
+    values: Sequence[tuple[datetime, float]], bad: Callable[[float], bool], limit: float | None
+) -> str:
+    if not values:
+        return NO_VALUES
+    low, high = (choose(value for _, value in values) for choose in (min, max))
+    text = (
+        f"{number(values[-1][1])} on {day(values[-1][0])}; "
+        f"{number(low)} to {number(high)} over {len(values)} windows since {day(values[0][0])}"
+    )
+    since = None
+    for at, value in reversed(values):
+        if not bad(value):
+            break
+        since = at
+    if limit is None:
+        return f"{text}."
+    side = f"beyond the limit of {number(limit)} since {day(since)}" if since else "within limits"
+    return f"{text}; {side}."

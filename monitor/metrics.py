@@ -1,0 +1,537 @@
+"""Every metric that the daemon exports: its name, what it means, and how it is read off `State`.
+
+Above `state`, whose `State` is rendered at each scrape; below `web`, which serves it. Names
+stand here and nowhere else: dashboards, rules and `docs/metrics.md` are built from `METRICS`.
+
+The collector keeps nothing between scrapes. What is configured no longer is exported no longer,
+instead of freezing at its last value; what has no value has no sample, never a zero. Label
+values come from the configuration or from a fixed list, so the number of series is bounded: at
+most `SERIES_PER_FEATURE` for each watched feature. The exceptions are the contract and the
+version of the live model, on one series a monitor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    SummaryMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from monitor.detect import Level
+from monitor.policy import Kind, Outcome, TriggerState
+from monitor.quality import IncidentKind
+from monitor.statistics import STATISTICS
+from protos.steadfeast.v1.pipeline_pb2 import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from prometheus_client import Metric
+
+    from monitor.state import MonitorState, State
+
+PREFIX = "steadfeast_"
+SERIES_PER_FEATURE = 11
+
+BUILD_INFO = "steadfeast_build_info"
+IDLE = "steadfeast_idle"
+LATEST_EVENT = "steadfeast_latest_event_timestamp_seconds"
+RELOADS = "steadfeast_config_reloads_total"
+MONITOR_INFO = "steadfeast_monitor_info"
+MONITOR_WATERMARK = "steadfeast_monitor_watermark_timestamp_seconds"
+MONITOR_LATEST_EVENT = "steadfeast_monitor_latest_event_timestamp_seconds"
+MONITOR_BLOCKED = "steadfeast_monitor_retrain_blocked"
+MONITOR_INCIDENTS = "steadfeast_monitor_incidents"
+WINDOW_START = "steadfeast_window_start_timestamp_seconds"
+WINDOW_END = "steadfeast_window_end_timestamp_seconds"
+WINDOW_ROWS = "steadfeast_window_rows"
+REFERENCE_START = "steadfeast_reference_start_timestamp_seconds"
+REFERENCE_END = "steadfeast_reference_end_timestamp_seconds"
+REFERENCE_ROWS = "steadfeast_reference_rows"
+DRIFT = "steadfeast_drift_"  # and the statistic's name
+DRIFT_THRESHOLD = "steadfeast_drift_threshold"
+DRIFT_RATIO = "steadfeast_drift_ratio"
+DRIFT_LEVEL = "steadfeast_drift_level"
+FEATURE_ROWS = "steadfeast_feature_rows"
+FEATURE_NULLS = "steadfeast_feature_nulls_ratio"
+FEATURE_NANS = "steadfeast_feature_nans_ratio"
+FEATURE_INFINITIES = "steadfeast_feature_infinities_ratio"
+FEATURE_MISTYPED = "steadfeast_feature_mistyped_ratio"
+FEATURE_UNSEEN = "steadfeast_feature_unseen_ratio"
+VIEW_LATEST = "steadfeast_view_latest_event_timestamp_seconds"
+VIEW_AGE = "steadfeast_view_median_age_seconds"
+PERFORMANCE = "steadfeast_performance_"  # and the figure's name
+PERFORMANCE_REFERENCE = "steadfeast_performance_reference_"  # and the figure's name
+PERFORMANCE_ROWS = "steadfeast_performance_labelled_rows"
+PERFORMANCE_END = "steadfeast_performance_window_end_timestamp_seconds"
+EPISODES_OPEN = "steadfeast_episodes_open"
+EPISODE_OPENED = "steadfeast_episode_opened_timestamp_seconds"
+EPISODE_ACKNOWLEDGED = "steadfeast_episode_acknowledged"
+DECISIONS = "steadfeast_decisions_total"
+TRIGGERS = "steadfeast_triggers"
+RUNS = "steadfeast_runs"
+RUN_CHANGED = "steadfeast_run_changed_timestamp_seconds"
+OUTBOX_MESSAGES = "steadfeast_outbox_messages"
+OUTBOX_OLDEST = "steadfeast_outbox_oldest_timestamp_seconds"
+OUTBOX_ATTEMPTS = "steadfeast_outbox_attempts_total"
+OUTBOX_DEAD = "steadfeast_outbox_dead_messages"
+JOB_SECONDS = "steadfeast_job_duration_seconds"
+JOB_LAST_SECONDS = "steadfeast_job_last_duration_seconds"
+JOB_FAILURES = "steadfeast_job_failures_total"
+JOB_MISFIRES = "steadfeast_job_misfires_total"
+JOB_STARTED = "steadfeast_job_last_start_timestamp_seconds"
+JOB_SUCCEEDED = "steadfeast_job_last_success_timestamp_seconds"
+ALERTS = "steadfeast_alerts_total"
+SNAPSHOTS = "steadfeast_snapshots_total"
+SNAPSHOT_ROWS = "steadfeast_snapshot_rows_total"
+SNAPSHOT_LATE_ROWS = "steadfeast_snapshot_late_rows_total"
+
+LEVELS = (Level.OK, Level.INSUFFICIENT_DATA, Level.DRIFT, Level.INCIDENT)
+"""A level's place here is the value of `DRIFT_LEVEL`: 0, 1, 2, 3."""
+
+PERFORMANCE_FIGURES = ("auc", "accuracy", "log_loss")
+"""Figures of `monitor.performance`, each a metric of its own."""
+
+RUN_STATES = {
+    number: name.removeprefix("RUN_STATE_").lower()
+    for name, number in RunState.items()
+    if number != RunState.RUN_STATE_UNSPECIFIED
+}
+"""The protocol's number of a run's state to its label."""
+
+
+class Type(StrEnum):
+    """Prometheus's types that are used here."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+    SUMMARY = "summary"
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """One exported metric.
+
+    Attributes:
+        name: As in the exposition, `_total` included.
+        type: Prometheus's type.
+        unit: Of the value; a timestamp is in seconds since 1970 UTC.
+        labels: Label names, in the order of the samples.
+        help: One sentence.
+    """
+
+    name: str
+    type: Type
+    unit: str
+    labels: tuple[str, ...]
+    help: str
+
+    def family(self) -> GaugeMetricFamily | CounterMetricFamily | SummaryMetricFamily:
+        """Return an empty family to add samples to."""
+        match self.type:
+            case Type.GAUGE:
+                return GaugeMetricFamily(self.name, self.help, labels=self.labels)
+            case Type.COUNTER:
+                return CounterMetricFamily(self.name, self.help, labels=self.labels)
+            case Type.SUMMARY:
+                return SummaryMetricFamily(self.name, self.help, labels=self.labels)
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """The names that its samples have."""
+        if self.type is Type.SUMMARY:
+            return (f"{self.name}_sum", f"{self.name}_count")
+        return (self.name,)
+
+
+def _gauge(name: str, unit: str, labels: str, text: str) -> Described:
+    return Described(name, Type.GAUGE, unit, tuple(labels.split()), text)
+
+
+def _counter(name: str, unit: str, labels: str, text: str) -> Described:
+    return Described(name, Type.COUNTER, unit, tuple(labels.split()), text)
+
+
+_EVENT_TIME = "seconds, event time"
+_CLOCK_TIME = "seconds, wall clock"
+
+
+def _distance(statistic: str, unit: str) -> Described:
+    """Describe the metric of one statistic, ours or one that a user registered."""
+    return _gauge(
+        DRIFT + re.sub(r"[^a-zA-Z0-9_]", "_", statistic),
+        unit or "ratio",
+        "monitor source feature",
+        f"Distance ({statistic}) of the current window from the reference.",
+    )
+
+
+METRICS: Mapping[str, Described] = {
+    one.name: one
+    for one in (
+        _gauge(BUILD_INFO, "1", "version", "The running version; always 1."),
+        _gauge(
+            IDLE,
+            "0 or 1",
+            "",
+            "1 when all closed buckets are evaluated, nothing is to deliver and no run goes on.",
+        ),
+        _gauge(LATEST_EVENT, _EVENT_TIME, "", "Latest event that was seen in any source."),
+        _counter(RELOADS, "reloads", "result", "Configurations taken over, or refused."),
+        _gauge(
+            MONITOR_INFO,
+            "1",
+            "monitor service model model_version contract",
+            "What a monitor watches and which model it believes to be live; always 1.",
+        ),
+        _gauge(MONITOR_WATERMARK, _EVENT_TIME, "monitor", "End of the last evaluated bucket."),
+        _gauge(MONITOR_LATEST_EVENT, _EVENT_TIME, "monitor", "Latest request in the served log."),
+        _gauge(
+            MONITOR_BLOCKED,
+            "0 or 1",
+            "monitor",
+            "1 while broken data block retraining.",
+        ),
+        _gauge(MONITOR_INCIDENTS, "incidents", "monitor kind", "Open data incidents, by kind."),
+        _gauge(WINDOW_START, _EVENT_TIME, "monitor", "Start of the current window."),
+        _gauge(WINDOW_END, _EVENT_TIME, "monitor", "End of the current window."),
+        _gauge(WINDOW_ROWS, "rows", "monitor", "Rows in the current window."),
+        _gauge(REFERENCE_START, _EVENT_TIME, "monitor", "Start of the reference."),
+        _gauge(REFERENCE_END, _EVENT_TIME, "monitor", "End of the reference."),
+        _gauge(REFERENCE_ROWS, "rows", "monitor", "Rows in the reference."),
+        *(_distance(one.name, one.unit) for one in STATISTICS.values()),
+        _gauge(
+            DRIFT_THRESHOLD,
+            "the statistic's",
+            "monitor source feature statistic",
+            "Calibrated limit of the statistic that decides.",
+        ),
+        _gauge(
+            DRIFT_RATIO,
+            "ratio",
+            "monitor source feature",
+            "Value of the statistic that decides over its threshold; above 1 is drift.",
+        ),
+        _gauge(
+            DRIFT_LEVEL,
+            "code",
+            "monitor source feature",
+            "Verdict: " + ", ".join(f"{i} {level.value}" for i, level in enumerate(LEVELS)) + ".",
+        ),
+        _gauge(FEATURE_ROWS, "rows", "monitor feature", "Rows of the current window."),
+        *(
+            _gauge(name, "ratio", "monitor feature", f"Share of the current window's rows {text}.")
+            for name, text in (
+                (FEATURE_NULLS, "that are null"),
+                (FEATURE_NANS, "that are NaN"),
+                (FEATURE_INFINITIES, "that are infinite"),
+                (FEATURE_MISTYPED, "whose type cannot be compared with the reference"),
+                (FEATURE_UNSEEN, "with a category or a range that the reference lacks"),
+            )
+        ),
+        _gauge(
+            VIEW_LATEST,
+            _EVENT_TIME,
+            "monitor view",
+            "Event time of the newest value that was served from the view.",
+        ),
+        _gauge(
+            VIEW_AGE,
+            "seconds",
+            "monitor view",
+            "Median age of the view's values when they were served, in the last bucket.",
+        ),
+        *(
+            _gauge(
+                PERFORMANCE + name,
+                "nats" if name == "log_loss" else "ratio",
+                "monitor",
+                f"Live model: {name} on the last window with enough labels.",
+            )
+            for name in PERFORMANCE_FIGURES
+        ),
+        *(
+            _gauge(
+                PERFORMANCE_REFERENCE + name,
+                "nats" if name == "log_loss" else "ratio",
+                "monitor",
+                f"Live model: {name} on the rows held out when it was trained.",
+            )
+            for name in PERFORMANCE_FIGURES
+        ),
+        _gauge(PERFORMANCE_ROWS, "rows", "monitor", "Labelled rows behind the live figures."),
+        _gauge(PERFORMANCE_END, _EVENT_TIME, "monitor", "End of the window of the live figures."),
+        _gauge(EPISODES_OPEN, "episodes", "monitor kind", "Episodes that are open."),
+        _gauge(
+            EPISODE_OPENED,
+            _EVENT_TIME,
+            "monitor kind",
+            "End of the window on which the open episode opened; absent when none is open.",
+        ),
+        _gauge(
+            EPISODE_ACKNOWLEDGED,
+            "0 or 1",
+            "monitor kind",
+            "Whether a person has acknowledged the open episode; absent when none is open.",
+        ),
+        _counter(
+            DECISIONS, "decisions", "monitor outcome", "Decisions about retraining, by outcome."
+        ),
+        _gauge(TRIGGERS, "triggers", "monitor state", "The last 100 triggers, by state."),
+        _gauge(RUNS, "runs", "monitor state", "Runs of the last 100 triggers, by state."),
+        _gauge(
+            RUN_CHANGED,
+            _CLOCK_TIME,
+            "monitor state",
+            "When a run last came into the state that it is in now; absent when none is.",
+        ),
+        _gauge(OUTBOX_MESSAGES, "messages", "", "Triggers committed and not yet delivered."),
+        _gauge(
+            OUTBOX_OLDEST,
+            _CLOCK_TIME,
+            "",
+            "When the oldest undelivered trigger was committed; absent when there is none.",
+        ),
+        _counter(OUTBOX_ATTEMPTS, "attempts", "", "Deliveries that were tried."),
+        _gauge(OUTBOX_DEAD, "messages", "", "Triggers that were given up."),
+        Described(
+            JOB_SECONDS, Type.SUMMARY, "seconds", ("job",), "Runs of a job, and time spent in them."
+        ),
+        _gauge(JOB_LAST_SECONDS, "seconds", "job", "Time that the last run of a job took."),
+        _counter(JOB_FAILURES, "runs", "job", "Runs of a job that failed."),
+        _counter(JOB_MISFIRES, "runs", "job", "Runs of a job that were left out."),
+        _gauge(JOB_STARTED, _CLOCK_TIME, "job", "Start of the last run of a job."),
+        _gauge(JOB_SUCCEEDED, _CLOCK_TIME, "job", "End of the last run of a job that succeeded."),
+        _counter(ALERTS, "alerts", "", "Alerts sent, over the life of the ledger."),
+        _counter(SNAPSHOTS, "snapshots", "monitor", "Buckets frozen."),
+        _counter(SNAPSHOT_ROWS, "rows", "monitor", "Rows in the frozen buckets."),
+        _counter(
+            SNAPSHOT_LATE_ROWS, "rows", "monitor", "Rows that came after their bucket was frozen."
+        ),
+    )
+}
+"""Every metric by its name, in the order of the exposition."""
+
+SAMPLES: Mapping[str, Described] = {
+    sample: one for one in METRICS.values() for sample in one.samples
+}
+"""Every name that a query may use, to its metric."""
+
+
+class _Exposition:
+    """The families of one scrape, made when their first sample comes."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, Metric] = {}
+
+    def add(self, name: str, labels: Sequence[str], value: float | datetime | None) -> None:
+        """Add a sample; what has no value gets none, a time becomes seconds since 1970."""
+        self.add_to(METRICS[name], labels, value)
+
+    def add_to(
+        self, described: Described, labels: Sequence[str], value: float | datetime | None
+    ) -> None:
+        """Add a sample of a metric that may be missing from `METRICS`."""
+        if isinstance(value, datetime):
+            value = value.timestamp()
+        family = self._families.setdefault(described.name, described.family())
+        if value is not None and isinstance(family, GaugeMetricFamily | CounterMetricFamily):
+            family.add_metric(labels, value)
+
+    def add_summary(self, name: str, labels: Sequence[str], count: int, total: float) -> None:
+        """Add what is known of a distribution of which only count and sum are kept."""
+        family = self._families.setdefault(name, METRICS[name].family())
+        if isinstance(family, SummaryMetricFamily):
+            family.add_metric(labels, count_value=count, sum_value=total)
+
+    def families(self) -> Iterator[Metric]:
+        """Give the families that have a sample."""
+        return (family for family in self._families.values() if family.samples)
+
+
+class StateCollector(Collector):
+    """Renders the last committed state at each scrape.
+
+    Args:
+        state: Gives the last committed state, without blocking.
+    """
+
+    def __init__(self, state: Callable[[], State]) -> None:
+        self._state = state
+
+    def describe(self) -> Iterable[Metric]:
+        """Give every family without a sample, so that registering reads no state."""
+        return [one.family() for one in METRICS.values()]
+
+    def collect(self) -> Iterator[Metric]:
+        """Give every family that has a sample."""
+        state, out = self._state(), _Exposition()
+        _daemon(state, out)
+        for monitor in state.monitors.values():
+            _monitor(monitor, out)
+            _drift(monitor, out)
+            _performance(monitor, out)
+            _incidents(monitor.name, state, out)
+        yield from out.families()
+
+
+def collector(state: Callable[[], State]) -> StateCollector:
+    """Return the collector of `state`, to register wherever one likes."""
+    return StateCollector(state)
+
+
+def registry(state: Callable[[], State]) -> CollectorRegistry:
+    """Return a registry with the metrics of `state` and those of this process."""
+    made = CollectorRegistry()
+    made.register(StateCollector(state))
+    ProcessCollector(registry=made)
+    return made
+
+
+def _daemon(state: State, out: _Exposition) -> None:
+    out.add(BUILD_INFO, [version("steadfeast")], 1)
+    out.add(IDLE, [], state.idle)
+    out.add(LATEST_EVENT, [], state.latest_event)
+    out.add(RELOADS, ["accepted"], state.counters.reloads)
+    out.add(RELOADS, ["rejected"], state.counters.reloads_rejected)
+    out.add(OUTBOX_MESSAGES, [], state.outbox.depth)
+    out.add(OUTBOX_OLDEST, [], state.outbox.oldest)
+    out.add(OUTBOX_ATTEMPTS, [], state.outbox.attempts)
+    out.add(OUTBOX_DEAD, [], state.outbox.dead)
+    out.add(ALERTS, [], max((alert.sequence for alert in state.alerts), default=0))
+    for job in state.jobs.values():
+        out.add_summary(JOB_SECONDS, [job.name], job.runs, job.seconds)
+        out.add(JOB_LAST_SECONDS, [job.name], job.last_seconds if job.runs else None)
+        out.add(JOB_FAILURES, [job.name], job.failures)
+        out.add(JOB_MISFIRES, [job.name], job.misfires)
+        out.add(JOB_STARTED, [job.name], job.last_start)
+        out.add(JOB_SUCCEEDED, [job.name], job.last_success)
+
+
+def _monitor(monitor: MonitorState, out: _Exposition) -> None:
+    label = [monitor.name]
+    reference = monitor.reference
+    live = (reference.model_version, reference.contract) if reference else ("", "")
+    out.add(MONITOR_INFO, [monitor.name, monitor.service, monitor.model, *live], 1)
+    out.add(MONITOR_WATERMARK, label, monitor.watermark)
+    out.add(MONITOR_LATEST_EVENT, label, monitor.latest_event)
+    out.add(MONITOR_BLOCKED, label, bool(monitor.blocked))
+    broken = Counter(incident.kind for incident in monitor.incidents)
+    for kind in IncidentKind:
+        out.add(MONITOR_INCIDENTS, [monitor.name, kind], broken[kind])
+    if monitor.window is not None:
+        out.add(WINDOW_START, label, monitor.window.start)
+        out.add(WINDOW_END, label, monitor.window.end)
+        out.add(WINDOW_ROWS, label, monitor.window.rows)
+    if reference is not None:
+        out.add(REFERENCE_START, label, reference.window.start)
+        out.add(REFERENCE_END, label, reference.window.end)
+        out.add(REFERENCE_ROWS, label, reference.window.rows)
+    for view in monitor.freshness:
+        out.add(VIEW_LATEST, [monitor.name, view.view], view.latest)
+        out.add(VIEW_AGE, [monitor.name, view.view], view.median_age_seconds)
+
+
+def _drift(monitor: MonitorState, out: _Exposition) -> None:
+    for verdict in monitor.verdicts:
+        labels = [monitor.name, verdict.source, verdict.feature]
+        ours = STATISTICS.get(verdict.statistic)
+        distance = _distance(verdict.statistic, ours.unit if ours else "")
+        out.add_to(distance, labels, verdict.value)
+        out.add(DRIFT_THRESHOLD, [*labels, verdict.statistic], verdict.threshold)
+        out.add(DRIFT_RATIO, labels, None if verdict.value is None else verdict.ratio)
+        out.add(DRIFT_LEVEL, labels, LEVELS.index(verdict.level))
+    for figures in monitor.figures:
+        labels = [monitor.name, figures.feature]
+        out.add(FEATURE_ROWS, labels, figures.rows)
+        if figures.rows:
+            for name, count in (
+                (FEATURE_NULLS, figures.nulls),
+                (FEATURE_NANS, figures.nans),
+                (FEATURE_INFINITIES, figures.infinities),
+                (FEATURE_MISTYPED, figures.mistyped),
+                (FEATURE_UNSEEN, figures.unseen),
+            ):
+                out.add(name, labels, count / figures.rows)
+
+
+def _performance(monitor: MonitorState, out: _Exposition) -> None:
+    label = [monitor.name]
+    held_out = monitor.reference.performance if monitor.reference else {}
+    live = monitor.performance.metrics if monitor.performance else {}
+    for name in PERFORMANCE_FIGURES:
+        out.add(PERFORMANCE + name, label, live.get(name))
+        out.add(PERFORMANCE_REFERENCE + name, label, held_out.get(name))
+    if monitor.performance is not None:
+        out.add(PERFORMANCE_ROWS, label, monitor.performance.labelled)
+        out.add(PERFORMANCE_END, label, monitor.performance.window.end)
+
+
+def _incidents(monitor: str, state: State, out: _Exposition) -> None:
+    """Add what came of it: snapshots, episodes, decisions, triggers and runs of one monitor."""
+    out.add(SNAPSHOTS, [monitor], state.counters.snapshots.get(monitor, 0))
+    out.add(SNAPSHOT_ROWS, [monitor], state.counters.rows.get(monitor, 0))
+    out.add(SNAPSHOT_LATE_ROWS, [monitor], state.counters.late_rows.get(monitor, 0))
+    episodes = [one for one in state.episodes if one.monitor == monitor and one.open]
+    for kind in Kind:
+        mine = [one for one in episodes if one.kind == kind]
+        out.add(EPISODES_OPEN, [monitor, kind], len(mine))
+        for one in mine[:1]:  # at most one of a kind is open
+            out.add(EPISODE_OPENED, [monitor, kind], one.opened_at)
+            out.add(EPISODE_ACKNOWLEDGED, [monitor, kind], bool(one.acknowledged_by))
+    decided = {str(outcome): 0 for outcome in Outcome}
+    decided |= {how: n for (name, how), n in state.counters.decisions.items() if name == monitor}
+    for outcome, count in decided.items():
+        out.add(DECISIONS, [monitor, outcome], count)
+    triggers = [one for one in state.triggers if one.monitor == monitor]
+    by_state = Counter(one.state for one in triggers)
+    for trigger in TriggerState:
+        out.add(TRIGGERS, [monitor, trigger], by_state[trigger])
+    runs = [one.run for one in triggers if one.run is not None]
+    for number, name in RUN_STATES.items():
+        mine_in = [run for run in runs if run.state == number]
+        out.add(RUNS, [monitor, name], len(mine_in))
+        changed = max((run.updated_at.ToMilliseconds() for run in mine_in), default=None)
+        out.add(RUN_CHANGED, [monitor, name], None if changed is None else changed / 1e3)
+
+
+def document() -> str:
+    """Return `docs/metrics.md`: every metric in a table."""
+    rows = (
+        f"| `{one.name}` | {one.type} | {one.unit} | "
+        f"{', '.join(f'`{label}`' for label in one.labels)} | {one.help} |"
+        for one in METRICS.values()
+    )
+    return "\n".join((_DOCUMENT.strip(), *rows, ""))
+
+
+_DOCUMENT = f"""
+# Metrics
+
+<!-- Built from monitor/metrics.py by grafana/build.py; edit there. -->
+
+What the daemon exports on `/metrics`, beside the `process_` metrics of its own process. Every
+figure is read off the last committed state at the time of the scrape.
+
+- What has no value has no sample: no data is never a zero. What is no longer configured is no
+  longer exported.
+- Event time is the data's clock: in a replay it is not the time of the scrape. Wall clock is
+  the daemon's.
+- `source` is a feature view, `served`, `predictions` or `labels`. A watched feature has at most
+  {SERIES_PER_FEATURE} series.
+- A statistic that an installed package registers is exported as `{DRIFT}` and its name.
+
+| name | type | unit | labels | meaning |
+| --- | --- | --- | --- | --- |
+"""
