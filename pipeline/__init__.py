@@ -1,1 +1,19 @@
-"""The reference retraining pipeline: recipe, runs, gates, registry, promotion."""
+"""The reference retraining pipeline: recipe, runs, gates, registry, promotion.
+
+What a recipe needs is imported from here, and loaded when asked for: the command line reads
+this file to list its commands, and pandas takes longer than that.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Fitted, Recipe, frame
+
+__all__ = ["Fitted", "Recipe", "frame"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("pipeline.recipe"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,9 @@ from featurestore.config import Duration, FilePath, Section, StoreConfig, load_s
 if TYPE_CHECKING:
     from pathlib import Path
 
+ModelName = Annotated[str, Field(pattern=r"^[\w.-]+$", examples=["late_arrival"])]
+"""Name of a registered model; MLflow's filters cannot quote more than this."""
+
 Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$", examples=["127.0.0.1:9466"])]
 
 
@@ -43,6 +46,8 @@ class ModelConfig(Section):
         since: Examples older than this before `as_of` are left out; none means all.
         holdout: The last stretch before `as_of`, held out to compare on.
         gates: What a challenger must reach.
+        trusted_types: Full names of types in the recipe's estimator that a model file may hold
+            beyond scikit-learn's; loading builds them, so list only what you know.
     """
 
     service: str
@@ -52,6 +57,7 @@ class ModelConfig(Section):
     since: Duration | None = None
     holdout: Duration = timedelta(days=14)
     gates: GatesConfig = GatesConfig()
+    trusted_types: tuple[str, ...] = ()
 
 
 class PipelineConfig(Section):
@@ -61,13 +67,15 @@ class PipelineConfig(Section):
         state: Folder for the run queue and MLflow's artifacts.
         grpc: Address of PipelineService.
         tracking_uri: MLflow's; unset means a SQLite file in `state`.
+        threads: Native threads that a recipe's libraries may use; on few cores one is fastest.
         models: Registered model name to how it is retrained.
     """
 
     state: FilePath
     grpc: Address = "127.0.0.1:9466"
     tracking_uri: str | None = None
-    models: dict[str, ModelConfig] = Field(min_length=1)
+    threads: PositiveInt = 1
+    models: dict[ModelName, ModelConfig] = Field(min_length=1)
 
 
 def load(path: Path) -> tuple[PipelineConfig, StoreConfig]:
