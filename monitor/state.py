@@ -1,0 +1,216 @@
+"""The last committed state of the daemon, as one immutable value.
+
+Above `episodes`, below `ledger`, which makes it; the metrics, the page and GetStatus render it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from monitor.detect import Verdict
+    from monitor.episodes import Alert, Kind, TriggerState
+    from monitor.performance import Performance
+    from monitor.profile import Window
+    from monitor.quality import Figures, Freshness, Incident
+    from protos.steadfeast.v1.pipeline_pb2 import Run
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceInfo:
+    """What the current window is compared with.
+
+    Attributes:
+        uri: The manifest of the training set.
+        contract: Contract of the live model, 64 hexadecimal digits.
+        model_version: Version of the live model in the registry.
+        window: Stretch of event time of the training set, with its rows.
+        performance: Metrics of the model on its hold-out, by name.
+    """
+
+    uri: str
+    contract: str
+    model_version: str
+    window: Window
+    performance: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class PastWindow:
+    """One evaluated window, as the page and its charts need it.
+
+    Attributes:
+        window: The window.
+        ratios: Per feature, value over threshold of the deciding statistic; 1 is the limit.
+            A feature without a verdict in this window is left out.
+        performance: Live metrics by name; empty without enough labels.
+    """
+
+    window: Window
+    ratios: Mapping[str, float]
+    performance: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorState:
+    """One monitor after its last evaluation; before the first, the lists are empty.
+
+    Attributes:
+        watermark: End of the last evaluated bucket, event time.
+        latest_event: Latest request in the served log when last looked.
+        window: The last evaluated window.
+        verdicts: Of that window, worst ratio first.
+        figures: Of that window, one per feature.
+        freshness: Of the last bucket, one per feature view.
+        incidents: Open data incidents.
+        blocked: Why retraining is blocked; empty when it is not.
+        performance: Of the last window that had enough labels.
+        history: The last 60 evaluated windows, oldest first.
+    """
+
+    name: str
+    service: str
+    model: str
+    watermark: datetime | None = None
+    latest_event: datetime | None = None
+    reference: ReferenceInfo | None = None
+    window: Window | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    figures: tuple[Figures, ...] = ()
+    freshness: tuple[Freshness, ...] = ()
+    incidents: tuple[Incident, ...] = ()
+    blocked: str = ""
+    performance: Performance | None = None
+    history: tuple[PastWindow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRecord:
+    """One episode of a monitor; at most one per kind is open.
+
+    Attributes:
+        opened_at: End of the window that it opened on.
+        closed_at: End of the window that it closed on; none while open.
+        features: What opened it, worst ratio first.
+        reason: Why it closed; empty while open.
+        acknowledged_by: Empty until somebody did.
+    """
+
+    episode_id: str
+    monitor: str
+    kind: Kind
+    opened_at: datetime
+    closed_at: datetime | None
+    features: tuple[Verdict, ...]
+    summary: str
+    reason: str = ""
+    acknowledged_by: str = ""
+
+    @property
+    def open(self) -> bool:
+        """Whether it is still open."""
+        return self.closed_at is None
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerRecord:
+    """One trigger, with what became of it.
+
+    Attributes:
+        decided_at: End of the window of the last decision on it, event time.
+        attempts: Deliveries tried so far.
+        run: As last heard from the pipeline; none until delivered.
+    """
+
+    request_id: str
+    monitor: str
+    model: str
+    state: TriggerState
+    reason: str
+    episode_id: str
+    decided_at: datetime
+    attempts: int = 0
+    run: Run | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """One scheduled job since the process started; durations in seconds, times wall clock."""
+
+    name: str
+    last_start: datetime | None = None
+    last_success: datetime | None = None
+    last_seconds: float = 0.0
+    seconds: float = 0.0
+    runs: int = 0
+    failures: int = 0
+    misfires: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxState:
+    """What is still to deliver, and what was given up.
+
+    Attributes:
+        depth: Triggers committed and not yet answered.
+        oldest: When the oldest of them was committed, wall clock.
+        attempts: Deliveries tried, over the life of the ledger.
+        dead: Triggers given up.
+    """
+
+    depth: int = 0
+    oldest: datetime | None = None
+    attempts: int = 0
+    dead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Counts over the life of the ledger; `misfires` and `reloads` since the process started.
+
+    Attributes:
+        snapshots: Buckets frozen, by monitor.
+        rows: Rows in them, by monitor.
+        late_rows: Rows that came after their bucket was frozen, by monitor.
+        decisions: By (monitor, outcome); outcomes are `fired`, `waiting`, `blocked`,
+            `cooldown`, `budget`, `running`, `rejected`, `no_pipeline`.
+        misfires: Ticks that APScheduler had to leave out.
+        reloads: Configurations taken over.
+        reloads_rejected: Configurations refused; the old one stayed.
+    """
+
+    snapshots: Mapping[str, int] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    late_rows: Mapping[str, int] = field(default_factory=dict)
+    decisions: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    misfires: int = 0
+    reloads: int = 0
+    reloads_rejected: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The last committed state, whole; what the collector, the page and GetStatus render.
+
+    Attributes:
+        monitors: By name, in the order of the configuration.
+        episodes: All that are open and the last 100 that closed, newest first.
+        triggers: The last 100, newest first.
+        alerts: The last 100, newest first.
+        jobs: By name.
+        idle: Every closed bucket is evaluated, the outbox is empty, no run is under way.
+    """
+
+    monitors: Mapping[str, MonitorState] = field(default_factory=dict)
+    episodes: tuple[EpisodeRecord, ...] = ()
+    triggers: tuple[TriggerRecord, ...] = ()
+    alerts: tuple[Alert, ...] = ()
+    jobs: Mapping[str, JobState] = field(default_factory=dict)
+    outbox: OutboxState = OutboxState()
+    counters: Counters = Counters()
+    latest_event: datetime | None = None
+    idle: bool = False
