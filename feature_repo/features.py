@@ -15,7 +15,7 @@ from feast import (
     ValueType,
 )
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Float32, Float64, FeastType, Int64, String, UnixTimestamp
+from feast.types import FeastType, Float32, Float64, Int64, String, UnixTimestamp
 
 
 def entity(name: str, description: str) -> Entity:

@@ -1,0 +1,209 @@
+"""`make demo` and `make up`.
+
+Builds the flights' features, trains the first model on January and February, starts the monitor
+daemon and the pipeline server, replays the rest of the year, and prints what came of it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from zoneinfo import ZoneInfo
+
+import grpc
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from demo.processes import free_addresses, running
+from featurestore.errors import SteadfeastError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from demo.report import Month
+
+ROOT = Path(__file__).resolve().parent.parent
+NEW_YORK = ZoneInfo("America/New_York")
+HISTORY = datetime(2013, 1, 1, tzinfo=UTC)
+START = datetime(2013, 3, 1, tzinfo=NEW_YORK)
+END = datetime(2014, 1, 1, tzinfo=NEW_YORK)
+UP_ADDRESSES = ("127.0.0.1:9464", "127.0.0.1:9465", "127.0.0.1:9466")
+
+console = Console()
+
+
+class CommandFailedError(SteadfeastError):
+    """A command of the story ended with an error; it has said why itself."""
+
+    def __init__(self, command: list[str], code: int) -> None:
+        self.command, self.code = command, code
+        super().__init__(f"exit code {code} from: {' '.join(command)}")
+
+
+def main(
+    repo: Annotated[
+        Path, typer.Option(help="Folder of the feature repository; its data/ is made anew.")
+    ] = ROOT / "feature_repo",
+    until: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Replay up to.")] = END,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Share of the hours whose requests are served.")
+    ] = 1 / 3,
+    report: Annotated[Path | None, typer.Option(help="Write the table here too, as JSON.")] = None,
+    *,
+    up: Annotated[
+        bool, typer.Option("--up", help="Only keep the servers running, on the demo's state.")
+    ] = False,
+) -> None:
+    """Replay the flights of 2013 against the real monitor daemon and pipeline server."""
+    try:
+        if up:
+            keep_up(repo)
+            return
+        rows = tell(repo, until.replace(tzinfo=NEW_YORK), share)
+    except SteadfeastError as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(2 if isinstance(error, UserError) else 1) from error
+    if report is not None:
+        report.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+
+
+def tell(repo: Path, until: datetime, share: float) -> list[Month]:
+    """Run the whole story, print its table, and return its rows."""
+    began = time.monotonic()
+    data = repo / "data"
+    shutil.rmtree(data, ignore_errors=True)
+
+    _heading(1, "Feature sources from the raw flights")
+    _run([sys.executable, str(repo / "sources.py")])
+
+    _heading(2, "Register with Feast, materialize to the online store")
+    from demo import replay, report  # noqa: PLC0415 - heavy; --help and mistakes come before
+    from featurestore import Store  # noqa: PLC0415 - heavy
+    from pipeline import registry  # noqa: PLC0415 - heavy
+
+    config = repo / "steadfeast.yaml"
+    with ExitStack() as stack:
+        store = stack.enter_context(Store.open(config))
+        store.apply()
+        store.materialize(START, since=HISTORY, progress=True)
+
+        _heading(3, "Training set of January and February, first model")
+        _run([_steadfeast(), "pipeline", "train", replay.MODEL, "--as-of", START.isoformat(),
+              "--config", str(config)])  # fmt: skip
+
+        _heading(4, "Monitor daemon and pipeline server, two processes that meet over gRPC")
+        http, monitor, pipeline = addresses = free_addresses(3)
+        stack.enter_context(servers(repo, addresses))
+        console.print(f"  monitor  gRPC {monitor}, http://{http}/\n  pipeline gRPC {pipeline}")
+
+        _heading(5, f"The year replayed from {START:%d %B}, one hour in {1 / share:.2g} served")
+        models = registry.open_registry(config)
+        first = models.champion(replay.MODEL)
+        examples = replay.Examples.read(data / "sources" / "examples.parquet", START, until, share)
+        channel = stack.enter_context(grpc.insecure_channel(monitor))
+        with _replay_bar(len(examples.table)) as advance:
+            statuses = replay.replay(
+                store, examples, replay.Daemon(channel), lambda: models.champion(replay.MODEL),
+                advance,
+            )  # fmt: skip
+        rows = report.months(data / "served" / replay.SERVICE, data / "labels" / replay.SERVICE,
+                             first, statuses)  # fmt: skip
+    console.print(report.render(rows))
+    live, abandoned = (report.mean_auc(rows, name) for name in ("auc_live", "auc_abandoned"))
+    console.print(
+        f"Retrained when the data asked for it: mean AUC {live:.3f}; the first model left alone: "
+        f"{abandoned:.3f}.\nDone in {time.monotonic() - began:.0f} s; nothing is left running."
+    )
+    console.print(_where_next(repo))
+    return rows
+
+
+def keep_up(repo: Path) -> None:
+    """Keep both servers running on the demo's state until Ctrl-C.
+
+    Raises:
+        UserError: There is no state yet.
+    """
+    if not (repo / "data" / "monitor").is_dir():
+        raise UserError(f"{repo / 'data'} holds no state yet; run: make demo")
+    with servers(repo, list(UP_ADDRESSES)):
+        console.print(_where_next(repo))
+        console.print("Running until Ctrl-C.")
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            console.print("Stopping.")
+
+
+@contextmanager
+def servers(repo: Path, addresses: list[str]) -> Iterator[None]:
+    """Run the pipeline server and the monitor daemon on the state of `repo`."""
+    http, monitor, pipeline = addresses
+    environment = {
+        "STEADFEAST_MONITOR_HTTP": http,
+        "STEADFEAST_MONITOR_GRPC": monitor,
+        "STEADFEAST_PIPELINE_GRPC": pipeline,
+    }
+    with ExitStack() as stack:
+        for name, verb, address in (
+            ("pipeline", "serve", pipeline),
+            ("monitor", "run", monitor),
+        ):
+            command = [_steadfeast(), name, verb, "--config", str(repo / "steadfeast.yaml")]
+            log = repo / "data" / f"{name}.log"
+            stack.enter_context(running(name, command, address, log, environment))
+        yield
+
+
+@contextmanager
+def _replay_bar(total: int) -> Iterator[Callable[[datetime, int, str], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+               TextColumn("{task.completed:,} requests"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=total)
+
+        def advance(now: datetime, served: int, version: str) -> None:
+            text = f"{now.astimezone(NEW_YORK):%d %b}  model v{version}"
+            progress.update(task, completed=served, description=text)
+
+        yield advance
+
+
+def _where_next(repo: Path) -> str:
+    http = UP_ADDRESSES[0]
+    return (
+        "Where to look next:\n"
+        f"  make up                        the daemon and the pipeline on this state\n"
+        f"  http://{http}/          the page: monitors, features, episodes, retrainings\n"
+        f"  http://{http}/metrics   what Prometheus scrapes\n"
+        f"  grafana/                       dashboards, rules and provisioning for Grafana\n"
+        f"  {repo / 'data'}  logs, training sets, models, the daemon's DuckDB file"
+    )
+
+
+def _heading(number: int, text: str) -> None:
+    console.print(f"[bold]{number}/5[/bold] {text}")
+
+
+def _steadfeast() -> str:
+    return str(Path(sys.executable).parent / "steadfeast")
+
+
+def _run(command: list[str]) -> None:
+    code = subprocess.run(command, check=False).returncode
+    if code != 0:
+        raise CommandFailedError(command, code)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,178 @@
+"""The table at the end: what each month of the replay was like."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from rich.table import Table
+from sklearn.metrics import roc_auc_score
+
+from protos.steadfeast.v1 import monitor_pb2, pipeline_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    import numpy as np
+
+    from pipeline.registry import LoadedModel
+
+NEW_YORK = ZoneInfo("America/New_York")
+
+
+@dataclass(frozen=True)
+class Month:
+    """One row of the table.
+
+    Attributes:
+        name: As `2013-03`, in New York's time.
+        rows: Requests served.
+        top: The watched feature furthest over its threshold at a week's end, and its ratio.
+        verdict: The worst level at a week's end.
+        triggers: Triggers decided, by state.
+        runs: Runs that ended, as `v3 promoted`.
+        auc_live: Of what was served; NaN if nothing was labelled.
+        auc_abandoned: Of the same rows, had the first model been left alone.
+    """
+
+    name: str
+    rows: int
+    top: str
+    verdict: str
+    triggers: str
+    runs: str
+    auc_live: float
+    auc_abandoned: float
+
+
+def months(
+    served: Path,
+    labels: Path,
+    first_model: LoadedModel,
+    statuses: Sequence[monitor_pb2.GetStatusResponse],
+) -> list[Month]:
+    """Return one row per month of what was served.
+
+    Args:
+        served: Folder of the service's served log.
+        labels: Folder of its labels.
+        first_model: The model that was live at the start.
+        statuses: The daemon's, at each week's end.
+    """
+    table = ds.dataset(served).to_table()
+    truth = ds.dataset(labels).to_table(columns=["request_id", "label"])
+    table = table.append_column("abandoned", pa.array(first_model.predict(table)))
+    local = pc.strftime(table["request_time"].cast(pa.timestamp("s", NEW_YORK.key)), "%Y-%m")
+    table = table.append_column("month", local)
+    labelled = table.join(truth, "request_id", join_type="inner")
+    by_month = defaultdict(list)
+    for status in statuses:
+        for monitor in status.monitors:
+            by_month[_month(monitor.watermark.ToDatetime(UTC))] += monitor.verdicts
+    triggers = {t.request_id: t for status in statuses for t in status.triggers}.values()
+    rows = []
+    for name in sorted(set(local.to_pylist())):
+        own = [t for t in triggers if _month(_decided(t)) == name]
+        known = labelled.filter(pc.field("month") == name)
+        rows.append(
+            Month(
+                name=name,
+                rows=pc.sum(pc.equal(table["month"], name)).as_py(),
+                top=_top(by_month[name]),
+                verdict=_worst(by_month[name]),
+                triggers=", ".join(_trigger(t) for t in own) or "-",
+                runs=", ".join(_run(t.run) for t in own if t.HasField("run")) or "-",
+                auc_live=_auc(known["label"], known["prediction"]),
+                auc_abandoned=_auc(known["label"], known["abandoned"]),
+            )
+        )
+    return rows
+
+
+def render(rows: Iterable[Month]) -> Table:
+    """Return the table as `rich` prints it."""
+    table = Table(title="The year replayed", caption="AUC over labelled requests of the month")
+    for heading, justify in COLUMNS.items():
+        table.add_column(heading, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(row.name, f"{row.rows:,}", row.top, row.verdict, row.triggers, row.runs,
+                      _figure(row.auc_live), _figure(row.auc_abandoned))  # fmt: skip
+    live, abandoned = (mean_auc(rows, name) for name in ("auc_live", "auc_abandoned"))
+    table.add_section()
+    table.add_row("mean", f"{sum(row.rows for row in rows):,}", "", "", "", "",
+                  _figure(live), _figure(abandoned))  # fmt: skip
+    return table
+
+
+COLUMNS: Mapping[str, str] = {
+    "month": "left", "rows": "right", "top drifted feature": "left", "verdict": "left",
+    "trigger": "left", "run": "left", "AUC live": "right", "AUC left alone": "right",
+}  # fmt: skip
+
+
+def mean_auc(rows: Iterable[Month], name: str) -> float:
+    """Return the mean of one AUC column over the months that have one; NaN without any."""
+    values = [v for v in (getattr(row, name) for row in rows) if not math.isnan(v)]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _auc(labels: pa.ChunkedArray, scores: pa.ChunkedArray) -> float:
+    truth: np.ndarray = labels.to_numpy()
+    if len(set(truth.tolist())) < 2:  # noqa: PLR2004 - no ranking without both classes
+        return math.nan
+    return float(roc_auc_score(truth, scores.to_numpy()))
+
+
+def _month(moment: datetime) -> str:
+    return moment.astimezone(NEW_YORK).strftime("%Y-%m")
+
+
+def _decided(trigger: monitor_pb2.Trigger) -> datetime:
+    return trigger.decided_at.ToDatetime(UTC)
+
+
+def _top(verdicts: Sequence[monitor_pb2.Verdict]) -> str:
+    measured = [v.drift for v in verdicts if v.drift.threshold > 0]
+    if not measured:
+        return "-"
+    worst = max(measured, key=lambda drift: drift.value / drift.threshold)
+    return f"{worst.feature} {worst.value / worst.threshold:.1f}x"
+
+
+def _worst(verdicts: Sequence[monitor_pb2.Verdict]) -> str:
+    severity = [
+        monitor_pb2.LEVEL_INSUFFICIENT_DATA,
+        monitor_pb2.LEVEL_OK,
+        monitor_pb2.LEVEL_DRIFT,
+        monitor_pb2.LEVEL_INCIDENT,
+    ]
+    levels = [v.level for v in verdicts if v.level in severity]
+    if not levels:
+        return "-"
+    return _word(monitor_pb2.Level.Name(max(levels, key=severity.index)), "LEVEL_")
+
+
+def _trigger(trigger: monitor_pb2.Trigger) -> str:
+    return _word(monitor_pb2.TriggerState.Name(trigger.state), "TRIGGER_STATE_")
+
+
+def _run(run: pipeline_pb2.Run) -> str:
+    state = _word(pipeline_pb2.RunState.Name(run.state), "RUN_STATE_")
+    return f"v{run.model_version} {state}" if run.model_version else state
+
+
+def _word(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).lower().replace("_", " ")
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
