@@ -1,45 +1,32 @@
-"""Every metric that the daemon exports: its name, what it means, and how it is read off `State`.
+"""Every metric that the daemon exports: its name, type, unit, labels and meaning.
 
-Above `state`, whose `State` is rendered at each scrape; below `web`, which serves it. Names
-stand here and nowhere else: dashboards, rules and `docs/metrics.md` are built from `METRICS`.
+Above `state`; `collector` gives them their values. Names stand here and nowhere else:
+dashboards, rules and `docs/metrics.md` are built from `METRICS`.
 
-The collector keeps nothing between scrapes. What is configured no longer is exported no longer,
-instead of freezing at its last value; what has no value has no sample, never a zero. Label
-values come from the configuration or from a fixed list, so the number of series is bounded: at
-most `SERIES_PER_FEATURE` for each watched feature. The exceptions are the contract and the
-version of the live model, on one series a monitor.
+Label values come from the configuration or from a fixed list, so the number of series is
+bounded: at most `SERIES_PER_FEATURE` for each watched feature. The exceptions are the contract
+and the version of the live model, on one series a monitor.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     SummaryMetricFamily,
 )
-from prometheus_client.registry import Collector
 
 from monitor.detect import Level
-from monitor.policy import Kind, Outcome, TriggerState
-from monitor.quality import IncidentKind
 from monitor.statistics import STATISTICS
 from protos.steadfeast.v1.pipeline_pb2 import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from prometheus_client import Metric
-
-    from monitor.state import MonitorState, State
+    from collections.abc import Mapping
 
 PREFIX = "steadfeast_"
 SERIES_PER_FEATURE = 11
@@ -167,7 +154,7 @@ _EVENT_TIME = "seconds, event time"
 _CLOCK_TIME = "seconds, wall clock"
 
 
-def _distance(statistic: str, unit: str) -> Described:
+def distance(statistic: str, unit: str) -> Described:
     """Describe the metric of one statistic, ours or one that a user registered."""
     return _gauge(
         DRIFT + re.sub(r"[^a-zA-Z0-9_]", "_", statistic),
@@ -210,7 +197,7 @@ METRICS: Mapping[str, Described] = {
         _gauge(REFERENCE_START, _EVENT_TIME, "monitor", "Start of the reference."),
         _gauge(REFERENCE_END, _EVENT_TIME, "monitor", "End of the reference."),
         _gauge(REFERENCE_ROWS, "rows", "monitor", "Rows in the reference."),
-        *(_distance(one.name, one.unit) for one in STATISTICS.values()),
+        *(distance(one.name, one.unit) for one in STATISTICS.values()),
         _gauge(
             DRIFT_THRESHOLD,
             "the statistic's",
@@ -327,183 +314,6 @@ SAMPLES: Mapping[str, Described] = {
     sample: one for one in METRICS.values() for sample in one.samples
 }
 """Every name that a query may use, to its metric."""
-
-
-class _Exposition:
-    """The families of one scrape, made when their first sample comes."""
-
-    def __init__(self) -> None:
-        self._families: dict[str, Metric] = {}
-
-    def add(self, name: str, labels: Sequence[str], value: float | datetime | None) -> None:
-        """Add a sample; what has no value gets none, a time becomes seconds since 1970."""
-        self.add_to(METRICS[name], labels, value)
-
-    def add_to(
-        self, described: Described, labels: Sequence[str], value: float | datetime | None
-    ) -> None:
-        """Add a sample of a metric that may be missing from `METRICS`."""
-        if isinstance(value, datetime):
-            value = value.timestamp()
-        family = self._families.setdefault(described.name, described.family())
-        if value is not None and isinstance(family, GaugeMetricFamily | CounterMetricFamily):
-            family.add_metric(labels, value)
-
-    def add_summary(self, name: str, labels: Sequence[str], count: int, total: float) -> None:
-        """Add what is known of a distribution of which only count and sum are kept."""
-        family = self._families.setdefault(name, METRICS[name].family())
-        if isinstance(family, SummaryMetricFamily):
-            family.add_metric(labels, count_value=count, sum_value=total)
-
-    def families(self) -> Iterator[Metric]:
-        """Give the families that have a sample."""
-        return (family for family in self._families.values() if family.samples)
-
-
-class StateCollector(Collector):
-    """Renders the last committed state at each scrape.
-
-    Args:
-        state: Gives the last committed state, without blocking.
-    """
-
-    def __init__(self, state: Callable[[], State]) -> None:
-        self._state = state
-
-    def describe(self) -> Iterable[Metric]:
-        """Give every family without a sample, so that registering reads no state."""
-        return [one.family() for one in METRICS.values()]
-
-    def collect(self) -> Iterator[Metric]:
-        """Give every family that has a sample."""
-        state, out = self._state(), _Exposition()
-        _daemon(state, out)
-        for monitor in state.monitors.values():
-            _monitor(monitor, out)
-            _drift(monitor, out)
-            _performance(monitor, out)
-            _incidents(monitor.name, state, out)
-        yield from out.families()
-
-
-def collector(state: Callable[[], State]) -> StateCollector:
-    """Return the collector of `state`, to register wherever one likes."""
-    return StateCollector(state)
-
-
-def registry(state: Callable[[], State]) -> CollectorRegistry:
-    """Return a registry with the metrics of `state` and those of this process."""
-    made = CollectorRegistry()
-    made.register(StateCollector(state))
-    ProcessCollector(registry=made)
-    return made
-
-
-def _daemon(state: State, out: _Exposition) -> None:
-    out.add(BUILD_INFO, [version("steadfeast")], 1)
-    out.add(IDLE, [], state.idle)
-    out.add(LATEST_EVENT, [], state.latest_event)
-    out.add(RELOADS, ["accepted"], state.counters.reloads)
-    out.add(RELOADS, ["rejected"], state.counters.reloads_rejected)
-    out.add(OUTBOX_MESSAGES, [], state.outbox.depth)
-    out.add(OUTBOX_OLDEST, [], state.outbox.oldest)
-    out.add(OUTBOX_ATTEMPTS, [], state.outbox.attempts)
-    out.add(OUTBOX_DEAD, [], state.outbox.dead)
-    out.add(ALERTS, [], max((alert.sequence for alert in state.alerts), default=0))
-    for job in state.jobs.values():
-        out.add_summary(JOB_SECONDS, [job.name], job.runs, job.seconds)
-        out.add(JOB_LAST_SECONDS, [job.name], job.last_seconds if job.runs else None)
-        out.add(JOB_FAILURES, [job.name], job.failures)
-        out.add(JOB_MISFIRES, [job.name], job.misfires)
-        out.add(JOB_STARTED, [job.name], job.last_start)
-        out.add(JOB_SUCCEEDED, [job.name], job.last_success)
-
-
-def _monitor(monitor: MonitorState, out: _Exposition) -> None:
-    label = [monitor.name]
-    reference = monitor.reference
-    live = (reference.model_version, reference.contract) if reference else ("", "")
-    out.add(MONITOR_INFO, [monitor.name, monitor.service, monitor.model, *live], 1)
-    out.add(MONITOR_WATERMARK, label, monitor.watermark)
-    out.add(MONITOR_LATEST_EVENT, label, monitor.latest_event)
-    out.add(MONITOR_BLOCKED, label, bool(monitor.blocked))
-    broken = Counter(incident.kind for incident in monitor.incidents)
-    for kind in IncidentKind:
-        out.add(MONITOR_INCIDENTS, [monitor.name, kind], broken[kind])
-    if monitor.window is not None:
-        out.add(WINDOW_START, label, monitor.window.start)
-        out.add(WINDOW_END, label, monitor.window.end)
-        out.add(WINDOW_ROWS, label, monitor.window.rows)
-    if reference is not None:
-        out.add(REFERENCE_START, label, reference.window.start)
-        out.add(REFERENCE_END, label, reference.window.end)
-        out.add(REFERENCE_ROWS, label, reference.window.rows)
-    for view in monitor.freshness:
-        out.add(VIEW_LATEST, [monitor.name, view.view], view.latest)
-        out.add(VIEW_AGE, [monitor.name, view.view], view.median_age_seconds)
-
-
-def _drift(monitor: MonitorState, out: _Exposition) -> None:
-    for verdict in monitor.verdicts:
-        labels = [monitor.name, verdict.source, verdict.feature]
-        ours = STATISTICS.get(verdict.statistic)
-        distance = _distance(verdict.statistic, ours.unit if ours else "")
-        out.add_to(distance, labels, verdict.value)
-        out.add(DRIFT_THRESHOLD, [*labels, verdict.statistic], verdict.threshold)
-        out.add(DRIFT_RATIO, labels, None if verdict.value is None else verdict.ratio)
-        out.add(DRIFT_LEVEL, labels, LEVELS.index(verdict.level))
-    for figures in monitor.figures:
-        labels = [monitor.name, figures.feature]
-        out.add(FEATURE_ROWS, labels, figures.rows)
-        if figures.rows:
-            for name, count in (
-                (FEATURE_NULLS, figures.nulls),
-                (FEATURE_NANS, figures.nans),
-                (FEATURE_INFINITIES, figures.infinities),
-                (FEATURE_MISTYPED, figures.mistyped),
-                (FEATURE_UNSEEN, figures.unseen),
-            ):
-                out.add(name, labels, count / figures.rows)
-
-
-def _performance(monitor: MonitorState, out: _Exposition) -> None:
-    label = [monitor.name]
-    held_out = monitor.reference.performance if monitor.reference else {}
-    live = monitor.performance.metrics if monitor.performance else {}
-    for name in PERFORMANCE_FIGURES:
-        out.add(PERFORMANCE + name, label, live.get(name))
-        out.add(PERFORMANCE_REFERENCE + name, label, held_out.get(name))
-    if monitor.performance is not None:
-        out.add(PERFORMANCE_ROWS, label, monitor.performance.labelled)
-        out.add(PERFORMANCE_END, label, monitor.performance.window.end)
-
-
-def _incidents(monitor: str, state: State, out: _Exposition) -> None:
-    """Add what came of it: snapshots, episodes, decisions, triggers and runs of one monitor."""
-    out.add(SNAPSHOTS, [monitor], state.counters.snapshots.get(monitor, 0))
-    out.add(SNAPSHOT_ROWS, [monitor], state.counters.rows.get(monitor, 0))
-    out.add(SNAPSHOT_LATE_ROWS, [monitor], state.counters.late_rows.get(monitor, 0))
-    episodes = [one for one in state.episodes if one.monitor == monitor and one.open]
-    for kind in Kind:
-        mine = [one for one in episodes if one.kind == kind]
-        out.add(EPISODES_OPEN, [monitor, kind], len(mine))
-        for one in mine[:1]:  # at most one of a kind is open
-            out.add(EPISODE_OPENED, [monitor, kind], one.opened_at)
-            out.add(EPISODE_ACKNOWLEDGED, [monitor, kind], bool(one.acknowledged_by))
-    decided = {str(outcome): 0 for outcome in Outcome}
-    decided |= {how: n for (name, how), n in state.counters.decisions.items() if name == monitor}
-    for outcome, count in decided.items():
-        out.add(DECISIONS, [monitor, outcome], count)
-    triggers = [one for one in state.triggers if one.monitor == monitor]
-    by_state = Counter(one.state for one in triggers)
-    for trigger in TriggerState:
-        out.add(TRIGGERS, [monitor, trigger], by_state[trigger])
-    runs = [one.run for one in triggers if one.run is not None]
-    for number, name in RUN_STATES.items():
-        mine_in = [run for run in runs if run.state == number]
-        out.add(RUNS, [monitor, name], len(mine_in))
-        changed = max((run.updated_at.ToMilliseconds() for run in mine_in), default=None)
-        out.add(RUN_CHANGED, [monitor, name], None if changed is None else changed / 1e3)
 
 
 def document() -> str:
