@@ -176,12 +176,13 @@ def build(out: Path, raw: Path | None = None, *, progress: bool = False) -> dict
         RawDataError: A raw file is missing, lacks a column, or holds a value of another type.
     """
     raw = raw or _package_data()
-    out.mkdir(parents=True, exist_ok=True)
+    tables = {name.split(".")[0]: _read(raw / name, columns) for name, columns in _RAW.items()}
     rows = {}
+    out.mkdir(parents=True, exist_ok=True)
     with duckdb.connect() as con:
         con.execute("SET TimeZone = 'UTC'")
-        for name, columns in _RAW.items():
-            con.register(name.split(".")[0], _read(raw / name, columns))
+        for name, table in tables.items():
+            con.register(name, table)
         con.execute(_FLIGHTS)
         con.execute(_SLIDING)
         steps = list(_TABLES.items())
@@ -228,13 +229,28 @@ def _read_csv(path: Path, file: IO[bytes], columns: Mapping[str, pa.DataType]) -
         column_types=columns, include_columns=list(columns), null_values=["NA"],
         strings_can_be_null=True,
     )  # fmt: skip
+    # One thread: then the error knows its row.
+    reading = pa.csv.ReadOptions(use_threads=False)
     try:
-        return pa.csv.read_csv(file, convert_options=options)
+        return pa.csv.read_csv(file, read_options=reading, convert_options=options)
     except KeyError as error:
         missing = re.search(r"Column '(.+?)'", str(error))
         raise RawDataError(path, f"column {missing[1] if missing else error} is missing") from error
     except pa.ArrowInvalid as error:
-        raise RawDataError(path, str(error)) from error
+        raise RawDataError(path, _in_words(str(error), file)) from error
+
+
+def _in_words(message: str, file: IO[bytes]) -> str:
+    """Return Arrow's message with the column's name instead of its number."""
+    found = re.match(
+        r"In CSV column #(\d+): Row #(\d+): .*? to (.+?): invalid value '(.*)'", message
+    )
+    if found is None:
+        return message
+    file.seek(0)
+    header = file.readline().decode().strip().split(",")
+    column, row, kind, value = found.groups()
+    return f"column {header[int(column)]}, row {int(row) - 1}: {value!r} is not a {kind}"
 
 
 def main() -> int:
