@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
     from pathlib import Path
 
 
@@ -69,3 +70,234 @@ class RawDataError(UserError):
     def __init__(self, path: Path | str, problem: str) -> None:
         self.path, self.problem = path, problem
         super().__init__(f"{path}: {problem}")
+
+
+class DefinitionsError(UserError):
+    """The definitions under the repo folder and the registry do not belong together.
+
+    Attributes:
+        view: The on-demand view.
+        repo: The repo folder.
+    """
+
+    def __init__(self, view: str, repo: Path, problem: str) -> None:
+        self.view, self.repo = view, repo
+        super().__init__(
+            f"on-demand view {view!r} {problem} in {repo}; run `steadfeast store apply`"
+        )
+
+
+class OnDemandError(UserError):
+    """An on-demand view returned something other than what it declares.
+
+    Attributes:
+        view: The on-demand view.
+        feature: The feature, empty when it is about all of them.
+    """
+
+    def __init__(self, view: str, feature: str, problem: str) -> None:
+        self.view, self.feature = view, feature
+        subject = f"on-demand view {view!r}" + (f", feature {feature!r}" if feature else "")
+        super().__init__(f"{subject}: {problem}")
+
+
+class UndescribableCodeError(UserError):
+    """Code of an on-demand view depends on something that no contract can describe.
+
+    Attributes:
+        function: The function.
+        name: The name in it that cannot be described.
+    """
+
+    def __init__(self, function: str, name: str, problem: str) -> None:
+        self.function, self.name = function, name
+        super().__init__(
+            f"{function} uses {name!r}, {problem}: a contract must describe all that decides a "
+            "value; pass it as a constant, or compute it inside the function"
+        )
+
+
+class ContractMismatchError(SteadfeastError):
+    """The contract asked for is not the one that would be served.
+
+    Attributes:
+        service: The feature service.
+        asked: SHA-256 asked for.
+        served: SHA-256 of what this store serves now.
+        differences: What differs, in words; empty when the asked contract was never applied here.
+    """
+
+    def __init__(self, service: str, asked: str, served: str, differences: Sequence[str]) -> None:
+        self.service, self.asked, self.served = service, asked, served
+        self.differences = tuple(differences)
+        detail = "; ".join(differences) or "the asked contract was never applied to this store"
+        super().__init__(f"{service}: asked for contract {asked}, serving {served}: {detail}")
+
+
+class EntityRowsError(UserError):
+    """Entity rows lack a column, or hold values of a wrong type.
+
+    Attributes:
+        service: The feature service.
+        column: The first column at fault.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, service: str, column: str, problem: str) -> None:
+        self.service, self.column, self.problem = service, column, problem
+        super().__init__(f"{service}: entity column {column!r} {problem}")
+
+
+class FutureKnowledgeError(UserError):
+    """Entity rows or labels lie after the time that a training set may know of.
+
+    Attributes:
+        column: The column that says so.
+        rows: How many rows are too late.
+        as_known_at: The limit.
+    """
+
+    def __init__(self, column: str, rows: int, as_known_at: datetime) -> None:
+        self.column, self.rows, self.as_known_at = column, rows, as_known_at
+        noun = "row has" if rows == 1 else "rows have"
+        super().__init__(
+            f"{rows} entity {noun} {column!r} after as_known_at={as_known_at.isoformat()}; "
+            "drop them, or move as_known_at"
+        )
+
+
+class ManifestError(UserError):
+    """A training-set manifest cannot be read, or its data is not what it says.
+
+    Attributes:
+        path: The manifest.
+        problem: What is wrong.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: {problem}")
+
+
+class ReplayError(UserError):
+    """A manifest does not replay to the same bytes.
+
+    Attributes:
+        id: The training set.
+        reasons: What is gone or has changed since, one sentence each.
+    """
+
+    def __init__(self, identity: str, reasons: Sequence[str]) -> None:
+        self.id, self.reasons = identity, tuple(reasons)
+        super().__init__(f"training set {identity} cannot be replayed: " + "; ".join(reasons))
+
+
+class SourceError(UserError):
+    """A feature view's data cannot be read, or is not what the view says it is.
+
+    Attributes:
+        view: The feature view, or the data source's name where no view is known.
+        location: The path or address of the data.
+        column: The column at fault, or "".
+    """
+
+    def __init__(self, view: str, location: str, problem: str, *, column: str = "") -> None:
+        self.view, self.location, self.column = view, location, column
+        where = f"column {column!r}: " if column else ""
+        super().__init__(f"feature view {view!r}: {location}: {where}{problem}")
+
+
+class EntityFrameError(UserError):
+    """The entity frame lacks something or holds what cannot be used.
+
+    Attributes:
+        column: The column at fault, or "" for the whole frame.
+    """
+
+    def __init__(self, problem: str, *, column: str = "") -> None:
+        self.column = column
+        where = f"column {column!r}: " if column else ""
+        super().__init__(f"entity frame: {where}{problem}")
+
+
+class ResourceError(UserError):
+    """A query ran out of the memory or the disk that it may use.
+
+    Attributes:
+        memory_limit: The limit in DuckDB's words, for example "4.0 GiB".
+        temp_directory: Where it spills.
+    """
+
+    def __init__(self, problem: str, memory_limit: str, temp_directory: str) -> None:
+        self.memory_limit, self.temp_directory = memory_limit, temp_directory
+        super().__init__(
+            f"out of resources (memory_limit {memory_limit}, spilling to {temp_directory}): "
+            f"{problem}"
+        )
+
+
+class UnsupportedTypeError(UserError):
+    """A column has a type that cannot be stored.
+
+    Attributes:
+        column: Its name.
+        type: The type, as text.
+    """
+
+    def __init__(self, column: str, type_: object, reason: str) -> None:
+        self.column, self.type = column, str(type_)
+        super().__init__(f"column {column!r} of type {type_} cannot be stored: {reason}")
+
+
+class InvalidKeysError(UserError):
+    """Entity keys are missing or of the wrong type.
+
+    Attributes:
+        view: The feature view they are for.
+    """
+
+    def __init__(self, view: str, problem: str) -> None:
+        self.view = view
+        super().__init__(f"keys of feature view {view!r}: {problem}")
+
+
+class InvalidBatchError(UserError):
+    """A batch offered to the online store does not fit its feature view.
+
+    Attributes:
+        view: The feature view.
+        column: The column at fault.
+    """
+
+    def __init__(self, view: str, column: str, problem: str) -> None:
+        self.view, self.column = view, column
+        super().__init__(f"feature view {view!r}: column {column!r}: {problem}")
+
+
+class CorruptRowError(SteadfeastError):
+    """A stored row cannot be trusted; its value is not served.
+
+    Attributes:
+        view: The feature view.
+        key_hash: First 16 hexadecimal digits of the BLAKE2b hash of the encoded key, so that
+            the row can be found without a person's identifier in a log.
+    """
+
+    def __init__(self, view: str, key_hash: str, problem: str) -> None:
+        self.view, self.key_hash = view, key_hash
+        super().__init__(
+            f"feature view {view!r}: the stored row of the key with hash {key_hash} {problem};"
+            " write it again or delete the entity"
+        )
+
+
+class StoreUnavailableError(SteadfeastError):
+    """The online store does not answer within its deadline.
+
+    Attributes:
+        store: Its kind and place, without secrets.
+    """
+
+    def __init__(self, store: str, problem: str) -> None:
+        self.store = store
+        super().__init__(f"{store} is not available: {problem}")

@@ -1,0 +1,8 @@
+"""The offline store: point-in-time joins that are right in every corner.
+
+`DuckDBOfflineStore` is a plain Feast plugin; `latest` feeds materialization.
+"""
+
+from featurestore.offline.store import DuckDBOfflineStore, DuckDBOfflineStoreConfig, latest
+
+__all__ = ["DuckDBOfflineStore", "DuckDBOfflineStoreConfig", "latest"]

@@ -1,0 +1,366 @@
+"""The Feast plugin: `offline_store: type: featurestore.offline.DuckDBOfflineStore`.
+
+Top of `featurestore.offline`: each method binds names to sources, and leaves the rest to the
+modules below.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from feast.feature_logging import LoggingConfig  # noqa: TC002 - Feast inspects the signatures
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
+from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
+from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMetadata
+from feast.infra.offline_stores.offline_utils import get_pyarrow_schema_from_batch_source
+from feast.on_demand_feature_view import OnDemandFeatureView
+from feast.repo_config import FeastConfigBaseModel
+from feast.utils import compute_non_entity_date_range
+from pydantic import StrictStr
+
+from featurestore import sql
+from featurestore.errors import SourceError
+from featurestore.offline.entities import DEFAULT_TIME, Entities, MissingColumns, read_entities
+from featurestore.offline.job import DuckDBRetrievalJob
+from featurestore.offline.join import point_in_time
+from featurestore.offline.session import session
+from featurestore.offline.sources import open_source
+from featurestore.offline.views import bind, originals, requested
+from featurestore.offline.writing import append, log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import duckdb
+    from feast.data_source import DataSource
+    from feast.feature_logging import LoggingSource
+    from feast.feature_view import FeatureView
+    from feast.infra.registry.base_registry import BaseRegistry
+    from feast.repo_config import RepoConfig
+
+    from featurestore.offline.views import Bound
+
+__all__ = ["DuckDBOfflineStore", "DuckDBOfflineStoreConfig", "latest"]
+
+
+class DuckDBOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
+    """`offline_store:` in feature_store.yaml.
+
+    Attributes:
+        type: The plugin's dotted name.
+        memory_limit: What DuckDB may hold in memory, as `4GiB`; its own default, 80 % of the
+            machine's, when absent.
+        temp_directory: Folder to spill to; relative to the repository. The system's when absent.
+        max_temp_directory_size: What may be spilled, as `50GiB`.
+        threads: Threads for one query; one per core when absent.
+        settings: Further DuckDB settings by name, such as `s3_region`.
+    """
+
+    type: StrictStr = "featurestore.offline.DuckDBOfflineStore"
+    memory_limit: StrictStr | None = None
+    temp_directory: StrictStr | None = None
+    max_temp_directory_size: StrictStr | None = None
+    threads: int | None = None
+    settings: dict[str, str | int | float | bool] = {}
+
+
+class DuckDBOfflineStore(OfflineStore):  # type: ignore[misc]
+    """Point-in-time joins with DuckDB over Parquet and Delta files.
+
+    Rows of one key are totally ordered by `(event time, created time, canonical row bytes)`
+    (`featurestore.sql`), so the answer never depends on row order, threads or time zone.
+    """
+
+    supports_filter_by_created_timestamp = True
+
+    @staticmethod
+    def get_historical_features(
+        config: RepoConfig,
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: Any,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        filter_by_created_timestamp: bool = False,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> DuckDBRetrievalJob:
+        """Return the features of each entity row as they stood at its time.
+
+        Args:
+            config: The repository's configuration.
+            feature_views: Views with their projections.
+            feature_refs: `view:feature` references; results come in their order, by view.
+            entity_df: pandas, Arrow, the text of a DuckDB query; or None for every key and event
+                time of the views between `start_date` and `end_date`, both included.
+            registry: For the on-demand views among `feature_refs`.
+            project: The project.
+            full_feature_names: Call results `view__feature`.
+            filter_by_created_timestamp: Use a source row only from its created time on.
+            start_date: See `entity_df`; the longest TTL before `end_date` by default, or 30 days.
+            end_date: See `entity_df`; now by default.
+
+        Raises:
+            EntityFrameError: The entity frame lacks a column or holds what cannot be used.
+            SourceError: A source is missing, unreadable or lacks a column.
+        """
+        wanted = requested(feature_views, feature_refs)
+        spread = compute_non_entity_date_range(feature_views, start_date, end_date)
+
+        def bound_to(connection: duckdb.DuckDBPyConnection) -> tuple[Entities, list[Bound]]:
+            bounds = [
+                bind(connection, config.repo_path, view, names, full_names=full_feature_names)
+                for view, names in wanted
+            ]
+            if entity_df is None:
+                return _rows_between(connection, bounds, *map(_micros, spread)), bounds
+            entities = read_entities(entity_df, connection)
+            needed = {column for bound in bounds for column in bound.entity_columns}
+            missing = needed - set(entities.table.column_names)
+            if missing:
+                raise MissingColumns(missing, entities.table.column_names)
+            return entities, bounds
+
+        with session(config) as connection:  # what is wrong is said now, not at to_df()
+            entities, bounds = bound_to(connection)
+        span = entities.range()
+
+        def batches() -> Iterator[pa.Table]:
+            with session(config) as connection:
+                yield point_in_time(
+                    connection, entities, bounds, as_known=filter_by_created_timestamp
+                )
+
+        def text() -> str:
+            raise NotImplementedError
+
+        return DuckDBRetrievalJob(
+            config,
+            batches,
+            text,
+            on_demand=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            full_names=full_feature_names,
+            metadata=RetrievalMetadata(
+                features=feature_refs,
+                keys=[n for n in entities.table.column_names if n != entities.time],
+                min_event_timestamp=span and _datetime(span[0]),
+                max_event_timestamp=span and _datetime(span[1]),
+            ),
+        )
+
+    @staticmethod
+    def pull_latest_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None,
+        start_date: datetime,
+        end_date: datetime,
+    ) -> DuckDBRetrievalJob:
+        """Return each key's newest row with an event time in the range, both ends included.
+
+        Newest is greatest in the total order. A key that is null, or has a null part, is left
+        out: nothing can ask for it.
+
+        Raises:
+            SourceError: The source is missing, unreadable or lacks a column.
+        """
+
+        def query(connection: duckdb.DuckDBPyConnection) -> str:
+            view = _table(
+                connection,
+                config,
+                data_source,
+                join_key_columns,
+                feature_name_columns,
+                timestamp_field,
+                created_timestamp_column,
+            )
+            text = sql.newest(view, _micros(start_date), _micros(end_date), known_by=None)
+            return text if join_key_columns else _with_dummy(text)
+
+        return _pulled(config, query)
+
+    @staticmethod
+    def pull_all_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> DuckDBRetrievalJob:
+        """Return all rows with an event time in the range, both ends included.
+
+        Raises:
+            SourceError: The source is missing, unreadable or lacks a column.
+        """
+
+        def query(connection: duckdb.DuckDBPyConnection) -> str:
+            view = _table(
+                connection,
+                config,
+                data_source,
+                join_key_columns,
+                feature_name_columns,
+                timestamp_field,
+                created_timestamp_column,
+            )
+            return sql.everything(view, _micros(start_date), _micros(end_date))
+
+        return _pulled(config, query)
+
+    @staticmethod
+    def offline_write_batch(
+        config: RepoConfig,
+        feature_view: FeatureView,
+        table: pa.Table,
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Append rows to a view's batch source; nothing that is there is rewritten.
+
+        Raises:
+            SourceError: The source cannot be written, or the rows do not fit it.
+            ValueError: The columns are not the source's, in its order (Feast's contract).
+        """
+        source = feature_view.batch_source
+        if source is None:
+            raise SourceError(feature_view.name, "", "the view has no batch source")
+        schema, names = get_pyarrow_schema_from_batch_source(config, source)
+        if table.column_names != names:
+            raise ValueError(
+                f"feature view {feature_view.name!r}: the table's columns {table.column_names} "
+                f"are not the source's, in its order: {schema}"
+            )
+        append(table, source, config.repo_path, feature_view.name)
+        if progress is not None:
+            progress(table.num_rows)
+
+    @staticmethod
+    def write_logged_features(
+        config: RepoConfig,
+        data: pa.Table | Path,
+        source: LoggingSource,  # noqa: ARG004 - the table already has the schema
+        logging_config: LoggingConfig,
+        registry: BaseRegistry,  # noqa: ARG004
+    ) -> None:
+        """Append logged features to the destination, as a file of their own.
+
+        Raises:
+            SourceError: The destination is not a local folder.
+        """
+        destination = logging_config.destination
+        if not isinstance(destination, FileLoggingDestination):
+            raise SourceError("", type(destination).__name__, "is not a FileLoggingDestination")
+        folder = FileSource.get_uri_for_file_path(config.repo_path, destination.path)
+        log(data, Path(folder), destination.partition_by)
+
+
+def latest(
+    config: RepoConfig, view: FeatureView, since: datetime | None, until: datetime
+) -> pa.RecordBatchReader:
+    """Stream each key's newest usable row of a feature view as of `until`.
+
+    Newest is greatest in the total order among rows with `since <= event time <= until` and, if
+    the source has a created column, created time `<= until`.
+
+    Returns:
+        Columns: join keys and features under the view's names, then event time and, if there is
+        one, created time (the source's `timestamp_field` and `created_timestamp_column`), as
+        `timestamp[us, tz=UTC]`. Close the reader, or read it to its end.
+
+    Raises:
+        SourceError: The source is missing, unreadable or lacks a column.
+    """
+    stream = _latest(config, view, since, until)
+    schema = next(stream)
+    return pa.RecordBatchReader.from_batches(schema, stream)
+
+
+def _latest(
+    config: RepoConfig, view: FeatureView, since: datetime | None, until: datetime
+) -> Iterator[Any]:
+    with session(config) as connection:
+        bound = bind(connection, config.repo_path, view, [f.name for f in view.features])
+        text = sql.newest(bound.view, _micros(since), _micros(until), known_by=_micros(until))
+        reader = connection.execute(text).to_arrow_reader()
+        yield reader.schema
+        yield from reader
+
+
+def _rows_between(
+    connection: duckdb.DuckDBPyConnection, bounds: Sequence[Bound], since: int, until: int
+) -> Entities:
+    """Return every distinct key and event time of the views, in order of time and keys."""
+    names = list(dict.fromkeys(name for bound in bounds for name in bound.entity_columns))
+    parts = []
+    for bound in bounds:
+        own = {name: f"k{i}" for i, name in enumerate(bound.entity_columns)}
+        keys = "".join(f", {own.get(n, 'NULL')} AS {sql.identifier(n)}" for n in names)
+        rows = sql.source(bound.view, since, until)
+        parts.append(f"SELECT DISTINCT make_timestamptz(ts) AS {DEFAULT_TIME}{keys} FROM ({rows})")
+    query = " UNION ".join(parts)
+    return read_entities(f"SELECT * FROM ({query}) ORDER BY ALL", connection)
+
+
+def _table(
+    connection: duckdb.DuckDBPyConnection,
+    config: RepoConfig,
+    data_source: DataSource,
+    keys: Sequence[str],
+    features: Sequence[str],
+    timestamp: str,
+    created: str | None,
+) -> sql.View:
+    """Bind columns of a source under the source's own names."""
+    source = open_source(connection, config.repo_path, data_source)
+    mapped = {old: new for new, old in originals(data_source, source.columns).items()}
+    return sql.View(
+        scan=source.scan,
+        keys=tuple(source.column(key) for key in keys if key != DUMMY_ENTITY_ID),
+        timestamp=source.time(timestamp),
+        created=source.time(created) if created else None,
+        features=tuple((source.column(name), name) for name in features),
+        order=tuple((mapped.get(name, name), source.column(name)) for name in features),
+    )
+
+
+def _pulled(
+    config: RepoConfig, query: Callable[[duckdb.DuckDBPyConnection], str]
+) -> DuckDBRetrievalJob:
+    with session(config) as connection:
+        text = query(connection)
+
+    def batches() -> Iterator[pa.Table]:
+        with session(config) as connection:
+            yield connection.execute(text).to_arrow_table()
+
+    return DuckDBRetrievalJob(config, batches, lambda: text)
+
+
+def _with_dummy(text: str) -> str:
+    """Add the key that Feast gives to views without entities."""
+    value = sql.literal(DUMMY_ENTITY_VAL)
+    return f"SELECT *, {value} AS {sql.identifier(DUMMY_ENTITY_ID)} FROM ({text})"
+
+
+def _micros(instant: datetime | None) -> int | None:
+    """Return an instant as microseconds since the epoch; without a zone it is UTC."""
+    if instant is None:
+        return None
+    aware = instant if instant.tzinfo else instant.replace(tzinfo=timezone.utc)
+    since = aware - datetime(1970, 1, 1, tzinfo=timezone.utc)
+    return (since.days * 86400 + since.seconds) * 10**6 + since.microseconds
+
+
+def _datetime(micros: int) -> datetime:
+    scalar: datetime = pa.scalar(micros, pa.timestamp("us", tz="UTC")).as_py()
+    return scalar

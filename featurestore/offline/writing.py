@@ -1,0 +1,202 @@
+"""Writing to a source: append, replace, log. Never a half-written file.
+
+Above `sources`. A file appears under its name by rename, once it is whole. A folder grows by a
+file. A single Parquet file that is appended to becomes a folder of the same name, whose first
+part is the old file itself: nothing is rewritten, and readers of folders read on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import uuid
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feast.data_format import DeltaFormat
+from feast.errors import SavedDatasetLocationAlreadyExists
+from feast.infra.offline_stores.file_source import FileSource
+
+from featurestore.errors import SourceError
+from featurestore.offline.sources import is_hive, is_remote, local_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from feast.data_source import DataSource
+
+
+def append(table: pa.Table, source: DataSource, repo: Path | str | None, view: str) -> None:
+    """Add rows to a source, cast to its columns' types, without rewriting what is there.
+
+    Raises:
+        SourceError: The source is not a local file, folder, glob or Delta table, or the rows do
+            not fit its columns.
+    """
+    location = _location(source, repo, view)
+    if isinstance(source.file_format, DeltaFormat):
+        _write_delta(table, location, "append")
+        return
+    path = Path(location)
+    files = local_files(path)
+    if files:
+        table = _cast(table, files[0], view, location)
+    if not files and path.suffix == ".parquet":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(table, path)
+    elif path.is_file():
+        _to_folder(path, table)
+    elif files and is_hive(path, files):
+        _write_partitions(table, path, _partition_columns(path, files[0]))
+    else:
+        _write(table, _new_file(path, files, view))
+
+
+def persist(
+    table: pa.Table, source: DataSource, repo: Path | str | None, *, overwrite: bool
+) -> None:
+    """Write `table` as the whole content of a source.
+
+    Raises:
+        SavedDatasetLocationAlreadyExists: There is something, and `overwrite` is off.
+        SourceError: The location is not local.
+    """
+    location = _location(source, repo, source.name)
+    path = Path(location)
+    if path.exists() and not overwrite:
+        raise SavedDatasetLocationAlreadyExists(location=source.path)
+    if isinstance(source.file_format, DeltaFormat):
+        _write_delta(table, location, "overwrite")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        if path.suffix == ".parquet":
+            pq.write_table(table, fresh, compression="zstd")
+        else:
+            fresh.mkdir()
+            pq.write_table(table, fresh / "part-0.parquet", compression="zstd")
+        _replace(fresh, path)
+    finally:
+        _remove(fresh)
+
+
+def log(data: pa.Table | Path, folder: Path, partition_by: list[str] | None) -> None:
+    """Add one file of logged features to `folder` (one per partition)."""
+    table = pq.read_table(data) if isinstance(data, Path) else data
+    folder.mkdir(parents=True, exist_ok=True)
+    if partition_by:
+        _write_partitions(table, folder, partition_by)
+    else:
+        _write(table, folder / f"{uuid.uuid4().hex}.parquet")
+
+
+def _location(source: DataSource, repo: Path | str | None, view: str) -> str:
+    if not isinstance(source, FileSource):
+        raise SourceError(view, source.name, f"cannot write a {type(source).__name__}")
+    location = str(FileSource.get_uri_for_file_path(repo_path=repo, uri=source.path))
+    if is_remote(location):
+        raise SourceError(view, location, "this store writes to local paths only")
+    return location
+
+
+def _cast(table: pa.Table, file: Path, view: str, location: str) -> pa.Table:
+    schema = pq.read_schema(file)
+    fields = [schema.field(n) if n in schema.names else table.field(n) for n in table.column_names]
+    try:
+        return table.cast(pa.schema(fields))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise SourceError(view, location, f"the rows do not fit: {error}") from error
+
+
+def _new_file(path: Path, files: list[Path], view: str) -> Path:
+    """Return a fresh name in a folder, or one that a glob matches."""
+    name = f"part-{uuid.uuid4().hex}.parquet"
+    if path.is_dir() or not files:
+        path.mkdir(parents=True, exist_ok=True)
+        return path / name
+    fresh = files[-1].parent / name
+    if not fnmatch(str(fresh), str(path)):
+        raise SourceError(view, str(path), f"the pattern would not match a new file {name!r}")
+    return fresh
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        pq.write_table(table, fresh, compression="zstd")
+        fresh.rename(path)
+    finally:
+        _remove(fresh)
+
+
+def _to_folder(path: Path, table: pa.Table) -> None:
+    """Turn the file at `path` into a folder of the file itself and `table`."""
+    with _locked(path.parent):
+        if path.is_dir():  # another writer was first
+            _write(table, path / f"part-{uuid.uuid4().hex}.parquet")
+            return
+        fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        try:
+            fresh.mkdir()
+            os.link(path, fresh / "part-0.parquet")
+            _write(table, fresh / f"part-{uuid.uuid4().hex}.parquet")
+            _replace(fresh, path)
+        finally:
+            _remove(fresh)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(fresh: Path, path: Path) -> None:
+    """Put `fresh` in the place of `path`; a file over a file at once, a folder in two renames."""
+    if not path.exists() or (path.is_file() and fresh.is_file()):
+        fresh.replace(path)
+        return
+    old = path.with_name(f".{path.name}-old-{uuid.uuid4().hex}")
+    path.rename(old)
+    try:
+        fresh.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _partition_columns(root: Path, file: Path) -> list[str]:
+    return [p.split("=", 1)[0] for p in file.relative_to(root).parts[:-1] if "=" in p]
+
+
+def _write_partitions(table: pa.Table, root: Path, columns: list[str]) -> None:
+    pq.write_to_dataset(
+        table,
+        root_path=root,
+        partition_cols=columns,
+        basename_template=f"part-{uuid.uuid4().hex}-{{i}}.parquet",
+    )
+
+
+def _write_delta(table: pa.Table, location: str, mode: str) -> None:
+    from deltalake import write_deltalake  # noqa: PLC0415 - an extra
+
+    write_deltalake(location, table, mode=mode)
