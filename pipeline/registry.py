@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import tempfile
@@ -23,7 +24,7 @@ from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from featurestore.errors import NotFoundError, SteadfeastError
+from featurestore.errors import NotFoundError, SteadfeastError, UserError
 from pipeline.recipe import scores
 
 if TYPE_CHECKING:
@@ -49,6 +50,18 @@ _LIBRARIES = ("numpy", "pandas", "pyarrow", "scikit-learn", "skops", "mlflow")
 _PREFIX = "steadfeast."
 _HISTORY = f"{_PREFIX}champions"
 _HISTORY_LENGTH = 100
+
+
+class RegistryError(UserError):
+    """MLflow's backend cannot be opened.
+
+    Attributes:
+        tracking_uri: The backend.
+    """
+
+    def __init__(self, tracking_uri: str, problem: str) -> None:
+        self.tracking_uri = tracking_uri
+        super().__init__(f"model registry {tracking_uri}: {problem}")
 
 
 class UntrustedModelError(SteadfeastError):
@@ -159,6 +172,9 @@ class Registry:
         tracking_uri: MLflow's.
         artifacts: Folder that model files go to.
         trusted: Types that skops may build in addition to `TRUSTED_TYPES`, per model.
+
+    Raises:
+        RegistryError: MLflow cannot open the backend.
     """
 
     def __init__(
@@ -169,11 +185,15 @@ class Registry:
         import mlflow  # noqa: PLC0415 - after the switch
 
         self._artifacts, self._trusted = artifacts, trusted
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         with warnings.catch_warnings():
             # MLflow's mapping uses a loader that SQLAlchemy 2.1 deprecates; said once, here.
             warnings.filterwarnings("ignore", message="The ``noload`` loader")
-            self._client = mlflow.MlflowClient(tracking_uri=tracking_uri)
-            self._client.search_registered_models(max_results=1)  # opens the store
+            try:
+                self._client = mlflow.MlflowClient(tracking_uri=tracking_uri)
+                self._client.search_registered_models(max_results=1)  # opens the store
+            except mlflow.MlflowException as error:
+                raise RegistryError(tracking_uri, str(error)) from error
 
     @classmethod
     def open(cls, config: PipelineConfig) -> Self:
@@ -229,17 +249,25 @@ class Registry:
         )
         return str(found[0].version) if found else None
 
-    def register(self, model: str, estimator: Any, facts: Facts) -> str:
+    def register(
+        self,
+        model: str,
+        estimator: Any,
+        facts: Facts,
+        recipe_metrics: Mapping[str, float] | None = None,
+    ) -> str:
         """Store `estimator` as a new version, alias `challenger`; return the version.
 
         Once per run: what the run `facts.run_id` has registered before is returned as it is.
+        `recipe_metrics` are logged with MLflow's run under `recipe.` names.
 
         Raises:
             UntrustedModelError: The estimator holds types that nobody listed.
         """
         version = self.find(model, facts.run_id)
         if version is None:
-            version = self._add(model, estimator, facts)
+            extra = {f"recipe.{name}": value for name, value in (recipe_metrics or {}).items()}
+            version = self._add(model, estimator, facts, {**facts.metrics, **extra})
         if self._aliases(model).get(CHAMPION) != version:
             self._client.set_registered_model_alias(model, CHALLENGER, version)
         return version
@@ -282,7 +310,7 @@ class Registry:
         if self._aliases(model).get(CHALLENGER) == version:
             self._client.delete_registered_model_alias(model, CHALLENGER)
 
-    def _add(self, model: str, estimator: Any, facts: Facts) -> str:
+    def _add(self, model: str, estimator: Any, facts: Facts, metrics: Mapping[str, float]) -> str:
         import mlflow.sklearn  # noqa: PLC0415 - see __init__
         import skops.io  # noqa: PLC0415
 
@@ -304,9 +332,9 @@ class Registry:
                 f"{_PREFIX}python": platform.python_version(),
                 f"{_PREFIX}libraries": json.dumps(libraries),
             }
-            run = self._run(model, facts.run_id, tags)
+            run = self._run(model, facts, tags)
             self._client.log_artifacts(run.info.run_id, str(path), "model")
-        for name, value in facts.metrics.items():
+        for name, value in metrics.items():
             self._client.log_metric(run.info.run_id, name, value)
         self._client.set_terminated(run.info.run_id)
         if not self._registered(model):
@@ -317,8 +345,10 @@ class Registry:
             ).version
         )
 
-    def _run(self, model: str, run_id: str, tags: Mapping[str, str]) -> Any:
+    def _run(self, model: str, facts: Facts, tags: Mapping[str, str]) -> Any:
         """Return the MLflow run of our run: the one that a start before this one left, or new."""
+        # A run's tags are shorter than a version's: the list of features may not fit.
+        tags = {name: value for name, value in tags.items() if name != f"{_PREFIX}features"}
         experiment = self._client.get_experiment_by_name(model)
         if experiment is None:
             location = self._artifacts.absolute().as_uri()
@@ -326,10 +356,10 @@ class Registry:
         else:
             experiment_id = experiment.experiment_id
         found = self._client.search_runs(
-            [experiment_id], f"tags.`{_PREFIX}run_id` = '{run_id}'", max_results=1
+            [experiment_id], f"tags.`{_PREFIX}run_id` = '{facts.run_id}'", max_results=1
         )
         if not found:
-            return self._client.create_run(experiment_id, tags=dict(tags), run_name=run_id)
+            return self._client.create_run(experiment_id, tags=tags, run_name=facts.run_id)
         for name, value in tags.items():
             self._client.set_tag(found[0].info.run_id, name, value)
         return found[0]
@@ -363,8 +393,7 @@ class Registry:
     def _version(self, model: str, version: str) -> Any:
         # Listed rather than asked for: the name of what is near belongs in the error.
         found = {
-            str(one.version): one
-            for one in self._client.search_model_versions(f"name = '{model}'")
+            str(one.version): one for one in self._client.search_model_versions(f"name = '{model}'")
         }
         if version not in found:
             raise NotFoundError(f"version of model {model}", version, found)

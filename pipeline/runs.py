@@ -41,6 +41,9 @@ ENDED = frozenset(
 )
 """States that a run never leaves."""
 
+POLL_SECONDS = 0.2
+"""How long to wait between two looks at what another process may have written."""
+
 MAX_STARTS = 3
 """Starts after which a run that never got to its end is failed: it may be what kills us."""
 
@@ -260,27 +263,29 @@ class RunQueue:
             ).fetchall()
         return [_run(text) for (text,) in rows]
 
-    def events(self, run_id: str, after: int, wait_seconds: float = 0) -> list[Event]:
-        """Return the events of a run above sequence `after`, waiting for one if there is none.
-
-        Another process may write too and cannot wake us, so a wait looks again every 0.2 s.
+    def events(self, run_id: str, after: int) -> list[Event]:
+        """Return the events of a run above sequence `after`, in order.
 
         Raises:
             NotFoundError: There is no such run.
         """
         self.get(run_id)
         with self._changed:
-            rounds = max(1, round(wait_seconds / 0.2))
-            for _ in range(rounds):
-                rows = self._con.execute(
-                    "SELECT sequence, at, run FROM events WHERE run_id = ? AND sequence > ?"
-                    " ORDER BY sequence",
-                    (run_id, after),
-                ).fetchall()
-                if rows or not wait_seconds:
-                    break
-                self._changed.wait(wait_seconds / rounds)
+            rows = self._con.execute(
+                "SELECT sequence, at, run FROM events WHERE run_id = ? AND sequence > ?"
+                " ORDER BY sequence",
+                (run_id, after),
+            ).fetchall()
         return [Event(seq, datetime.fromisoformat(at), _run(text)) for seq, at, text in rows]
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a change made through this object, at most `seconds`.
+
+        Another process writes too and cannot wake us: look again after each wait, and keep
+        waits short.
+        """
+        with self._changed:
+            self._changed.wait(seconds)
 
     def cancel(self, run_id: str, reason: str) -> pb.Run:
         """End a queued run at once, or ask a running one to stop; return the run.

@@ -1,0 +1,182 @@
+"""`steadfeast pipeline`: serve, train, list, promote, roll back. Top of `pipeline`.
+
+What a command needs is imported inside it: listing the commands must not wait for pandas.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featurestore.errors import NotFoundError, UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import PipelineConfig
+    from protos.steadfeast.v1 import pipeline_pb2 as pb
+
+app = typer.Typer(help="Retrain, validate, register and promote models.", no_args_is_help=True)
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
+Model = Annotated[str, typer.Argument(help="Name of the model, as under pipeline.models.")]
+DEFAULT = Path("steadfeast.yaml")
+
+REFUSED, ENDED_BADLY = 3, 1
+
+
+class TimeError(UserError):
+    """A time on the command line that cannot be read.
+
+    Attributes:
+        text: What was given.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(f"--as-of {text}: not a time; write 2013-03-01 or 2013-03-01T06:00:00Z")
+
+
+@app.command()
+def serve(config: Config = DEFAULT) -> None:
+    """Serve PipelineService and work on runs until SIGTERM or Ctrl-C."""
+    from pipeline.server import serve as run
+
+    _log_to_stderr()
+    raise typer.Exit(run(config))
+
+
+@app.command()
+def train(
+    model: Model,
+    as_of: Annotated[str, typer.Option(help="Knowledge time, ISO 8601; UTC if no zone is given.")],
+    config: Config = DEFAULT,
+) -> None:
+    """Retrain MODEL now, by hand, and wait for the end.
+
+    Exit code 0 when promoted, 3 when refused, 1 when failed or cancelled. While a server runs
+    on the same state, the server does the work.
+    """
+    from pipeline.registry import Registry
+    from pipeline.retrain import Retrain
+    from pipeline.runs import RunQueue
+    from pipeline.server import check_recipes
+    from pipeline.worker import Worker
+    from protos.steadfeast.v1 import pipeline_pb2 as pb
+
+    section = _load(config, model)
+    check_recipes(config, section)
+    request = pb.TriggerRetrainRequest(
+        request_id=str(uuid.uuid4()),
+        model=model,
+        cause=pb.Cause(kind=pb.CAUSE_KIND_MANUAL, summary="asked for on the command line"),
+    )
+    request.as_of.FromDatetime(_time(as_of))
+    _log_to_stderr(logging.WARNING)
+    registry = Registry.open(section)
+    with RunQueue(section.state / "runs.db") as queue:
+        work = Retrain(config, section, queue, registry)
+        run, _ = queue.accept(request)
+        with Worker(queue, work, section.state, section.threads) as worker:
+            run = worker.follow(run.run_id, lambda run: typer.echo(_line(run), err=True))
+    for gate in run.gates:
+        typer.echo(f"  {'pass' if gate.passed else 'FAIL'}  {gate.name}: {gate.detail}")
+    typer.echo(_line(run))
+    codes = {pb.RUN_STATE_PROMOTED: 0, pb.RUN_STATE_REFUSED: REFUSED}
+    raise typer.Exit(codes.get(run.state, ENDED_BADLY))
+
+
+@app.command()
+def runs(
+    config: Config = DEFAULT,
+    model: Annotated[str, typer.Option(help="Only runs of this model.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List runs, last changed first."""
+    from google.protobuf.json_format import MessageToDict
+
+    from pipeline.runs import RunQueue
+
+    section = _load(config)
+    with RunQueue(section.state / "runs.db") as queue:
+        for run in queue.runs(model, limit=limit):
+            typer.echo(
+                json.dumps(MessageToDict(run, preserving_proto_field_name=True))
+                if as_json
+                else _line(run)
+            )
+
+
+@app.command()
+def promote(
+    model: Model,
+    version: Annotated[str, typer.Argument(help="Version in the registry.")],
+    config: Config = DEFAULT,
+) -> None:
+    """Make VERSION of MODEL the champion."""
+    from pipeline import promote as promotion
+    from pipeline.registry import Registry
+    from pipeline.runs import RunQueue
+
+    section = _load(config, model)
+    with RunQueue(section.state / "runs.db") as queue:
+        typer.echo(_line(promotion.by_hand(queue, Registry.open(section), model, version)))
+
+
+@app.command()
+def rollback(model: Model, config: Config = DEFAULT) -> None:
+    """Make the champion before this one the champion of MODEL again."""
+    from pipeline import promote as promotion
+    from pipeline.registry import Registry
+    from pipeline.runs import RunQueue
+
+    section = _load(config, model)
+    with RunQueue(section.state / "runs.db") as queue:
+        typer.echo(_line(promotion.rollback(queue, Registry.open(section), model)))
+
+
+def _load(path: Path, model: str | None = None) -> PipelineConfig:
+    from pipeline.config import load
+
+    section, _ = load(path)
+    if model is not None and model not in section.models:
+        raise NotFoundError("model", model, section.models)
+    return section
+
+
+def _time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise TimeError(text) from error
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _line(run: pb.Run) -> str:
+    """Return one run in one line."""
+    from protos.steadfeast.v1 import pipeline_pb2 as pb
+
+    state = pb.RunState.Name(run.state).removeprefix("RUN_STATE_").lower()
+    figures = " ".join(f"{name}={value:.4f}" for name, value in sorted(run.metrics.items()))
+    parts = [
+        run.run_id[:12],
+        run.model,
+        f"as of {run.as_of.ToDatetime():%Y-%m-%dT%H:%M:%SZ}",
+        state,
+        f"version {run.model_version}" if run.model_version else "",
+        figures,
+        f"({run.reason})" if run.reason else "",
+    ]
+    return "  ".join(filter(None, parts))
+
+
+def _log_to_stderr(level: int = logging.INFO) -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
