@@ -1,4 +1,4 @@
-"""What every test may use: the real programs of Debian's packages, and free loopback ports.
+"""What every test may use: real programs of Debian's packages, free ports, a busy daemon's state.
 
 Top of `tests`. A test that needs a real server says so, `@pytest.mark.service("prometheus")`,
 or asks `service_binary("prometheus")` for its path; without that program it is skipped with
@@ -11,10 +11,29 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from monitor.detect import Level, Verdict
+from monitor.episodes import Alert, AlertKind, Kind, Severity, TriggerState
+from monitor.performance import Performance
+from monitor.profile import Window
+from monitor.quality import Figures, Freshness, Incident, IncidentKind
+from monitor.state import (
+    Counters,
+    EpisodeRecord,
+    JobState,
+    MonitorState,
+    OutboxState,
+    PastWindow,
+    ReferenceInfo,
+    State,
+    TriggerRecord,
+)
+from protos.steadfeast.v1 import pipeline_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,3 +89,215 @@ def free_port() -> Callable[[], int]:
             return int(probe.getsockname()[1])
 
     return _free
+
+
+MONDAY = datetime(2013, 7, 15, tzinfo=UTC)
+"""End of the last window of `drifting`."""
+
+RATIOS = {
+    "weather__temp": 6.4,
+    "route_14d__late_rate": 2.1,
+    "carrier_origin_7d__late_rate": 1.4,
+    "weather__dewp": 0.93,
+    "departures_3h__delay_mean": 0.61,
+    "arrivals_6h__count": 0.42,
+    "distance": 0.08,
+    "hour": 0.05,
+}
+"""Feature of `drifting` to the ratio of its last window."""
+
+
+def _verdict(feature: str, ratio: float | None) -> Verdict:
+    level = Level.INSUFFICIENT_DATA if ratio is None else Level.DRIFT if ratio > 1 else Level.OK
+    return Verdict(
+        source="served",
+        feature=feature,
+        statistic="psi",
+        value=None if ratio is None else 0.2 * ratio,
+        threshold=None if ratio is None else 0.2,
+        level=level,
+        reason="of 200 rows that are needed there are 12" if ratio is None else "",
+        window=Window(MONDAY - timedelta(days=7), MONDAY, 6400),
+    )
+
+
+def _figures(feature: str, rows: int) -> Figures:
+    return Figures(
+        feature=feature,
+        rows=rows,
+        nulls=rows // 50,
+        null_share=0.02 if rows else None,
+        nans=0,
+        infinities=0,
+        mistyped=0,
+        unseen=3 if rows else 0,
+        minimum=0.0,
+        maximum=41.5,
+        mean=12.25,
+        sd=3.5,
+    )
+
+
+@pytest.fixture(scope="session")
+def drifting() -> State:
+    """Give the state of a daemon to which everything that it can show has happened.
+
+    Two monitors: `flights` with drift, a trigger whose run was promoted, a second one under way,
+    an acknowledged performance drop and a data incident; `new` before its first window.
+    """
+    verdicts = tuple(_verdict(name, ratio) for name, ratio in RATIOS.items())
+    verdicts += (_verdict("wind_gust", None),)
+    ends = [MONDAY - timedelta(days=7 * week) for week in reversed(range(20))]
+    history = tuple(
+        PastWindow(
+            window=Window(end - timedelta(days=7), end, 6400),
+            ratios={name: ratio * (0.1 + 0.9 * (week / 19) ** 2) for name, ratio in RATIOS.items()},
+            performance={"auc": 0.76 - 0.004 * week, "accuracy": 0.81, "log_loss": 0.44}
+            if week > 1
+            else {},
+        )
+        for week, end in enumerate(ends)
+    )
+    flights = MonitorState(
+        name="flights",
+        service="late_arrival",
+        model="late_arrival",
+        watermark=MONDAY,
+        latest_event=MONDAY + timedelta(hours=9),
+        reference=ReferenceInfo(
+            uri="training/00ff00ff00ff00ff/manifest.json",
+            contract="ab" * 32,
+            model_version="3",
+            window=Window(
+                datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 3, 1, tzinfo=UTC), 51955
+            ),
+            performance={"auc": 0.752, "accuracy": 0.82, "log_loss": 0.43},
+        ),
+        window=verdicts[0].window,
+        verdicts=verdicts,
+        figures=(*(_figures(name, 6400) for name in RATIOS), _figures("wind_gust", 12)),
+        freshness=(
+            Freshness("weather", MONDAY - timedelta(hours=1), 4080.0),
+            Freshness("tail_last", None, None),
+        ),
+        incidents=(
+            Incident(
+                IncidentKind.NULL_BURST,
+                "wind_gust",
+                0.998,
+                0.2,
+                "wind_gust: 99.8 % null, 81.2 % in the reference",
+            ),
+        ),
+        blocked="wind_gust: null burst",
+        performance=Performance(
+            {"auc": 0.684, "accuracy": 0.79, "log_loss": 0.47}, 6210, 1420, verdicts[0].window
+        ),
+        history=history,
+    )
+    cause = pipeline_pb2.Cause(policy="flights", summary="weather__temp 3.1 times its limit")
+    promoted = pipeline_pb2.Run(
+        run_id="run-1",
+        request_id="request-1",
+        model="late_arrival",
+        state=pipeline_pb2.RUN_STATE_PROMOTED,
+        model_version="3",
+        metrics={"auc": 0.771},
+        gates=[pipeline_pb2.Gate(name="auc", passed=True, value=0.771, limit=0.752)],
+        cause=cause,
+    )
+    promoted.updated_at.FromDatetime(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    running = pipeline_pb2.Run(run_id="run-2", state=pipeline_pb2.RUN_STATE_RUNNING)
+    running.updated_at.FromDatetime(datetime(2026, 1, 2, 4, 4, 5, tzinfo=UTC))
+    episodes = (
+        EpisodeRecord(
+            "episode-3",
+            "flights",
+            Kind.PERFORMANCE,
+            MONDAY - timedelta(days=7),
+            None,
+            (),
+            "auc .684, .752 when it was trained",
+            acknowledged_by="on call",
+        ),
+        EpisodeRecord(
+            "episode-2",
+            "flights",
+            Kind.DRIFT,
+            MONDAY - timedelta(days=21),
+            None,
+            verdicts[:2],
+            "weather__temp and route_14d__late_rate are over their limits",
+        ),
+        EpisodeRecord(
+            "episode-1",
+            "flights",
+            Kind.DRIFT,
+            MONDAY - timedelta(days=120),
+            MONDAY - timedelta(days=106),
+            verdicts[:1],
+            "weather__temp is over its limit",
+            reason="reference moved",
+        ),
+    )
+    triggers = (
+        TriggerRecord(
+            "request-2",
+            "flights",
+            "late_arrival",
+            TriggerState.DELIVERED,
+            "",
+            "episode-2",
+            MONDAY - timedelta(days=21),
+            attempts=3,
+            run=running,
+        ),
+        TriggerRecord(
+            "request-1",
+            "flights",
+            "late_arrival",
+            TriggerState.DELIVERED,
+            "",
+            "episode-1",
+            MONDAY - timedelta(days=120),
+            attempts=1,
+            run=promoted,
+        ),
+    )
+    return State(
+        monitors={"flights": flights, "new": MonitorState("new", "other", "other")},
+        episodes=episodes,
+        triggers=triggers,
+        alerts=(
+            Alert(
+                AlertKind.EPISODE,
+                Severity.WARNING,
+                "flights",
+                MONDAY - timedelta(days=21),
+                "Drift: weather__temp <b>6.4</b> times its limit",
+                episode_id="episode-2",
+                sequence=7,
+            ),
+        ),
+        jobs={
+            "tick": JobState(
+                "tick",
+                datetime(2026, 1, 2, 4, 5, tzinfo=UTC),
+                datetime(2026, 1, 2, 4, 5, 1, tzinfo=UTC),
+                last_seconds=0.8,
+                seconds=412.5,
+                runs=500,
+                failures=2,
+                misfires=1,
+            )
+        },
+        outbox=OutboxState(depth=1, oldest=datetime(2026, 1, 2, 4, tzinfo=UTC), attempts=5, dead=1),
+        counters=Counters(
+            snapshots={"flights": 195},
+            rows={"flights": 170_000},
+            late_rows={"flights": 4},
+            decisions={("flights", "fired"): 2, ("flights", "cooldown"): 9},
+            reloads=1,
+        ),
+        latest_event=MONDAY + timedelta(hours=9),
+    )

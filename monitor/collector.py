@@ -1,0 +1,207 @@
+"""The metrics of `monitor.metrics`, read off the last committed state at each scrape.
+
+Above `metrics` and `state`, below `web`, which serves them. Nothing is kept between scrapes:
+what is configured no longer is exported no longer, instead of freezing at its last value, and
+what has no value has no sample, never a zero.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    SummaryMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from monitor import metrics
+from monitor.episodes import Kind, Outcome, TriggerState
+from monitor.metrics import METRICS, Described
+from monitor.quality import IncidentKind
+from monitor.statistics import STATISTICS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from prometheus_client import Metric
+
+    from monitor.state import MonitorState, State
+
+
+class _Exposition:
+    """The families of one scrape, made when their first sample comes."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, Metric] = {}
+
+    def add(self, name: str, labels: Sequence[str], value: float | datetime | None) -> None:
+        """Add a sample; what has no value gets none, a time becomes seconds since 1970."""
+        self.add_to(METRICS[name], labels, value)
+
+    def add_to(
+        self, described: Described, labels: Sequence[str], value: float | datetime | None
+    ) -> None:
+        """Add a sample of a metric that may be missing from `METRICS`."""
+        if isinstance(value, datetime):
+            value = value.timestamp()
+        family = self._families.setdefault(described.name, described.family())
+        if value is not None and isinstance(family, GaugeMetricFamily | CounterMetricFamily):
+            family.add_metric(labels, value)
+
+    def add_summary(self, name: str, labels: Sequence[str], count: int, total: float) -> None:
+        """Add what is known of a distribution of which only count and sum are kept."""
+        family = self._families.setdefault(name, METRICS[name].family())
+        if isinstance(family, SummaryMetricFamily):
+            family.add_metric(labels, count_value=count, sum_value=total)
+
+    def families(self) -> Iterator[Metric]:
+        """Give the families that have a sample."""
+        return (family for family in self._families.values() if family.samples)
+
+
+class StateCollector(Collector):
+    """Renders the last committed state at each scrape.
+
+    Args:
+        state: Gives the last committed state, without blocking.
+    """
+
+    def __init__(self, state: Callable[[], State]) -> None:
+        self._state = state
+
+    def describe(self) -> Iterable[Metric]:
+        """Give every family without a sample, so that registering reads no state."""
+        return [one.family() for one in METRICS.values()]
+
+    def collect(self) -> Iterator[Metric]:
+        """Give every family that has a sample."""
+        state, out = self._state(), _Exposition()
+        _daemon(state, out)
+        for monitor in state.monitors.values():
+            _monitor(monitor, out)
+            _drift(monitor, out)
+            _performance(monitor, out)
+            _consequences(monitor.name, state, out)
+        yield from out.families()
+
+
+def registry(state: Callable[[], State]) -> CollectorRegistry:
+    """Return a registry with the metrics of `state` and those of this process."""
+    made = CollectorRegistry()
+    made.register(StateCollector(state))
+    ProcessCollector(registry=made)
+    return made
+
+
+def _daemon(state: State, out: _Exposition) -> None:
+    out.add(metrics.BUILD_INFO, [version("steadfeast")], 1)
+    out.add(metrics.IDLE, [], state.idle)
+    out.add(metrics.LATEST_EVENT, [], state.latest_event)
+    out.add(metrics.RELOADS, ["accepted"], state.counters.reloads)
+    out.add(metrics.RELOADS, ["rejected"], state.counters.reloads_rejected)
+    out.add(metrics.OUTBOX_MESSAGES, [], state.outbox.depth)
+    out.add(metrics.OUTBOX_OLDEST, [], state.outbox.oldest)
+    out.add(metrics.OUTBOX_ATTEMPTS, [], state.outbox.attempts)
+    out.add(metrics.OUTBOX_DEAD, [], state.outbox.dead)
+    out.add(metrics.ALERTS, [], max((alert.sequence for alert in state.alerts), default=0))
+    for job in state.jobs.values():
+        out.add_summary(metrics.JOB_SECONDS, [job.name], job.runs, job.seconds)
+        out.add(metrics.JOB_LAST_SECONDS, [job.name], job.last_seconds if job.runs else None)
+        out.add(metrics.JOB_FAILURES, [job.name], job.failures)
+        out.add(metrics.JOB_MISFIRES, [job.name], job.misfires)
+        out.add(metrics.JOB_STARTED, [job.name], job.last_start)
+        out.add(metrics.JOB_SUCCEEDED, [job.name], job.last_success)
+
+
+def _monitor(monitor: MonitorState, out: _Exposition) -> None:
+    label = [monitor.name]
+    reference = monitor.reference
+    live = (reference.model_version, reference.contract) if reference else ("", "")
+    out.add(metrics.MONITOR_INFO, [monitor.name, monitor.service, monitor.model, *live], 1)
+    out.add(metrics.MONITOR_WATERMARK, label, monitor.watermark)
+    out.add(metrics.MONITOR_LATEST_EVENT, label, monitor.latest_event)
+    out.add(metrics.MONITOR_BLOCKED, label, bool(monitor.blocked))
+    broken = Counter(incident.kind for incident in monitor.incidents)
+    for kind in IncidentKind:
+        out.add(metrics.MONITOR_INCIDENTS, [monitor.name, kind], broken[kind])
+    if monitor.window is not None:
+        out.add(metrics.WINDOW_START, label, monitor.window.start)
+        out.add(metrics.WINDOW_END, label, monitor.window.end)
+        out.add(metrics.WINDOW_ROWS, label, monitor.window.rows)
+    if reference is not None:
+        out.add(metrics.REFERENCE_START, label, reference.window.start)
+        out.add(metrics.REFERENCE_END, label, reference.window.end)
+        out.add(metrics.REFERENCE_ROWS, label, reference.window.rows)
+    for view in monitor.freshness:
+        out.add(metrics.VIEW_LATEST, [monitor.name, view.view], view.latest)
+        out.add(metrics.VIEW_AGE, [monitor.name, view.view], view.median_age_seconds)
+
+
+def _drift(monitor: MonitorState, out: _Exposition) -> None:
+    for verdict in monitor.verdicts:
+        labels = [monitor.name, verdict.source, verdict.feature]
+        ours = STATISTICS.get(verdict.statistic)
+        distance = metrics.distance(verdict.statistic, ours.unit if ours else "")
+        out.add_to(distance, labels, verdict.value)
+        out.add(metrics.DRIFT_THRESHOLD, [*labels, verdict.statistic], verdict.threshold)
+        judged = verdict.value is not None and verdict.threshold is not None
+        out.add(metrics.DRIFT_RATIO, labels, verdict.ratio if judged else None)
+        out.add(metrics.DRIFT_LEVEL, labels, metrics.LEVELS.index(verdict.level))
+    for figures in monitor.figures:
+        labels = [monitor.name, figures.feature]
+        out.add(metrics.FEATURE_ROWS, labels, figures.rows)
+        if figures.rows:
+            for name, count in (
+                (metrics.FEATURE_NULLS, figures.nulls),
+                (metrics.FEATURE_NANS, figures.nans),
+                (metrics.FEATURE_INFINITIES, figures.infinities),
+                (metrics.FEATURE_MISTYPED, figures.mistyped),
+                (metrics.FEATURE_UNSEEN, figures.unseen),
+            ):
+                out.add(name, labels, count / figures.rows)
+
+
+def _performance(monitor: MonitorState, out: _Exposition) -> None:
+    label = [monitor.name]
+    held_out = monitor.reference.performance if monitor.reference else {}
+    live = monitor.performance.metrics if monitor.performance else {}
+    for name in metrics.PERFORMANCE_FIGURES:
+        out.add(metrics.PERFORMANCE + name, label, live.get(name))
+        out.add(metrics.PERFORMANCE_REFERENCE + name, label, held_out.get(name))
+    if monitor.performance is not None:
+        out.add(metrics.PERFORMANCE_ROWS, label, monitor.performance.labelled)
+        out.add(metrics.PERFORMANCE_END, label, monitor.performance.window.end)
+
+
+def _consequences(monitor: str, state: State, out: _Exposition) -> None:
+    """Add what came of it: snapshots, episodes, decisions, triggers and runs of one monitor."""
+    out.add(metrics.SNAPSHOTS, [monitor], state.counters.snapshots.get(monitor, 0))
+    out.add(metrics.SNAPSHOT_ROWS, [monitor], state.counters.rows.get(monitor, 0))
+    out.add(metrics.SNAPSHOT_LATE_ROWS, [monitor], state.counters.late_rows.get(monitor, 0))
+    episodes = [one for one in state.episodes if one.monitor == monitor and one.open]
+    for kind in Kind:
+        mine = [one for one in episodes if one.kind == kind]
+        out.add(metrics.EPISODES_OPEN, [monitor, kind], len(mine))
+        for one in mine[:1]:  # at most one of a kind is open
+            out.add(metrics.EPISODE_OPENED, [monitor, kind], one.opened_at)
+            out.add(metrics.EPISODE_ACKNOWLEDGED, [monitor, kind], bool(one.acknowledged_by))
+    decided = {str(outcome): 0 for outcome in Outcome}
+    decided |= {how: n for (name, how), n in state.counters.decisions.items() if name == monitor}
+    for outcome, count in decided.items():
+        out.add(metrics.DECISIONS, [monitor, outcome], count)
+    triggers = [one for one in state.triggers if one.monitor == monitor]
+    by_state = Counter(one.state for one in triggers)
+    for trigger in TriggerState:
+        out.add(metrics.TRIGGERS, [monitor, trigger], by_state[trigger])
+    runs = [one.run for one in triggers if one.run is not None]
+    for number, name in metrics.RUN_STATES.items():
+        mine_in = [run for run in runs if run.state == number]
+        out.add(metrics.RUNS, [monitor, name], len(mine_in))
+        changed = max((run.updated_at.ToMilliseconds() for run in mine_in), default=None)
+        out.add(metrics.RUN_CHANGED, [monitor, name], None if changed is None else changed / 1e3)

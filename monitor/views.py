@@ -1,0 +1,147 @@
+"""What the page is made of: finished words and drawn charts, nothing left to decide.
+
+Above `charts`; `page` fills them from a `State`, the template lays them out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from monitor.charts import Chart
+    from monitor.state import EpisodeRecord, State
+
+
+class Tone(StrEnum):
+    """How something is coloured and marked; always beside words that say the same."""
+
+    GOOD = "good"
+    BAD = "bad"
+    BROKEN = "broken"
+    UNKNOWN = "unknown"
+    BUSY = "busy"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A term and what is to be said of it."""
+
+    term: str
+    text: str
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureView:
+    """One watched feature; `bar` is 0 to 100, the limit at 50."""
+
+    name: str
+    tone: Tone
+    word: str
+    ratio: str
+    bar: float
+    nulls: str
+    spark: Chart
+    chart: Chart
+    reason: str
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One feature of an episode: how far it was when the episode opened, and is now."""
+
+    feature: str
+    statistic: str
+    value: str
+    threshold: str
+    then: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something that happened, or that is still to come."""
+
+    tone: Tone
+    text: str
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong now.
+
+    Attributes:
+        anchor: Id of its place on the page.
+        label: What sort of problem, in two words.
+        since: From when on.
+        lasting: For how long, in words.
+        steps: What has happened about it, oldest first.
+    """
+
+    anchor: str
+    tone: Tone
+    label: str
+    monitor: str
+    title: str
+    since: datetime | None
+    lasting: str
+    evidence: tuple[Evidence, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorView:
+    """One monitor as it stands."""
+
+    name: str
+    tone: Tone
+    verdict: str
+    blocked: str
+    facts: tuple[Fact, ...]
+    performance: tuple[tuple[str, Chart], ...]
+    features: tuple[FeatureView, ...]
+    freshness: tuple[Fact, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RetrainView:
+    """One trigger and its run."""
+
+    at: datetime
+    monitor: str
+    why: str
+    trigger: str
+    trigger_tone: Tone
+    run: str
+    run_tone: Tone
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Everything that the template lays out.
+
+    Attributes:
+        tone: Of the whole.
+        title: The state of things in a line.
+        detail: What to make of it, in a sentence.
+        event_time: The latest event that was seen; None before the first.
+        made_at: When the page was made, wall clock.
+    """
+
+    tone: Tone
+    title: str
+    detail: str
+    event_time: datetime | None
+    made_at: datetime
+    problems: tuple[Problem, ...]
+    monitors: tuple[MonitorView, ...]
+    retrains: tuple[RetrainView, ...]
+    closed: tuple[EpisodeRecord, ...]
+    state: State
