@@ -42,7 +42,7 @@ class Box:
 
 
 SPARK = Box.sized(150, 32, margins=(4, 5, 4, 3))
-LARGE = Box.sized(640, 190, margins=(12, 14, 26, 44))
+LARGE = Box.sized(480, 170, margins=(14, 10, 24, 42))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,25 +125,22 @@ def ratios(history: History, box: Box = LARGE) -> Chart:
         return round(box.y0 - share * (box.y0 - box.y1), 1)
 
     ticks = [10.0**k for k in range(-1, decades + 1)]
-    return _chart(
-        history, box, y, ticks, limit=1.0, limit_label="limit", bad=lambda ratio: ratio > 1
-    )
+    return _chart(history, box, y, ticks, limit=1.0, limit_label="limit", over_is_bad=True)
 
 
-def figures(
-    history: History, name: str, *, limit: float | None, greater_is_better: bool, box: Box = LARGE
-) -> Chart:
-    """Draw a figure over time on a linear axis.
+def figures(history: History, *, expected: float | None, box: Box = LARGE) -> Chart:
+    """Draw a figure over time on a linear axis, with the value it is held against.
+
+    Nothing is marked bad: whether a fall below what was expected matters is for an episode to
+    say.
 
     Args:
         history: End of each window and the figure, oldest first.
-        name: Of the figure, for example "auc".
-        limit: What it is compared with; None for nothing.
-        greater_is_better: Which side of the limit is the wrong one.
+        expected: What the model had when it was trained; None where that is unknown.
         box: Where to draw.
     """
     values = [value for _, value in _present(history)]
-    shown = [*values, *([] if limit is None else [limit])] or [0.0, 1.0]
+    shown = [*values, *([] if expected is None else [expected])] or [0.0, 1.0]
     low, high = min(shown), max(shown)
     pad = 0.15 * (high - low) or 0.05 * abs(high) or 0.5
     low, high = low - pad, high + pad
@@ -151,11 +148,8 @@ def figures(
     def y(value: float) -> float:
         return round(box.y0 - (value - low) / (high - low) * (box.y0 - box.y1), 1)
 
-    def bad(value: float) -> bool:
-        return limit is not None and (value < limit if greater_is_better else value > limit)
-
     ticks = _round_values(low, high)
-    return _chart(history, box, y, ticks, limit=limit, limit_label=f"{name} expected", bad=bad)
+    return _chart(history, box, y, ticks, limit=expected, limit_label="when trained")
 
 
 def _present(history: History) -> list[tuple[datetime, float]]:
@@ -170,7 +164,7 @@ def _round_values(low: float, high: float) -> list[float]:
     return [round(k * step, 12) for k in range(first, math.floor(high / step) + 1)]
 
 
-def _chart(  # the axis, whatever its scale, is one of the arguments
+def _chart(
     history: History,
     box: Box,
     y: Callable[[float], float],
@@ -178,8 +172,13 @@ def _chart(  # the axis, whatever its scale, is one of the arguments
     *,
     limit: float | None,
     limit_label: str,
-    bad: Callable[[float], bool],
+    over_is_bad: bool = False,
 ) -> Chart:
+    """Draw `history` on the axis that `y` stands for, whatever its scale."""
+
+    def bad(value: float) -> bool:
+        return over_is_bad and limit is not None and value > limit
+
     seconds = (history[-1][0] - history[0][0]).total_seconds() if history else 0.0
 
     def x(at: datetime) -> float:
@@ -203,7 +202,7 @@ def _chart(  # the axis, whatever its scale, is one of the arguments
         limit_label=limit_label,
         x_ticks=_dates([at for at, _ in history], x),
         y_ticks=tuple(Tick(y(value), number(value)) for value in ticks),
-        summary=_summary(_present(history), bad, limit),
+        summary=_summary(_present(history), limit, limit_label, over_is_bad=over_is_bad),
     )
 
 
@@ -220,7 +219,11 @@ def _dates(ends: Sequence[datetime], x: Callable[[datetime], float]) -> tuple[Ti
 
 
 def _summary(
-    values: Sequence[tuple[datetime, float]], bad: Callable[[float], bool], limit: float | None
+    values: Sequence[tuple[datetime, float]],
+    limit: float | None,
+    limit_label: str,
+    *,
+    over_is_bad: bool,
 ) -> str:
     if not values:
         return NO_VALUES
@@ -229,12 +232,13 @@ def _summary(
         f"{number(values[-1][1])} on {day(values[-1][0])}; "
         f"{number(low)} to {number(high)} over {len(values)} windows since {day(values[0][0])}"
     )
-    since = None
-    for at, value in reversed(values):
-        if not bad(value):
-            break
-        since = at
     if limit is None:
         return f"{text}."
-    side = f"beyond the limit of {number(limit)} since {day(since)}" if since else "within limits"
-    return f"{text}; {side}."
+    if not over_is_bad:
+        return f"{text}; {number(limit)} {limit_label}."
+    since = None
+    for at, value in reversed(values):
+        if value <= limit:
+            break
+        since = at
+    return f"{text}; over the limit since {day(since)}." if since else f"{text}; within the limit."

@@ -47,8 +47,24 @@ WORDS = {
 }
 """A level in words."""
 
-GREATER_IS_BETTER = {"auc": True, "accuracy": True, "log_loss": False}
-"""Which way a figure of `monitor.performance` is good."""
+FIGURES = {"auc": "AUC", "accuracy": "Accuracy", "log_loss": "Log loss"}
+"""The figures of `monitor.performance`, in words."""
+
+ADVICE = {
+    "incident": (
+        "Find the source that broke and mend it. Retraining of the model stays blocked until a "
+        "bucket comes in whole."
+    ),
+    Kind.DRIFT: (
+        "See below what moved and since when. If the world changed, let the retraining run; if a "
+        "source broke, mend it and cancel the run."
+    ),
+    Kind.PERFORMANCE: (
+        "Compare with the features below: drift beside the drop speaks for retraining, a drop "
+        "alone for wrong labels or a changed target."
+    ),
+}
+"""What to do first, by what is wrong; docs/runbook.md says more."""
 
 FULL_BAR = 2.0
 """The ratio that fills a bar: the limit stands in its middle."""
@@ -133,9 +149,7 @@ def _headline(state: State, problems: Sequence[Problem], unhealthy: str) -> tupl
         return Tone.BROKEN, f"The daemon is not healthy: {unhealthy}", text
     if problems:
         worst = Tone.BROKEN if any(one.tone is Tone.BROKEN for one in problems) else Tone.BAD
-        names = sorted({one.monitor for one in problems})
-        title = f"{_count(len(problems), 'problem')} open"
-        return worst, title, f"In {' and '.join(names)}; the latest is first."
+        return worst, f"{_count(len(problems), 'problem')} open", ""
     verdicts = [verdict for one in state.monitors.values() for verdict in one.verdicts]
     if not verdicts:
         text = "No bucket of event time has been evaluated yet."
@@ -161,7 +175,7 @@ def _problems(state: State) -> Sequence[Problem]:
 
 
 def _broken(monitor: MonitorState, incident: Incident, number: int) -> Problem:
-    blocked = [Step(Tone.BROKEN, f"Retraining is blocked: {monitor.blocked}")]
+    blocked = [Step(Tone.BROKEN, f"Retraining is blocked: {monitor.blocked}.")]
     return Problem(
         anchor=f"incident-{monitor.name}-{number}",
         tone=Tone.BROKEN,
@@ -170,6 +184,7 @@ def _broken(monitor: MonitorState, incident: Incident, number: int) -> Problem:
         title=incident.summary,
         since=None,
         lasting="",
+        advice=ADVICE["incident"],
         evidence=(),
         steps=tuple(blocked if monitor.blocked else ()),
     )
@@ -187,6 +202,7 @@ def _episode(episode: EpisodeRecord, state: State) -> Problem:
         title=episode.summary,
         since=episode.opened_at,
         lasting=lasting(watermark - episode.opened_at) if watermark else "",
+        advice=ADVICE[episode.kind],
         evidence=tuple(
             Evidence(
                 feature=one.feature,
@@ -214,11 +230,14 @@ def _steps(episode: EpisodeRecord, state: State) -> Sequence[Step]:
         steps.append(Step(TRIGGER_TONES[trigger.state], text + reason, trigger.decided_at))
         if trigger.run is not None:
             state_name = RUN_STATES.get(trigger.run.state, "unknown")
-            text = f"Run {trigger.run.run_id} {state_name}"
-            reason = f": {trigger.run.reason}" if trigger.run.reason else "."
-            steps.append(Step(RUN_TONES.get(state_name, Tone.UNKNOWN), text + reason))
+            outcome = _outcome(trigger.run)
+            text = f"Run {trigger.run.run_id} {state_name}" + (f": {outcome}" if outcome else "")
+            steps.append(Step(RUN_TONES.get(state_name, Tone.UNKNOWN), f"{text}."))
+    monitor = state.monitors.get(episode.monitor)
     if not mine:
         steps.append(Step(Tone.UNKNOWN, "No retraining has been asked for."))
+    if monitor and monitor.blocked:
+        steps.append(Step(Tone.BROKEN, f"Retraining is blocked: {monitor.blocked}."))
     if episode.acknowledged_by:
         steps.append(Step(Tone.GOOD, f"Acknowledged by {episode.acknowledged_by}."))
     else:
@@ -301,16 +320,10 @@ def _performance(monitor: MonitorState) -> Sequence[tuple[str, Chart]]:
     """Draw each figure that any window has, against what the model had when it was trained."""
     expected: Mapping[str, float] = monitor.reference.performance if monitor.reference else {}
     drawn = []
-    for name, greater_is_better in GREATER_IS_BETTER.items():
+    for name, title in FIGURES.items():
         history = [(past.window.end, past.performance.get(name)) for past in monitor.history]
         if any(value is not None for _, value in history):
-            chart = charts.figures(
-                history,
-                name,
-                limit=expected.get(name),
-                greater_is_better=greater_is_better,
-            )
-            drawn.append((name.replace("_", " ").replace("auc", "AUC"), chart))
+            drawn.append((title, charts.figures(history, expected=expected.get(name))))
     return drawn
 
 

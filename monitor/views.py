@@ -81,6 +81,7 @@ class Problem:
         label: What sort of problem, in two words.
         since: From when on.
         lasting: For how long, in words.
+        advice: What to do first.
         steps: What has happened about it, oldest first.
     """
 
@@ -91,6 +92,7 @@ class Problem:
     title: str
     since: datetime | None
     lasting: str
+    advice: str
     evidence: tuple[Evidence, ...]
     steps: tuple[Step, ...]
 
