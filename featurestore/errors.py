@@ -249,8 +249,8 @@ class UnsupportedTypeError(UserError):
         super().__init__(f"column {column!r} of type {type_} cannot be stored: {reason}")
 
 
-class InvalidKeysError(UserError):
-    """Entity keys are missing or of the wrong type.
+class InvalidKeysError(UserError, KeyError):
+    """Entity keys are missing or of the wrong type; a KeyError, as Feast's own.
 
     Attributes:
         view: The feature view they are for.
@@ -259,6 +259,9 @@ class InvalidKeysError(UserError):
     def __init__(self, view: str, problem: str) -> None:
         self.view = view
         super().__init__(f"keys of feature view {view!r}: {problem}")
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would show its repr
 
 
 class InvalidBatchError(UserError):

@@ -1,0 +1,127 @@
+"""Entity keys as bytes: typed and injective, whole columns at a time.
+
+Below the stores. A key is 8 bytes that identify the join keys' names and types, so that a view
+whose entities change never reads rows of its old ones, then the value of each join key in the
+order of their names: a fixed-width one as it is, another as u32 length and bytes. Two different
+keys of one view never have the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.errors import InvalidKeysError, UnsupportedTypeError
+from featurestore.nested import canonical_type, fixed_array, fixed_bytes, join_pieces, pieces_of
+from featurestore.nested import width_of as _width_of
+from featurestore.rows import cast_array
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+_PREFIX = 8
+
+
+def key_hash(key: bytes) -> str:
+    """Return what an error says instead of a key: 16 hexadecimal digits."""
+    return blake2b(key, digest_size=8).hexdigest()
+
+
+class KeyCodec:
+    """Turns the join keys of one feature view into bytes and back.
+
+    Args:
+        view: Name of the feature view, for messages.
+        types: Arrow type per join key.
+
+    Raises:
+        InvalidKeysError: A type cannot be a key: a float or a nested one.
+    """
+
+    def __init__(self, view: str, types: Mapping[str, pa.DataType]) -> None:
+        self.view = view
+        self.types = {name: canonical_type(name, types[name]) for name in sorted(types)}
+        for name, t in self.types.items():
+            if pa.types.is_floating(t) or pa.types.is_nested(t):
+                raise InvalidKeysError(view, f"{name!r} is of type {t}, which cannot be a key")
+        self.prefix = _prefix(tuple((name, str(t)) for name, t in self.types.items()))
+
+    def encode(self, keys: pa.Table | pa.RecordBatch) -> list[bytes | None]:
+        """Return one key per row; None where a join key is null, which matches nothing.
+
+        Raises:
+            InvalidKeysError: A join key is missing or of a type that does not fit.
+        """
+        n = keys.num_rows
+        parts = [_same(self.prefix, n)]
+        valid: pa.Array | None = None
+        for name, t in self.types.items():
+            array = self._column(keys, name, t)
+            if array.null_count:
+                mask = array.is_valid()
+                valid = mask if valid is None else pc.and_(valid, mask)
+            width = _width_of(t)
+            if width is not None:
+                cells = np.ascontiguousarray(fixed_bytes(array, width))
+                parts.append(pieces_of(cells.reshape(-1), np.arange(n + 1) * width))
+                continue
+            data = array.cast(pa.binary()).cast(pa.large_binary()).fill_null(b"")
+            lengths = pc.binary_length(data).to_numpy().astype("<u4")
+            parts += [pieces_of(lengths.view(np.uint8), np.arange(n + 1) * 4), data]
+        joined = join_pieces(parts)
+        if valid is not None:
+            joined = pc.if_else(valid, joined, None)
+        result: list[bytes | None] = joined.to_pylist()
+        return result
+
+    def decode(self, keys: Sequence[bytes]) -> dict[str, pa.Array]:
+        """Return the join keys of keys that have this codec's prefix."""
+        lengths = np.fromiter(map(len, keys), np.int64, len(keys))
+        data = np.frombuffer(b"".join(keys), np.uint8)
+        at = np.concatenate([[0], np.cumsum(lengths)])[:-1] + _PREFIX
+        arrays: dict[str, pa.Array] = {}
+        for name, t in self.types.items():
+            width = _width_of(t)
+            if width is not None:
+                arrays[name] = fixed_array(t, data[at[:, None] + np.arange(width)])
+                at = at + width
+                continue
+            size = data[at[:, None] + np.arange(4)].view("<u4").reshape(-1).astype(np.int64)
+            ends = np.column_stack([at + 4, at + 4 + size]).reshape(-1)
+            spans = pieces_of(data, np.append(ends, data.size))
+            pieces = spans.take(pa.array(np.arange(0, 2 * len(keys), 2)))
+            arrays[name] = pieces.cast(pa.binary()).cast(t)
+            at = at + 4 + size
+        return arrays
+
+    def _column(self, keys: pa.Table | pa.RecordBatch, name: str, t: pa.DataType) -> pa.Array:
+        if name not in keys.schema.names:
+            given = ", ".join(keys.schema.names) or "none"
+            raise InvalidKeysError(self.view, f"join key {name!r} is missing; given are {given}")
+        array = keys.column(name)
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks()
+        if isinstance(array, pa.ChunkedArray):
+            array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+        try:
+            return cast_array(array, t, name)
+        except UnsupportedTypeError as error:
+            raise InvalidKeysError(self.view, str(error)) from error
+
+
+@lru_cache(maxsize=1024)
+def _prefix(columns: tuple[tuple[str, str], ...]) -> bytes:
+    return blake2b(json.dumps(columns).encode("utf-8"), digest_size=_PREFIX).digest()
+
+
+def _same(value: bytes, n: int) -> pa.Array:
+    data: NDArray[np.uint8] = np.frombuffer(value * n, np.uint8)
+    return pieces_of(data, np.arange(n + 1) * len(value))

@@ -1,0 +1,232 @@
+"""The embedded online store: one SQLite file, one writer at a time, any number of readers.
+
+Above `base`. The file is in WAL mode, so readers, in this process or others, never wait for the
+writer and see whole batches only. A view's rows are one table `rows:<project>:<view>` of keys
+and packed rows. A connection is used by one thread at a time and reused; a forked process opens
+its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import defaultdict, deque
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from feast.repo_config import FeastConfigBaseModel
+from pydantic import PositiveFloat
+
+from featurestore.errors import StoreUnavailableError
+from featurestore.online.base import Layouts, PackedOnlineStore, StoredLayout, supersedes
+from featurestore.rows import ORDER_BYTES, Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from feast import RepoConfig
+
+_LAYOUTS = "steadfeast_layouts"
+_READ_KEYS = 512  # keys per SELECT; a power of two
+_SCAN_ROWS = 8192
+
+
+class SQLiteOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
+    """Section `online_store` of `feature_store.yaml`.
+
+    Attributes:
+        type: The plugin.
+        path: The file; relative to the repository's folder.
+        timeout_seconds: How long a write waits for another process's write.
+    """
+
+    type: Literal["featurestore.online.SQLiteOnlineStore"] = "featurestore.online.SQLiteOnlineStore"
+    path: str = "data/online.db"
+    timeout_seconds: PositiveFloat = 30.0
+
+
+class SQLiteOnlineStore(PackedOnlineStore):
+    """Packed rows in one SQLite file."""
+
+    def __init__(self) -> None:
+        self._idle: defaultdict[tuple[str, int], deque[sqlite3.Connection]] = defaultdict(deque)
+
+    def release(self) -> None:
+        """Close the connections that are not in use."""
+        for (_, process), connections in self._idle.items():
+            while connections:
+                connection = connections.pop()
+                if process == os.getpid():  # a forked process must not touch its parent's
+                    connection.close()
+
+    def teardown(self, config: RepoConfig, tables: Sequence[object], entities: object) -> None:
+        """Remove everything kept for `tables`, and close the file."""
+        super().teardown(config, tables, entities)  # type: ignore[arg-type]
+        self.release()
+
+    def _get(self, config: RepoConfig, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        found: dict[bytes, bytes] = {}
+        with self._connection(config) as connection:
+            for start in range(0, len(keys), _READ_KEYS):
+                some = list(keys[start : start + _READ_KEYS])
+                size = 1 << (len(some) - 1).bit_length()  # few texts, so that SQLite keeps them
+                some += some[-1:] * (size - len(some))
+                marks = ",".join("?" * size)
+                query = f"SELECT key, row FROM {_table(space)} WHERE key IN ({marks})"
+                try:
+                    found.update(connection.execute(query, some))
+                except sqlite3.OperationalError as error:
+                    if not _is_missing(error):
+                        raise
+        return [found.get(key) for key in keys]
+
+    def _put(
+        self,
+        config: RepoConfig,
+        space: str,
+        layout: Layout,
+        pairs: Sequence[tuple[bytes, bytes]],
+    ) -> int:
+        with self._transaction(config) as connection:
+            _create(connection, space)
+            layouts = _read_layouts(connection, space)
+            if layout.id not in layouts:
+                _insert_layout(connection, space, layout, layouts)
+                layouts = _read_layouts(connection, space)
+            connection.create_function(
+                "supersedes", 2, lambda new, old: supersedes(new, old, layouts)
+            )
+            before = connection.total_changes
+            connection.executemany(_upsert(space), pairs)
+            return connection.total_changes - before
+
+    def _delete(self, config: RepoConfig, space: str, keys: Sequence[bytes]) -> int:
+        with self._transaction(config) as connection:
+            _create(connection, space)
+            before = connection.total_changes
+            query = f"DELETE FROM {_table(space)} WHERE key = ?"
+            connection.executemany(query, [(key,) for key in keys])
+            return connection.total_changes - before
+
+    def _pairs(self, config: RepoConfig, space: str) -> Iterator[list[tuple[bytes, bytes]]]:
+        with self._connection(config) as connection:
+            try:
+                cursor = connection.execute(f"SELECT key, row FROM {_table(space)} ORDER BY key")
+            except sqlite3.OperationalError as error:
+                if _is_missing(error):
+                    return
+                raise
+            try:
+                while batch := cursor.fetchmany(_SCAN_ROWS):
+                    yield batch
+            finally:
+                cursor.close()  # ends the read, so that the file can be checkpointed
+
+    def _layouts(self, config: RepoConfig, space: str) -> Layouts:
+        with self._connection(config) as connection:
+            return _read_layouts(connection, space)
+
+    def _apply(self, config: RepoConfig, space: str, layout: Layout) -> None:
+        with self._transaction(config) as connection:
+            _create(connection, space)
+            layouts = _read_layouts(connection, space)
+            newest = max((item.generation for item in layouts.values()), default=0)
+            known = layouts.get(layout.id)
+            if known is None or known.generation < newest:
+                _insert_layout(connection, space, layout, layouts)
+
+    def _drop(self, config: RepoConfig, spaces: Iterable[str]) -> None:
+        with self._transaction(config) as connection:
+            for space in spaces:
+                connection.execute(f"DROP TABLE IF EXISTS {_table(space)}")
+                connection.execute(f"DELETE FROM {_LAYOUTS} WHERE space = ?", (space,))
+
+    @contextmanager
+    def _connection(self, config: RepoConfig) -> Iterator[sqlite3.Connection]:
+        path = _path(config)
+        idle = self._idle[path, os.getpid()]
+        try:
+            try:
+                connection = idle.pop()
+            except IndexError:
+                connection = _connect(path, config.online_store.timeout_seconds)
+            try:
+                yield connection
+            finally:
+                idle.append(connection)
+        except sqlite3.Error as error:
+            raise StoreUnavailableError(f"online store {path}", str(error)) from error
+
+    @contextmanager
+    def _transaction(self, config: RepoConfig) -> Iterator[sqlite3.Connection]:
+        with self._connection(config) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+
+def _path(config: RepoConfig) -> str:
+    path = Path(config.online_store.path)
+    if not path.is_absolute() and config.repo_path is not None:
+        path = Path(config.repo_path) / path
+    return str(path)
+
+
+def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(
+        path, timeout=timeout_seconds, isolation_level=None, check_same_thread=False
+    )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(
+        f"CREATE TABLE IF NOT EXISTS {_LAYOUTS} (space TEXT, id BLOB, generation INTEGER,"
+        " layout BLOB, PRIMARY KEY (space, id)) WITHOUT ROWID"
+    )
+    return connection
+
+
+def _table(space: str) -> str:
+    return '"rows:' + space.replace('"', '""') + '"'
+
+
+def _create(connection: sqlite3.Connection, space: str) -> None:
+    connection.execute(
+        f"CREATE TABLE IF NOT EXISTS {_table(space)}"
+        " (key BLOB PRIMARY KEY, row BLOB NOT NULL) WITHOUT ROWID"
+    )
+
+
+def _upsert(space: str) -> str:
+    mine, theirs = (f"substr({row}, 1, {ORDER_BYTES})" for row in ("excluded.row", "stored.row"))
+    return f"""INSERT INTO {_table(space)} AS stored (key, row) VALUES (?, ?)
+        ON CONFLICT (key) DO UPDATE SET row = excluded.row
+        WHERE {mine} > {theirs} OR ({mine} = {theirs} AND excluded.row <> stored.row
+            AND supersedes(excluded.row, stored.row))"""
+
+
+def _read_layouts(connection: sqlite3.Connection, space: str) -> Layouts:
+    query = f"SELECT id, generation, layout FROM {_LAYOUTS} WHERE space = ?"
+    return {
+        bytes(row[0]): StoredLayout(row[1], Layout.deserialize(row[2]))
+        for row in connection.execute(query, (space,))
+    }
+
+
+def _insert_layout(
+    connection: sqlite3.Connection, space: str, layout: Layout, layouts: Layouts
+) -> None:
+    newest = max((item.generation for item in layouts.values()), default=0)
+    connection.execute(
+        f"INSERT OR REPLACE INTO {_LAYOUTS} VALUES (?, ?, ?, ?)",
+        (space, layout.id, newest + 1, layout.serialize()),
+    )
+
+
+def _is_missing(error: sqlite3.OperationalError) -> bool:
+    return str(error).startswith("no such table")
