@@ -1,0 +1,180 @@
+"""The daemon's DuckDB file: one holder, one schema, and a clear word when it cannot be used.
+
+Above `episodes`; `ledger` is the only one that reads and writes what is opened here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from featurestore.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VERSION = 1
+
+SCHEMA = """
+CREATE TABLE version (version INTEGER NOT NULL);
+-- What each monitor goes on from: PolicyState and Reference as JSON.
+CREATE TABLE monitors (
+    name VARCHAR PRIMARY KEY, watermark TIMESTAMPTZ, policy VARCHAR NOT NULL,
+    reference VARCHAR, reference_key VARCHAR NOT NULL);
+-- Every frozen bucket, with its profile over the reference of that key.
+CREATE TABLE buckets (
+    monitor VARCHAR, start_time TIMESTAMPTZ, end_time TIMESTAMPTZ NOT NULL,
+    row_count BIGINT NOT NULL, late_rows BIGINT NOT NULL, watermark TIMESTAMPTZ,
+    sha256 VARCHAR NOT NULL, path VARCHAR NOT NULL, frozen_at TIMESTAMPTZ NOT NULL,
+    reference_key VARCHAR NOT NULL, profile VARCHAR NOT NULL,
+    PRIMARY KEY (monitor, start_time));
+-- Every evaluated window: what was measured, and in `past` what its charts need.
+CREATE TABLE windows (
+    monitor VARCHAR, end_time TIMESTAMPTZ, past VARCHAR NOT NULL, verdicts VARCHAR NOT NULL,
+    figures VARCHAR NOT NULL, freshness VARCHAR NOT NULL, incidents VARCHAR NOT NULL,
+    performance VARCHAR NOT NULL,
+    PRIMARY KEY (monitor, end_time));
+CREATE TABLE episodes (
+    episode_id VARCHAR PRIMARY KEY, opened_at TIMESTAMPTZ NOT NULL, closed BOOLEAN NOT NULL,
+    body VARCHAR NOT NULL);
+-- One row an episode that was ever decided to fire or not; `run` is the pipeline's last word.
+CREATE TABLE triggers (
+    request_id VARCHAR PRIMARY KEY, position BIGINT NOT NULL, monitor VARCHAR NOT NULL,
+    model VARCHAR NOT NULL, state VARCHAR NOT NULL, reason VARCHAR NOT NULL,
+    episode_id VARCHAR NOT NULL, decided_at TIMESTAMPTZ NOT NULL, fired_at TIMESTAMPTZ,
+    run BLOB, run_sequence BIGINT NOT NULL, run_ended BOOLEAN NOT NULL);
+-- The requests of those that fired, as they are sent; `state` is pending, delivered or dead.
+CREATE TABLE outbox (
+    request_id VARCHAR PRIMARY KEY, target VARCHAR NOT NULL, body BLOB NOT NULL,
+    committed_at TIMESTAMPTZ NOT NULL, state VARCHAR NOT NULL, attempts BIGINT NOT NULL);
+CREATE TABLE alerts (sequence BIGINT PRIMARY KEY, monitor VARCHAR NOT NULL, body VARCHAR NOT NULL);
+CREATE TABLE counters (
+    name VARCHAR, monitor VARCHAR, label VARCHAR, total BIGINT NOT NULL,
+    PRIMARY KEY (name, monitor, label));
+-- What people did; rows are only ever added.
+CREATE TABLE audit (
+    at_time TIMESTAMPTZ NOT NULL, actor VARCHAR NOT NULL, act VARCHAR NOT NULL,
+    subject VARCHAR NOT NULL, remark VARCHAR NOT NULL);
+"""
+
+
+class LedgerLockedError(UserError):
+    """Another process holds the state folder.
+
+    Attributes:
+        folder: The folder.
+        pid: Process id of the holder, as it wrote it; empty if it did not come to that.
+    """
+
+    def __init__(self, folder: Path, pid: str) -> None:
+        self.folder, self.pid = folder, pid
+        super().__init__(f"{folder}: held by another daemon (pid {pid or 'unknown'})")
+
+
+class LedgerVersionError(UserError):
+    """The file was written by a newer version.
+
+    Attributes:
+        path: The file.
+        found: Its version.
+    """
+
+    def __init__(self, path: Path, found: int) -> None:
+        self.path, self.found = path, found
+        super().__init__(
+            f"{path}: written by a newer Steadfeast (ledger version {found}, this one knows "
+            f"{VERSION}); upgrade, or restore the file from before"
+        )
+
+
+class LedgerBrokenError(UserError):
+    """The file cannot be read in full.
+
+    Attributes:
+        path: The file.
+        problem: What DuckDB says.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(
+            f"{path}: truncated, damaged or not a ledger; restore it, or move it away to start "
+            f"anew ({problem.splitlines()[0]})"
+        )
+
+
+def lock(folder: Path) -> int:
+    """Take `folder` for this process; the kernel gives it back however the process ends.
+
+    Returns:
+        The descriptor to close in order to give it back.
+
+    Raises:
+        LedgerLockedError: Another process holds it.
+    """
+    holder = os.open(folder / "monitor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        pid = os.read(holder, 32).decode(errors="replace").strip()
+        os.close(holder)
+        raise LedgerLockedError(folder, pid) from error
+    os.ftruncate(holder, 0)
+    os.pwrite(holder, f"{os.getpid()}\n".encode(), 0)
+    return holder
+
+
+def connect(path: Path) -> duckdb.DuckDBPyConnection:
+    """Open the file, create the schema in a new one, and read all of it once.
+
+    Raises:
+        LedgerVersionError: It is of a newer version.
+        LedgerBrokenError: It cannot be read.
+    """
+    try:
+        # One thread: the tables are small, and the evaluation has work for the others.
+        con = duckdb.connect(str(path), config={"threads": "1"})
+    except duckdb.Error as error:
+        raise LedgerBrokenError(path, str(error)) from error
+    try:
+        _prepare(con, path)
+    except duckdb.Error as error:
+        con.close()
+        raise LedgerBrokenError(path, str(error)) from error
+    except UserError:
+        con.close()
+        raise
+    return con
+
+
+def _prepare(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+    con.execute("SET TimeZone = 'UTC'")
+    tables = [name for (name,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+    if not tables:
+        # A file without tables is a new one, or one whose first commit did not come to pass.
+        con.execute(f"BEGIN; {SCHEMA} INSERT INTO version VALUES ({VERSION}); COMMIT")
+        return
+    ((found,),) = con.execute("SELECT max(version) FROM version").fetchall()
+    if found > VERSION:
+        raise LedgerVersionError(path, found)
+    for table in sorted(tables):
+        # A truncated file opens, and fails only where a missing block is read.
+        con.execute(f'SELECT max(hash(t)) FROM "{table}" AS t').fetchall()
+
+
+_visits: dict[str, int] = {}
+
+
+def fault(point: str) -> None:
+    """Die here as by `kill -9`, if the environment says so; a test walks these points.
+
+    `STEADFEAST_FAULT` is a point and the number of the visit to die at: `before_commit:3`.
+    """
+    wanted, _, number = os.environ.get("STEADFEAST_FAULT", "").partition(":")
+    if wanted == point:
+        _visits[point] = _visits.get(point, 0) + 1
+        if _visits[point] == int(number or 1):
+            os._exit(137)
