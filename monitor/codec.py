@@ -6,7 +6,7 @@ fit them is a ValidationError, because only this program writes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any, TypeVar
@@ -24,18 +24,19 @@ for _module in (profile, detect, quality, performance, state, episodes):
 
 
 @cache
-def _adapter(kept: Any) -> TypeAdapter[Any]:
+def _adapter(kept: Hashable) -> TypeAdapter[Any]:
     adapter: TypeAdapter[Any] = TypeAdapter(kept)
     adapter.rebuild(_types_namespace=_NAMES, raise_errors=True)
     return adapter
 
 
-def dump(value: object, kept: Any = None) -> str:
+def dump(value: Any, kept: Any = None) -> str:
     """Return `value` as JSON text; `kept` is its type where the value does not say it."""
     return _adapter(kept or type(value)).dump_json(value).decode()
 
 
 def load(kept: type[_T], text: str) -> _T:
     """Return what `dump` was called on."""
-    value: _T = _adapter(kept).validate_json(text)
+    key: Any = kept
+    value: _T = _adapter(key).validate_json(text)
     return value

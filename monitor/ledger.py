@@ -486,7 +486,10 @@ class Ledger:
                 "FROM triggers AS t JOIN outbox AS o USING (request_id) "
                 "WHERE t.state = 'delivered' AND NOT t.run_ended ORDER BY t.position"
             )
-        return [Following(*row[:3], Run.FromString(row[3]), row[4]) for row in rows]
+        return [
+            Following(request, model, target, Run.FromString(run), sequence)
+            for request, model, target, run, sequence in rows
+        ]
 
     def run_event(self, request: str, run: Run, sequence: int, *, note: str = "") -> None:
         """Keep a run as it was after one of its events, and tell of its end.
