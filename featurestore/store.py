@@ -1,0 +1,533 @@
+"""The facade that people import: apply, materialize, train, serve, replay.
+
+Above everything but `audit`, `server` and `cli`. A service is resolved once and kept as a
+`Bundle`: its plan, its on-demand executors and its contract, so that a request costs one read per
+feature view and the arithmetic on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import FeatureStore
+from pydantic import ValidationError
+from rich.progress import Progress
+
+from featurestore import changes, definitions, training
+from featurestore.config import StoreConfig, load_section
+from featurestore.contract import Contract, describe, difference
+from featurestore.errors import (
+    ConfigError,
+    ContractMismatchError,
+    EntityRowsError,
+    NotFoundError,
+    ReplayError,
+)
+from featurestore.evidence import content_sha256
+from featurestore.ondemand import Executor
+from featurestore.online import PackedOnlineStore
+from featurestore.rows import usable
+from featurestore.served import OnlineFeatures, ServedLog, microseconds
+from featurestore.service import (
+    EVENT_TIMESTAMP,
+    TIMESTAMP,
+    ServicePlan,
+    StoredView,
+    resolve,
+)
+from featurestore.training import Manifest, TrainingSet, typed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    import pandas as pd
+    from feast import FeatureView
+
+PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = 1, 2, 3, 4
+CREATED_TIMESTAMP = "created_timestamp"
+WATERMARKS = "materialized.json"
+LAYOUT = 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A resolved service: what to read, what to run on it, and under which contract."""
+
+    plan: ServicePlan
+    executors: tuple[Executor, ...]
+    contract: Contract
+
+
+class Store:
+    """One feature store: a Feast repo, and the folder of what Steadfeast keeps about it.
+
+    A context manager; leaving it flushes the served log. Safe to share between threads.
+
+    Args:
+        config: Section `store` of steadfeast.yaml.
+
+    Raises:
+        ConfigError: The repo folder holds no usable feature_store.yaml.
+    """
+
+    def __init__(self, config: StoreConfig) -> None:
+        self.config = config
+        self.repo, self.data = Path(config.repo), Path(config.data)
+        self.feast = _feast(self.repo)
+        self.served = ServedLog(self.data)
+        self._bundles: dict[str, Bundle] = {}
+        self._views: dict[str, FeatureView] | None = None
+        self._marks: dict[str, int] | None = None
+        self._online: PackedOnlineStore | None = None
+        self._lock = RLock()
+
+    @classmethod
+    def open(cls, config: Path) -> Self:
+        """Open the store that the file `config` describes.
+
+        Raises:
+            ConfigError: The file, or the feature_store.yaml it leads to, is missing or wrong.
+        """
+        return cls(load_section(Path(config), "store", StoreConfig))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flush the served log."""
+        self.served.flush()
+
+    # definitions
+
+    def apply(self) -> str:
+        """Do `feast apply`, keep the contracts for good, and return what Feast says."""
+        said = definitions.apply(self.feast.config, self.repo)
+        self.refresh()
+        for service in self.services():
+            self._keep(self.contract(service))
+        return said
+
+    def refresh(self) -> None:
+        """Read the registry and the definitions again."""
+        with self._lock:
+            self.feast.refresh_registry()
+            self._bundles.clear()
+            self._views = None
+
+    def services(self) -> list[str]:
+        """Return the names of the feature services in the registry."""
+        return sorted(item.name for item in self.feast.list_feature_services())
+
+    def bundle(self, service: str) -> Bundle:
+        """Return the resolved `service`.
+
+        Raises:
+            NotFoundError: There is no such service.
+            DefinitionsError: An on-demand view differs between registry and repo folder.
+        """
+        bundle = self._bundles.get(service)
+        if bundle is None:
+            with self._lock:
+                bundle = self._bundles[service] = self._resolve(service)
+        return bundle
+
+    def contract(self, service: str) -> Contract:
+        """Return the contract that `service` is served under now."""
+        return self.bundle(service).contract
+
+    def kept_contract(self, sha256: str) -> Contract:
+        """Return a contract that was applied here once, by its SHA-256 or the start of it.
+
+        Raises:
+            NotFoundError: No applied contract starts so, or more than one does.
+        """
+        known = [path.stem for path in (self.data / "contracts").glob("*.json")]
+        found = [name for name in known if sha256 and name.startswith(sha256)]
+        if len(found) != 1:
+            raise NotFoundError("contract", sha256, found or known)
+        text = (self.data / "contracts" / f"{found[0]}.json").read_text(encoding="utf-8")
+        return Contract(json.loads(text))
+
+    def _resolve(self, service: str) -> Bundle:
+        plan = resolve(self.feast, service)
+        live = definitions.on_demand_views(self.repo) if plan.on_demand else {}
+        functions = {
+            view.name: definitions.function_of(view.view, live, self.repo)
+            for view in plan.on_demand
+        }
+        executors = tuple(
+            Executor(
+                view, functions[view.name], view.view.mode, singleton=bool(view.view.singleton)
+            )
+            for view in plan.on_demand
+        )
+        return Bundle(plan, executors, describe(plan, functions, self.repo, LAYOUT))
+
+    def _keep(self, contract: Contract) -> None:
+        path = self.data / "contracts" / f"{contract.sha256}.json"
+        if not path.exists():
+            _write_whole(path, contract.canonical())
+
+    # training
+
+    def training_set(
+        self,
+        entities: pa.Table | pd.DataFrame,
+        service: str,
+        *,
+        label: str | None = None,
+        as_known_at: datetime | None = None,
+    ) -> TrainingSet:
+        """Join `service` to an entity frame at each row's own time, and keep it with a manifest.
+
+        Args:
+            entities: Join keys, request fields and `event_timestamp` (UTC); other columns, such
+                as the label and `known_at`, stay beside the features.
+            service: The feature service.
+            label: Which of the columns is the label.
+            as_known_at: Knowledge time: nothing after it may count.
+
+        Raises:
+            NotFoundError: There is no such service.
+            EntityRowsError: A column is missing or wrong.
+            FutureKnowledgeError: Rows or labels lie after `as_known_at`.
+        """
+        bundle = self.bundle(service)
+        self._keep(bundle.contract)
+        return training.build(
+            self.feast,
+            bundle.plan,
+            bundle.executors,
+            entities,
+            contract=bundle.contract.sha256,
+            folder=self.data / "training",
+            label=label,
+            as_known_at=as_known_at,
+        )
+
+    def replay(self, manifest: Path) -> pa.Table:
+        """Compute a training set anew, and return it if its content is the same to the bit.
+
+        Raises:
+            ManifestError: The manifest or its entity frame is gone or altered.
+            ReplayError: The content differs; says what is gone or has changed since.
+        """
+        before = TrainingSet.load(Path(manifest))
+        bundle = self.bundle(before.manifest.service)
+        gone, changed = self._source_changes(before.manifest, bundle.plan)
+        if gone:
+            raise ReplayError(before.manifest.id, gone)
+        table = before.entities
+        features = self.point_in_time(before.manifest.service, table)
+        for name, column in zip(features.column_names, features.columns, strict=True):
+            table = table.append_column(name, column)
+        if content_sha256(table) != before.manifest.sha256:
+            reasons = [*self._contract_changes(before.manifest, bundle.contract), *changed]
+            if not reasons:
+                reasons = ["sources and contract are the same, yet the values are not"]
+            raise ReplayError(before.manifest.id, reasons)
+        return table
+
+    def point_in_time(self, service: str, entities: pa.Table) -> pa.Table:
+        """Return the features alone, of each row of `entities` at its `event_timestamp`."""
+        bundle = self.bundle(service)
+        frame = training.entity_table(bundle.plan, entities)
+        return training.point_in_time(self.feast, bundle.plan, bundle.executors, frame)
+
+    def _source_changes(self, manifest: Manifest, plan: ServicePlan) -> tuple[list[str], list[str]]:
+        now = {
+            (item["view"], item["path"]): item["sha256"]
+            for item in training.sources(self.feast, plan)
+        }
+        gone, changed = [], []
+        for item in manifest.sources:
+            if item["sha256"] is None:
+                continue
+            digest = now.get((item["view"], item["path"]))
+            if digest is None:
+                gone.append(f"source {item['path']} of view {item['view']} is gone")
+            elif digest != item["sha256"]:
+                changed.append(
+                    f"source {item['path']} of view {item['view']} changed from "
+                    f"{item['sha256'][:16]} to {digest[:16]}"
+                )
+        return gone, changed
+
+    def _contract_changes(self, manifest: Manifest, contract: Contract) -> list[str]:
+        if manifest.contract == contract.sha256:
+            return []
+        return self._differences(manifest.contract, contract) or [
+            f"the contract changed from {manifest.contract} to {contract.sha256}"
+        ]
+
+    def _differences(self, asked: str, served: Contract) -> list[str]:
+        path = self.data / "contracts" / f"{asked}.json"
+        if not path.is_file():
+            return []
+        return difference(Contract(json.loads(path.read_text(encoding="utf-8"))), served)
+
+    # serving
+
+    def online_features(
+        self,
+        service: str,
+        entity_rows: pa.Table | Sequence[Mapping[str, Any]],
+        *,
+        request_time: datetime | None = None,
+        contract: str | None = None,
+    ) -> OnlineFeatures:
+        """Return the features of each entity, as training would have seen them at that time.
+
+        Args:
+            service: The feature service.
+            entity_rows: Join keys and request fields; other columns are ignored.
+            request_time: What TTLs are measured from; now, when absent.
+            contract: Serve only under the contract with this SHA-256.
+
+        Raises:
+            NotFoundError: There is no such service.
+            ContractMismatchError: Another contract would be served.
+            EntityRowsError: A column is missing or wrong.
+        """
+        bundle = self.bundle(service)
+        served = bundle.contract.sha256
+        if contract and contract != served:
+            differences = self._differences(contract, bundle.contract)
+            raise ContractMismatchError(service, contract, served, differences)
+        plan = bundle.plan
+        entities = _entities(plan, entity_rows)
+        at = microseconds(datetime.now(UTC) if request_time is None else request_time)
+        stored: dict[tuple[str, str], pa.Array] = {}
+        states: dict[str, np.ndarray[Any, Any]] = {}
+        event_times = {}
+        for view in plan.views:
+            states[view.name], event_times[view.name] = self._read(view, entities, at, stored)
+        requests = {name: entities.column(name).combine_chunks() for name in plan.requests}
+        for executor in bundle.executors:
+            result = executor.run(stored, requests, entities.num_rows)
+            for name, values in result.items():
+                stored[executor.view.name, name] = values
+        columns, statuses = entities.columns, {}
+        for output in plan.outputs:
+            values = stored[output.view, output.feature]
+            columns.append(values)
+            statuses[output.name] = _status(values, states.get(output.view))
+        table = pa.Table.from_arrays(columns, names=[*plan.entity_columns, *plan.features])
+        return OnlineFeatures(table, statuses, event_times, served)
+
+    def _read(
+        self,
+        view: StoredView,
+        entities: pa.Table,
+        at: int,
+        into: dict[tuple[str, str], pa.Array],
+    ) -> tuple[np.ndarray[Any, Any], pa.Array]:
+        """Read one view; nulls what may not be used at `at`; return states and event times."""
+        columns = list(view.columns)
+        read = self.online.read_batch(
+            self.feast.config, view.view, view.key_table(entities), columns
+        )
+        found = np.asarray(read.found, bool)
+        event, created = _micros(read.event_times), _micros(read.created_times)
+        fresh = found & usable(event, view.ttl_us, at)
+        fresh &= read.created_times.is_null().to_numpy(zero_copy_only=False) | (created <= at)
+        states = np.where(found, np.where(fresh, PRESENT, OUTSIDE_MAX_AGE), NOT_FOUND)
+        keep = None if fresh.all() else pa.array(fresh)
+        for name, kind in view.columns.items():
+            column = _whole(read.values.column(name))
+            into[view.name, name] = (
+                column if keep is None else pc.if_else(keep, column, pa.scalar(None, kind))
+            )
+        times = pa.array(event, mask=~found).cast(TIMESTAMP)
+        return states.astype(np.uint8), times
+
+    # materialization
+
+    def materialize(
+        self,
+        until: datetime,
+        *,
+        since: datetime | None = None,
+        views: Sequence[str] = (),
+        progress: bool = False,
+    ) -> dict[str, int]:
+        """Bring the online store to `until`: for each key, the newest row known by then.
+
+        Args:
+            until: Rows whose event or created time lies after it are left for later.
+            since: Read only what became known after it. Absent: where the last call for the view
+                ended, which includes rows that were written late where the source has a created
+                column; everything, on the first call.
+            views: Names of feature views; all that are online when empty.
+            progress: Show a bar.
+
+        Returns:
+            Feature view -> rows written.
+
+        Raises:
+            NotFoundError: There is no such feature view.
+        """
+        end = microseconds(until)
+        chosen = self._online_views(views)
+        marks = self._watermarks()
+        written = {}
+        with changes.reader(self.feast.config) as read, _bar(progress) as bar:
+            task = bar.add_task("materialize", total=len(chosen))
+            for view in chosen:
+                bar.update(task, description=view.name)
+                start = marks.get(view.name) if since is None else microseconds(since)
+                written[view.name] = self._write(view, read(view, start, end))
+                marks[view.name] = max(end, marks.get(view.name, end))
+                bar.advance(task)
+        self._keep_watermarks(marks)
+        return written
+
+    def write_online(self, view: str, rows: pa.Table) -> int:
+        """Write rows of one feature view to the online store, as a stream does.
+
+        Args:
+            view: Its name.
+            rows: Join keys, features, and the source's timestamp and created columns.
+
+        Returns:
+            Rows written; a row that is older than what is there counts, and changes nothing.
+        """
+        chosen = self._online_views([view])[0]
+        return self._write(chosen, rows.to_reader())
+
+    def watermark(self, view: str) -> datetime | None:
+        """Return the time up to which `view` was materialized; None before the first time."""
+        mark = self._watermarks().get(view)
+        return None if mark is None else _EPOCH + timedelta(microseconds=mark)
+
+    @property
+    def online(self) -> PackedOnlineStore:
+        """The online store that feature_store.yaml names.
+
+        Raises:
+            ConfigError: It is not one of ours, and so cannot keep what is promised.
+        """
+        if self._online is None:
+            store = self.feast._get_provider().online_store  # noqa: SLF001 - Feast's way to it
+            if not isinstance(store, PackedOnlineStore):
+                problem = (
+                    f"{type(store).__name__} keeps no order of writes; use "
+                    "featurestore.online.SQLiteOnlineStore or featurestore.online.RedisOnlineStore"
+                )
+                raise ConfigError(
+                    self.repo / "feature_store.yaml", [("online_store.type", problem)]
+                )
+            self._online = store
+        return self._online
+
+    def _write(self, view: FeatureView, rows: Iterable[pa.RecordBatch]) -> int:
+        source = view.batch_source
+        names = {source.timestamp_field: EVENT_TIMESTAMP}
+        if source.created_timestamp_column:
+            names[source.created_timestamp_column] = CREATED_TIMESTAMP
+        written = 0
+        for batch in rows:
+            if batch.num_rows:
+                renamed = batch.rename_columns([names.get(n, n) for n in batch.schema.names])
+                written += self.online.write_batch(self.feast.config, view, renamed)
+        return written
+
+    def _online_views(self, names: Sequence[str]) -> list[FeatureView]:
+        if self._views is None:
+            self._views = {
+                view.name: view for view in self.feast.list_feature_views() if view.online
+            }
+        for name in names:
+            if name not in self._views:
+                raise NotFoundError("online feature view", name, self._views)
+        return [self._views[name] for name in names or sorted(self._views)]
+
+    def _watermarks(self) -> dict[str, int]:
+        if self._marks is None:
+            path = self.data / WATERMARKS
+            self._marks = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        return dict(self._marks)
+
+    def _keep_watermarks(self, marks: dict[str, int]) -> None:
+        self._marks = marks
+        _write_whole(self.data / WATERMARKS, json.dumps(marks, sort_keys=True).encode())
+
+
+def _feast(repo: Path) -> FeatureStore:
+    file = repo / "feature_store.yaml"
+    if not file.is_file():
+        raise ConfigError(file, [("", "is missing; `store.repo` must be the Feast repo's folder")])
+    try:
+        return FeatureStore(repo_path=str(repo))
+    except (ValidationError, ValueError) as error:
+        raise ConfigError(file, [("", str(error))]) from error
+
+
+def _entities(plan: ServicePlan, rows: pa.Table | Sequence[Mapping[str, Any]]) -> pa.Table:
+    if isinstance(rows, pa.Table):
+        for name in plan.entity_columns:
+            if name not in rows.column_names:
+                known = ", ".join(rows.column_names)
+                raise EntityRowsError(plan.name, name, f"is missing; there are {known}")
+        return typed(plan.name, rows.select(list(plan.entity_columns)), plan.entity_columns)
+    columns = []
+    for name, kind in plan.entity_columns.items():
+        try:
+            columns.append(pa.array([row[name] for row in rows], kind))
+        except KeyError as error:
+            raise EntityRowsError(plan.name, name, "is missing in a row") from error
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            raise EntityRowsError(plan.name, name, f"does not fit {kind}: {error}") from error
+    return pa.table(columns, names=list(plan.entity_columns))
+
+
+def _status(
+    values: pa.Array, states: np.ndarray[Any, Any] | None
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    if states is None:
+        states = np.full(len(values), PRESENT, np.uint8)
+    if not values.null_count:
+        return states
+    null = values.is_null().to_numpy(zero_copy_only=False)
+    return np.where(null & (states == PRESENT), np.uint8(NULL_VALUE), states)
+
+
+def _micros(times: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Microseconds since the epoch; 0 where there is no time, which masks must cover."""
+    micros: np.ndarray[Any, np.dtype[np.int64]] = times.cast(pa.int64()).fill_null(0).to_numpy()
+    return micros
+
+
+def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _bar(shown: bool) -> Progress:
+    return Progress(transient=True, disable=not shown)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a file by rename, so that nobody reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.{os.getpid()}.half")
+    half.write_bytes(data)
+    os.replace(half, path)  # noqa: PTH105 - says that it replaces
