@@ -1,24 +1,58 @@
 """What a monitor compares with: the training set's profile, and how far is far.
 
-Above `monitor.profile`.
+Above `monitor.profile`. A threshold is measured, not copied. The reference is cut into blocks as
+long as the monitor's window, and each block is compared with the rest: so day of week, weather
+and rows of one entity that move together are in the noise that is expected. The limit is
+where the squared distance, on a scale on which distances add up, reaches
+
+    factor x its mean over the blocks + what fewer rows add,  and at least a floor.
+
+*The scale.* Statistics saturate: PSI of a shift by 6 standard deviations is hardly above that of
+4. In their own unit a multiple of what restless weather does in eight weeks can lie beyond what
+any window could reach, and the feature is blind. So each value is read as the shift, in standard
+deviations of a normal feature over the same bins, that would give it: its square adds up like a
+variance, whatever the statistic is. Limits are turned back into the statistic's unit.
+
+*The factor* makes the false alarms come to `false_alarms_per_year`, shared equally over the
+features. For a feature whose blocks differ in `d` directions, squared distances spread like
+chi-square(d) / d, and their mean over `b` blocks is itself uncertain, like chi-square(f) / f:
+their ratio is an F. Two things make that usable with the eight weeks of a two-month reference.
+One direction and separate blocks would be F(1, 7), whose quantile at one in a thousand is 29.
+But blocks differ in 2 to 4 directions in practice: `d` is measured as the participation ratio
+of the blocks' deviations (sum of eigenvalues, squared, over sum of squares). And blocks slide by
+less than their length, which is worth f = 1.5 d (b - 1) rather than d (b - 1): the squared
+correlations of overlapping averages add up to 2/3 of a window. What counts as one alarm is an
+episode, not a window; `monitor.budget` turns one into the other.
+
+*Fewer rows*: where only a sample is served, a window has fewer rows than a block of the training
+set; what the statistic then shows by counting alone is drawn from the reference and added.
+
+*The floor*, a shift of .22 standard deviations (PSI .05), is an effect that is not worth an
+alarm however calm the reference was: controls such as the carrier mix of an airport move by .17
+within a year as schedules change.
+
+Known limits. Correlated features share the budget as if they were independent, which errs to
+the quiet side. A reference with a trend counts its trend as noise: a window is drifted when it
+is farther out than the training set's own weeks were, which is what the model has not seen.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
-from scipy import stats
+from scipy import special
 
-from featurestore.errors import UserError
+from featurestore.errors import NotFoundError, UserError
+from monitor.budget import Plan, factor
 from monitor.profile import (
     ORDERED,
     ColumnEdges,
@@ -30,17 +64,27 @@ from monitor.profile import (
     profile,
     total,
 )
-from monitor.statistics import EmptyWindowError, Statistic, statistic
+from monitor.snapshot import EPOCH
+from monitor.statistics import Statistic, statistic
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
     import duckdb
 
     from monitor.config import MonitorConfig
 
 TIME = "event_timestamp"
+SHIFTS = (0.0, *np.geomspace(0.02, 10, 48).tolist())
+FLOOR = 0.22
+MIN_BLOCKS = 3
+_WANTED_BLOCKS = 6
+_OVERLAP = 8
 
 
-class ReferenceError(UserError):
+class UnusableReferenceError(UserError):
     """A training set cannot serve as a reference.
 
     Attributes:
@@ -59,18 +103,34 @@ class Calibration:
 
     Attributes:
         statistic: Name of the statistic that is used for this feature.
-        blocks: Blocks of the reference that were compared with the rest of it.
-        mean: Mean distance of a block to the others, in the statistic's unit (root mean square
-            for a metric).
-        freedom: Effective number of directions in which blocks differ.
-        threshold: Limit, in the statistic's unit.
+        mean: Mean squared distance of a block of the reference to the rest of it, as a shift
+            in standard deviations of a normal feature.
+        factor: How many times that mean a window may be off.
+        sampling: Times `1 / rows`, what counting alone may add at most, in the same terms.
+        directions: Effective number of directions in which the blocks differ.
+        blocks: Whole blocks in the reference.
+        rows: Rows of a block, in the middle.
+        curve: Value of the statistic at each of `SHIFTS`, ascending.
     """
 
     statistic: str
-    blocks: int
     mean: float
-    freedom: float
-    threshold: float
+    factor: float
+    sampling: float
+    directions: float
+    blocks: int
+    rows: float
+    curve: tuple[float, ...]
+
+    def limit(self, rows: float) -> float:
+        """Return the threshold for a window of `rows` usable rows, in the statistic's unit."""
+        fewer = max(0.0, 1 / rows - 1 / self.rows) if rows else 0.0
+        shift = math.sqrt(self.factor * self.mean + self.sampling * fewer)
+        return float(np.interp(max(shift, FLOOR), SHIFTS, self.curve))
+
+    def shift(self, value: float) -> float:
+        """Return the shift of a normal feature that would give `value`, in sd, 0 to 10."""
+        return float(np.interp(value, self.curve, SHIFTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +144,12 @@ class Reference:
         window: From the first to the last row, by event time.
         edges: Binning of each feature.
         profile: Counts over `edges`.
-        thresholds: Limit per feature, in the unit of the feature's statistic. A feature that
-            could not be calibrated has none.
+        thresholds: Limit per feature for a window with as many rows as the reference's, in the
+            unit of the feature's statistic. A feature that could not be calibrated has none.
         performance: What the model measured on its hold-out, by metric name.
-        calibration: Per feature, where the threshold came from.
+        calibration: Per feature with a threshold, where it came from.
         columns: Every column of the training set: features, keys, label.
-        quietest: Fewest rows in any of the reference's buckets.
+        quietest: Fewest rows in any whole bucket of the reference.
     """
 
     uri: str
@@ -109,14 +169,46 @@ class Reference:
         """The watched features, in the training set's order."""
         return tuple(self.edges.columns)
 
+    def limit(self, feature: str, rows: int) -> float | None:
+        """Return the threshold of `feature` for a window of `rows` usable rows, if it has one."""
+        found = self.calibration.get(feature)
+        return self.thresholds.get(feature) if found is None else found.limit(rows)
+
     def to_json(self) -> str:
         """Return JSON text from which `from_json` makes an equal reference."""
-        raise NotImplementedError
+        plain = {
+            "uri": self.uri,
+            "contract": self.contract,
+            "model_version": self.model_version,
+            "window": self.window.to_json(),
+            "edges": self.edges.to_json(),
+            "profile": json.loads(self.profile.to_json()),
+            "thresholds": dict(self.thresholds),
+            "performance": dict(self.performance),
+            "calibration": {name: asdict(one) for name, one in self.calibration.items()},
+            "columns": list(self.columns),
+            "quietest": self.quietest,
+        }
+        return json.dumps(plain, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Reference:
         """Return what `to_json` was called on."""
-        raise NotImplementedError
+        data = json.loads(text)
+        edges = Edges.from_json(data["edges"])
+        return cls(
+            **{
+                **data,
+                "window": Window.from_json(data["window"]),
+                "edges": edges,
+                "profile": Profile.from_json(json.dumps(data["profile"]), edges),
+                "calibration": {
+                    name: Calibration(**{**one, "curve": tuple(one["curve"])})
+                    for name, one in data["calibration"].items()
+                },
+                "columns": tuple(data["columns"]),
+            }
+        )
 
 
 def build_reference(
@@ -137,10 +229,107 @@ def build_reference(
         performance: That model's metrics on its hold-out, from the run.
 
     Raises:
-        ReferenceError: The training set is missing, is not one, or is empty.
+        UnusableReferenceError: The training set is missing, is not one, or is empty.
         NotFoundError: A watched feature is not in it, or the statistic does not exist.
     """
-    raise NotImplementedError
+    chosen = statistic(config.statistic)
+    manifest = _manifest(manifest_path)
+    data = manifest_path.with_name("data.parquet")
+    if not data.exists():
+        raise UnusableReferenceError(manifest_path, f"{data.name} is not beside it")
+    features = tuple(manifest["features"])
+    for name in config.features:
+        if name not in features:
+            raise NotFoundError("feature of the training set", name, features)
+    watched = config.features or features
+    edges = edges_of(_read(con, data, watched, in_order=False), watched)
+    by_bucket = list(_by_bucket(_read(con, data, watched, in_order=True), edges, config.bucket))
+    if not by_bucket:
+        raise UnusableReferenceError(manifest_path, "the training set has no rows")
+    return reference_of(
+        by_bucket,
+        edges,
+        config,
+        chosen,
+        uri=str(manifest_path),
+        contract=manifest["contract"],
+        model_version=model_version,
+        performance=performance or {},
+        columns=tuple(manifest["columns"]),
+    )
+
+
+def reference_of(
+    by_bucket: Sequence[tuple[datetime, Profile]],
+    edges: Edges,
+    config: MonitorConfig,
+    chosen: Statistic,
+    *,
+    uri: str = "",
+    contract: str = "",
+    model_version: str = "",
+    performance: Mapping[str, float] | None = None,
+    columns: tuple[str, ...] = (),
+) -> Reference:
+    """Make a reference of one profile per bucket, which is all that calibration needs.
+
+    Args:
+        by_bucket: Start and profile of each bucket with rows, at least one, by time.
+        edges: What the profiles are over.
+        config: The monitor.
+        chosen: The statistic that decides.
+        uri: Copied into the reference, like all that follow.
+        contract: See `Reference`.
+        model_version: See `Reference`.
+        performance: See `Reference`.
+        columns: See `Reference`.
+    """
+    whole = total((one for _, one in by_bucket), edges)
+    start, last = by_bucket[0][0], by_bucket[-1][0]
+    found = dict(by_bucket)
+    empty = Profile.empty(edges)
+    series = [
+        found.get(start + i * config.bucket, empty)
+        for i in range((last - start) // config.bucket + 1)
+    ]
+    share = config.false_alarms_per_year / max(1, len(edges.columns))
+    calibration = {
+        name: made
+        for name, one in edges.columns.items()
+        if (
+            made := _calibrate(
+                name,
+                one,
+                series,
+                whole=whole,
+                config=config,
+                chosen=chosen,
+                alarms_per_year=share,
+            )
+        )
+        is not None
+    }
+    return Reference(
+        uri=uri,
+        contract=contract,
+        model_version=model_version,
+        window=Window(start, last + config.bucket, whole.rows),
+        edges=edges,
+        profile=whole,
+        thresholds={name: one.limit(one.rows) for name, one in calibration.items()},
+        performance=dict(performance or {}),
+        calibration=calibration,
+        columns=columns,
+        # The first and the last bucket may be cut by where the training set begins and ends.
+        quietest=min((one.rows for one in series[1:-1]), default=0),
+    )
+
+
+def suited(chosen: Statistic, edges: ColumnEdges) -> Statistic:
+    """Return `chosen`, or what stands in for it on a column whose bins have no order."""
+    if chosen.ordered and edges.kind not in ORDERED:
+        return statistic("total_variation")
+    return chosen
 
 
 def compare(
@@ -151,22 +340,174 @@ def compare(
     Raises:
         EmptyWindowError: A side has no usable counts.
     """
-    left, right = reference.counts, current.counts
+    bounds = [reference.minimum, current.minimum, reference.maximum, current.maximum]
+    held = [bound for bound in bounds if bound is not None]
+    positions = edges.positions(min(held, default=None), max(held, default=None))
+    return _distance(chosen, edges, reference.counts, current.counts, positions)
+
+
+def _distance(
+    chosen: Statistic,
+    edges: ColumnEdges,
+    reference: npt.NDArray[Any],
+    current: npt.NDArray[Any],
+    positions: npt.NDArray[np.float64],
+) -> float:
     if chosen.coarse:
-        left, right = edges.coarse(left), edges.coarse(right)
-        return chosen.measure(left, right, np.arange(len(left), dtype=np.float64))
-    held = [
-        bound
-        for bound in (reference.minimum, current.minimum, reference.maximum, current.maximum)
-        if bound is not None
-    ]
-    return chosen.measure(
-        left, right, edges.positions(min(held, default=None), max(held, default=None))
+        return chosen.measure(edges.coarse(reference), edges.coarse(current), positions)
+    return chosen.measure(reference, current, positions)
+
+
+def _calibrate(
+    name: str,
+    edges: ColumnEdges,
+    series: Sequence[Profile],
+    *,
+    whole: Profile,
+    config: MonitorConfig,
+    chosen: Statistic,
+    alarms_per_year: float,
+) -> Calibration | None:
+    """Compare blocks of the reference with the rest of it; None with too few blocks."""
+    chosen = suited(chosen, edges)
+    column = whole.columns[name]
+    if not column.usable or not edges.bins:
+        return None
+    counts = np.array([one.columns[name].counts for one in series])
+    length = _block_length(len(series), config.window // config.bucket)
+    blocks = len(series) / length
+    if blocks < MIN_BLOCKS:
+        return None
+    sums = np.concatenate([np.zeros((1, counts.shape[1]), np.int64), np.cumsum(counts, axis=0)])
+    starts = range(0, len(series) - length + 1, max(1, length // _OVERLAP))
+    positions = edges.positions(column.minimum, column.maximum)
+    inside = [sums[i + length] - sums[i] for i in starts]
+    inside = [block for block in inside if 0 < block.sum() < column.usable]
+    if not inside:
+        return None
+
+    rows = float(np.median([block.sum() for block in inside]))
+    bound = partial(_distance, chosen, edges, positions=positions)
+    curve = _curve(bound, column.counts, rows)
+    directions = _directions(np.array([edges.coarse(block) for block in inside]))
+    # Seeded by nothing but a constant: a reference built twice is the same.
+    drawn = np.random.default_rng(0).multinomial(
+        max(1, int(rows)), column.counts / column.usable, size=64
+    )
+
+    def squared(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> Any:
+        return np.interp([bound(left, right) for left, right in pairs], curve, SHIFTS) ** 2
+
+    by_counting = squared((column.counts, draw) for draw in drawn)
+    return Calibration(
+        statistic=chosen.name,
+        mean=float(np.mean(squared((column.counts - block, block) for block in inside))),
+        factor=factor(
+            directions=directions,
+            freedom=1.5 * directions * (blocks - 1),
+            alarms_per_year=alarms_per_year,
+            plan=Plan.of(config),
+        ),
+        sampling=float(by_counting.mean() + 4 * by_counting.std()) * rows,
+        directions=directions,
+        blocks=int(blocks),
+        rows=rows,
+        curve=tuple(curve.tolist()),
     )
 
 
-def suited(chosen: Statistic, edges: ColumnEdges) -> Statistic:
-    """Return `chosen`, or what stands in for it on a column whose bins have no order."""
-    if chosen.ordered and edges.kind not in ORDERED:
-        return statistic("total_variation")
-    return chosen
+def _curve(
+    distance: Callable[[npt.NDArray[Any], npt.NDArray[Any]], float],
+    counts: npt.NDArray[Any],
+    rows: float,
+) -> npt.NDArray[np.float64]:
+    """Return the distance to the reference when a normal feature shifts, for each of `SHIFTS`.
+
+    The bins' shares are taken for stretches of a normal axis, which then moves either way; bins
+    without order are taken as they come. Ascends strictly, so that it can be inverted.
+    """
+    prior = (counts + 0.5) / (counts + 0.5).sum()
+    ends = special.ndtri(np.cumsum(prior)[:-1])
+    values = []
+    for shift in SHIFTS:
+        moved = [np.diff(special.ndtr(ends - way * shift), prepend=0, append=1) for way in (-1, 1)]
+        values.append(np.mean([distance(counts, rows * share) for share in moved]))
+    rising = np.maximum.accumulate(values)
+    # Saturated stretches rise by a hair.
+    return np.asarray(rising + 1e-12 * max(rising[-1], 1e-12) * np.arange(len(SHIFTS)))
+
+
+def _block_length(buckets: int, window: int) -> int:
+    """Return a block's length in buckets: the window's, or less where that gives too few.
+
+    Shorter blocks differ by more than windows do, so the limit errs to the quiet side.
+    """
+    return max(1, min(window, buckets // _WANTED_BLOCKS))
+
+
+def _directions(blocks: npt.NDArray[Any]) -> float:
+    """Return in how many directions blocks differ, at least 1; counts of shape (blocks, groups).
+
+    The participation ratio of the covariance of shares, each in units of its counting error.
+    """
+    shares = blocks / blocks.sum(axis=1, keepdims=True)
+    middle = blocks.sum(axis=0) / blocks.sum()
+    used = middle > 0
+    deviations = (shares - middle)[:, used] / np.sqrt(middle[used])
+    spread = np.linalg.svd(deviations, compute_uv=False) ** 2
+    # All blocks equal up to rounding: nothing to tell directions by.
+    if spread.sum() < 1e-18:  # noqa: PLR2004
+        return 1.0
+    return max(1.0, float(spread.sum() ** 2 / np.sum(spread**2)))
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """Read what we need of a training set's manifest."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UnusableReferenceError(path, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UnusableReferenceError(path, f"is not JSON: {error}") from error
+    missing = {"features", "contract", "columns"} - set(data if isinstance(data, dict) else ())
+    if missing:
+        raise UnusableReferenceError(
+            path, f"is not a manifest: it lacks {', '.join(sorted(missing))}"
+        )
+    return dict(data)
+
+
+def _read(
+    con: duckdb.DuckDBPyConnection, data: Path, columns: Sequence[str], *, in_order: bool
+) -> pa.RecordBatchReader:
+    listed = ", ".join('"' + name.replace('"', '""') + '"' for name in dict.fromkeys(columns))
+    order = f' ORDER BY "{TIME}"' if in_order else ""
+    query = f'SELECT {listed}, "{TIME}" AS "{_AT}" FROM read_parquet($path){order}'
+    return con.sql(query, params={"path": str(data)}).to_arrow_reader()
+
+
+_AT = "event time of the row"
+
+
+def _by_bucket(
+    batches: Iterable[pa.RecordBatch], edges: Edges, length: timedelta
+) -> Iterator[tuple[datetime, Profile]]:
+    """Profile batches that are in the order of time, bucket by bucket."""
+    step = length // timedelta(microseconds=1)
+    held: tuple[int, Profile] | None = None
+    for batch in batches:
+        micros = batch.column(_AT).cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+        numbers = micros.to_numpy(zero_copy_only=False) // step
+        cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), batch.num_rows]
+        rows = batch.drop_columns([_AT])
+        for begin, end in pairwise(cuts):
+            if begin == end:
+                continue
+            number = int(numbers[begin])
+            one = profile([rows.slice(begin, end - begin)], edges)
+            if held is not None and held[0] != number:
+                yield EPOCH + held[0] * length, held[1]
+                held = None
+            held = (number, one if held is None else held[1] + one)
+    if held is not None:
+        yield EPOCH + held[0] * length, held[1]

@@ -5,9 +5,16 @@ Above `monitor.detect`. Nulls, columns, ages and volumes; no distances.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+
+from monitor.profile import ORDERED
+from monitor.snapshot import EPOCH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +24,10 @@ if TYPE_CHECKING:
 
     from monitor.calibrate import Reference
     from monitor.config import MonitorConfig
-    from monitor.profile import Profile, Window
+    from monitor.profile import ColumnEdges, ColumnProfile, Profile, Window
     from monitor.snapshot import Snapshot
+
+SUFFIX = "__event_timestamp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +109,34 @@ class Incident:
 
 def figures(profile: Profile) -> list[Figures]:
     """Return the figures of every watched column, in the profile's order."""
-    raise NotImplementedError
+    return [
+        _figures(name, one, profile.columns[name]) for name, one in profile.edges.columns.items()
+    ]
 
 
 def freshness(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> list[Freshness]:
     """Measure every feature view of a snapshot from its `<view>__event_timestamp` column."""
-    raise NotImplementedError
+    with pq.ParquetFile(snapshot.path) as file:
+        columns = [name for name in file.schema_arrow.names if name.endswith(SUFFIX)]
+    if not snapshot.rows or not columns:
+        return []
+    quoted = ['"' + name.replace('"', '""') + '"' for name in columns]
+    # A request that found nothing has an infinite age, so the median says so when most did.
+    asked = ", ".join(
+        f"epoch_us(max({name})), "
+        f"quantile_cont(coalesce(epoch_us(request_time) - epoch_us({name}), 'inf'::DOUBLE), 0.5)"
+        for name in quoted
+    )
+    query = f"SELECT {asked} FROM read_parquet($path)"
+    [row] = con.execute(query, {"path": str(snapshot.path)}).fetchall()
+    return [
+        Freshness(
+            name.removesuffix(SUFFIX),
+            None if latest is None else EPOCH + timedelta(microseconds=latest),
+            age / 1e6 if math.isfinite(age) else None,
+        )
+        for name, latest, age in zip(columns, row[::2], row[1::2], strict=True)
+    ]
 
 
 def incidents(
@@ -119,5 +150,97 @@ def incidents(
 
     Meant for the newest bucket rather than the whole window: a day without values is an
     incident that day, not once it has filled a week.
+
+    Args:
+        reference: What is normal; without one only freshness can be judged.
+        current: The bucket, over the reference's edges.
+        freshness: Of the same bucket.
+        config: The monitor.
+        window: The bucket.
     """
-    raise NotImplementedError
+    found: list[Incident] = []
+    if reference is not None:
+        if not current.rows:
+            return _missing(reference, config, window)
+        for name in reference.features:
+            found += _schema(reference, current, name)
+            found += _null_burst(reference, current, name, config)
+    if current.rows:
+        found += _stale(freshness, config)
+    return found
+
+
+def _figures(name: str, edges: ColumnEdges, column: ColumnProfile) -> Figures:
+    counts, ordered = column.counts, edges.kind in ORDERED
+    ends = counts[[0, -1]] if len(counts) > 1 and ordered else counts[-1:]
+    measured = ordered and column.finite > 0
+    return Figures(
+        feature=name,
+        rows=column.rows,
+        nulls=column.nulls,
+        null_share=column.null_share,
+        nans=column.nans,
+        infinities=column.infinities,
+        mistyped=column.mistyped,
+        unseen=int(ends.sum()),
+        minimum=column.minimum,
+        maximum=column.maximum,
+        mean=column.mean if measured else None,
+        sd=column.sd if measured else None,
+    )
+
+
+def _missing(reference: Reference, config: MonitorConfig, window: Window) -> list[Incident]:
+    """No rows are an incident where the reference had some in every bucket."""
+    if not reference.quietest:
+        return []
+    text = (
+        f"no requests from {window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M}; "
+        f"the training set has {reference.quietest} rows or more in every such stretch"
+    )
+    return [Incident(IncidentKind.MISSING_DATA, config.service, 0.0, 1.0, text)]
+
+
+def _schema(reference: Reference, current: Profile, name: str) -> list[Incident]:
+    column, kind = current.columns[name], reference.edges.columns[name].kind
+    absent = current.rows - column.rows
+    if absent:
+        text = f"{name} is not there in {absent} of {current.rows} rows"
+        return [Incident(IncidentKind.SCHEMA, name, float(absent), 0.0, text)]
+    if column.mistyped:
+        types = " and ".join(current.types[name])
+        text = f"{name} is {types}, which cannot be read as {kind}"
+        return [Incident(IncidentKind.SCHEMA, name, float(column.mistyped), 0.0, text)]
+    return []
+
+
+def _null_burst(
+    reference: Reference, current: Profile, name: str, config: MonitorConfig
+) -> list[Incident]:
+    old, new = reference.profile.columns[name].null_share, current.columns[name].null_share
+    if old is None or new is None or current.columns[name].rows < config.min_rows:
+        return []
+    limit = old + config.max_null_increase
+    if new <= limit:
+        return []
+    text = f"{new:.0%} of {name} are null; {old:.0%} are in the training set"
+    return [Incident(IncidentKind.NULL_BURST, name, new, limit, text)]
+
+
+def _stale(freshness: Sequence[Freshness], config: MonitorConfig) -> list[Incident]:
+    found = []
+    for one in freshness:
+        limit = config.max_age.get(one.view)
+        if limit is None:
+            continue
+        age = one.median_age_seconds
+        if age is not None and age <= limit.total_seconds():
+            continue
+        text = (
+            f"more than half of the requests found no value in {one.view}"
+            if age is None
+            else f"{one.view} was {timedelta(seconds=round(age))} old at the median, "
+            f"{limit} at most is expected"
+        )
+        found.append(Incident(IncidentKind.STALE, one.view, age, limit.total_seconds(), text))
+    return found

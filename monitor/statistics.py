@@ -209,11 +209,11 @@ def g_test(reference: Counts, current: Counts) -> float:
     left, right = _checked(reference, current)
     n, m = left.sum(), right.sum()
     pooled = (left + right) / (n + m)
-    total = 0.0
+    gain = 0.0
     for counts, size in ((left, n), (right, m)):
         held = counts > 0
-        total += float(np.sum(counts[held] * np.log(counts[held] / (size * pooled[held]))))
-    return max(0.0, 2 * total * (n + m) / (n * m))
+        gain += float(np.sum(counts[held] * np.log(counts[held] / (size * pooled[held]))))
+    return max(0.0, float(2 * gain * (n + m) / (n * m)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,12 +226,8 @@ class Statistic:
         unit: Of the value; empty for a share or a ratio.
         ordered: Bins must be in order; on categories `total_variation` stands in.
         positioned: The function takes `positions`.
-        quadratic: Grows as the square of a small shift (a divergence), not in proportion to it
-            (a metric). Calibration adds up squares.
         coarse: Uses about ten groups of bins rather than about a hundred bins. What sums a cost
             per bin gains noise with each bin; what reads the CDF loses detail with fewer.
-        floor: Effect below which nothing is called drift, however calm the reference was: the
-            value for a normal feature whose mean moves by .15 standard deviations.
     """
 
     name: str
@@ -239,9 +235,7 @@ class Statistic:
     unit: str = ""
     ordered: bool = False
     positioned: bool = False
-    quadratic: bool = False
     coarse: bool = True
-    floor: float = 0.0
 
     def measure(self, reference: Counts, current: Counts, positions: Positions) -> float:
         """Return the distance; `positions` is ignored unless the function takes it."""
@@ -250,38 +244,21 @@ class Statistic:
         return float(self.function(reference, current))
 
 
-_SHIFT = 0.15
-
 STATISTICS: Mapping[str, Statistic] = MappingProxyType(
     {
         one.name: one
         for one in (
-            Statistic("psi", psi, unit="nats", quadratic=True, floor=_SHIFT**2),
+            Statistic("psi", psi, unit="nats"),
+            Statistic("jensen_shannon", jensen_shannon, unit="nats"),
+            Statistic("ks", ks, ordered=True, coarse=False),
             Statistic(
-                "jensen_shannon", jensen_shannon, unit="nats", quadratic=True, floor=_SHIFT**2 / 8
+                "wasserstein", wasserstein, unit="sd", ordered=True, positioned=True, coarse=False
             ),
-            Statistic("ks", ks, ordered=True, coarse=False, floor=_SHIFT / math.sqrt(2 * math.pi)),
-            Statistic(
-                "wasserstein",
-                wasserstein,
-                unit="sd",
-                ordered=True,
-                positioned=True,
-                coarse=False,
-                floor=_SHIFT,
-            ),
-            Statistic("hellinger", hellinger, floor=_SHIFT / math.sqrt(8)),
-            Statistic("total_variation", total_variation, floor=_SHIFT / math.sqrt(2 * math.pi)),
-            Statistic(
-                "cramer_von_mises",
-                cramer_von_mises,
-                ordered=True,
-                quadratic=True,
-                coarse=False,
-                floor=_SHIFT**2 / (2 * math.pi * math.sqrt(3)),
-            ),
-            Statistic("chi_square", chi_square, quadratic=True, floor=_SHIFT**2),
-            Statistic("g_test", g_test, quadratic=True, floor=_SHIFT**2),
+            Statistic("hellinger", hellinger),
+            Statistic("total_variation", total_variation),
+            Statistic("cramer_von_mises", cramer_von_mises, ordered=True, coarse=False),
+            Statistic("chi_square", chi_square),
+            Statistic("g_test", g_test),
         )
     }
 )

@@ -1,0 +1,134 @@
+"""How far a window of pure noise strays: false episodes a year to a factor, and back.
+
+Bottom of `monitor`, beside `monitor.statistics`; pure. A monitor looks at overlapping windows
+and speaks of episodes, so neither the number of looks nor the number of separate windows says
+how many chances noise has. It is simulated instead, seeded: a distance is the mean of the
+squares of `directions` averages of white noise over a window, looked at several times within
+the window's length, and counted by the rule that opens and closes episodes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, special, stats
+
+if TYPE_CHECKING:
+    from monitor.config import MonitorConfig
+
+Floats = npt.NDArray[np.float64]
+
+CLOSE_BELOW = 0.8
+
+_SIMULATED_YEARS = 1000
+_YEAR = timedelta(days=365.25)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a monitor looks.
+
+    Attributes:
+        per_window: Looks within one window; at most 24, as more hardly differ.
+        per_year: Looks in a year.
+        k: See `EpisodeConfig`, like the next two.
+        n: Windows looked at.
+        close: Windows that close an episode.
+    """
+
+    per_window: int
+    per_year: float
+    k: int
+    n: int
+    close: int
+
+    @classmethod
+    def of(cls, config: MonitorConfig) -> Plan:
+        """Return how `config` looks."""
+        episode = config.episode
+        per_window = min(config.window // config.bucket, 24)
+        return cls(
+            per_window,
+            _YEAR / config.window * per_window,
+            episode.k,
+            episode.n,
+            episode.close,
+        )
+
+
+def factor(*, directions: float, freedom: float, alarms_per_year: float, plan: Plan) -> float:
+    """Return how many times its mean a squared distance may be, for so many false episodes a year.
+
+    Args:
+        directions: In which blocks of the reference differ, at least 1; between two whole
+            numbers the factor is interpolated.
+        freedom: Of the estimated mean, in the sense of chi-square; above 0.
+        alarms_per_year: Episodes that are accepted where nothing happened; above 0.
+        plan: How the monitor looks.
+
+    Returns:
+        1 to 1000.
+    """
+    below = math.floor(directions)
+    few, many = (_factor(whole, freedom, alarms_per_year, plan) for whole in (below, below + 1))
+    return math.exp(math.log(few) + (directions - below) * (math.log(many) - math.log(few)))
+
+
+def _factor(directions: int, freedom: float, alarms_per_year: float, plan: Plan) -> float:
+    levels, rates = _episode_rates(directions, plan)
+    slope = (rates[-1] - rates[-2]) / (levels[-1] - levels[-2])
+    # The mean is uncertain: average the rate over what the true mean may be.
+    scales = stats.chi2.ppf((np.arange(400) + 0.5) / 400, freedom) / freedom
+
+    def excess(log_factor: float) -> float:
+        at = np.exp(log_factor) * scales
+        # Beyond the simulated levels the logarithm of the rate goes on in a straight line.
+        rate = np.interp(at, levels, rates) + slope * np.maximum(at - levels[-1], 0)
+        mean = special.logsumexp(rate) - math.log(len(rate))
+        return float(mean - math.log(alarms_per_year))
+
+    low, high = 0.0, math.log(1e3)
+    if excess(low) <= 0:
+        return 1.0
+    return math.exp(high if excess(high) > 0 else optimize.brentq(excess, low, high, xtol=1e-3))
+
+
+@lru_cache(maxsize=64)
+def _episode_rates(directions: int, plan: Plan) -> tuple[Floats, Floats]:
+    """Simulate looks at pure noise: levels from 1 up, and log episodes a year at each."""
+    generator = np.random.default_rng(20130101)
+    steps = int(_SIMULATED_YEARS * plan.per_year)
+    noise = np.zeros(steps)
+    for _ in range(directions):
+        sums = np.cumsum(generator.standard_normal(steps + plan.per_window))
+        noise += (sums[plan.per_window :] - sums[: -plan.per_window]) ** 2
+    noise /= directions * plan.per_window
+    levels, rates = [], []
+    for level in np.geomspace(1, 40, 40):
+        episodes = _episodes(noise, level, plan)
+        levels.append(level)
+        rates.append(math.log(episodes / _SIMULATED_YEARS))
+        if episodes < 30:  # noqa: PLR2004 - fewer are too noisy to extrapolate from
+            break
+    return np.array(levels), np.array(rates)
+
+
+def _episodes(values: Floats, level: float, plan: Plan) -> int:
+    """Count episodes, at least 1, by the rule that the policy applies."""
+    over = np.convolve(values > level, np.ones(plan.n))[: len(values)]
+    calm = np.convolve(values < CLOSE_BELOW * level, np.ones(plan.close))[: len(values)]
+    opens, closes = np.flatnonzero(over >= plan.k), np.flatnonzero(calm >= plan.close)
+    count, at = 0, 0
+    while (i := np.searchsorted(opens, at)) < len(opens):
+        count += 1
+        j = np.searchsorted(closes, opens[i] + 1)
+        if j == len(closes):
+            break
+        at = closes[j] + 1
+    return max(1, count)
