@@ -6,9 +6,8 @@ fit them is a ValidationError, because only this program writes it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
@@ -23,11 +22,15 @@ for _module in (profile, detect, quality, performance, state, episodes):
     _NAMES |= {name: kept for name, kept in vars(_module).items() if isinstance(kept, type)}
 
 
-@cache
-def _adapter(kept: Hashable) -> TypeAdapter[Any]:
-    adapter: TypeAdapter[Any] = TypeAdapter(kept)
-    adapter.rebuild(_types_namespace=_NAMES, raise_errors=True)
-    return adapter
+_adapters: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _adapter(kept: Any) -> TypeAdapter[Any]:
+    if kept not in _adapters:
+        adapter: TypeAdapter[Any] = TypeAdapter(kept)
+        adapter.rebuild(_types_namespace=_NAMES, raise_errors=True)
+        _adapters[kept] = adapter
+    return _adapters[kept]
 
 
 def dump(value: Any, kept: Any = None) -> str:
@@ -37,6 +40,5 @@ def dump(value: Any, kept: Any = None) -> str:
 
 def load(kept: type[_T], text: str) -> _T:
     """Return what `dump` was called on."""
-    key: Any = kept
-    value: _T = _adapter(key).validate_json(text)
+    value: _T = _adapter(kept).validate_json(text)
     return value

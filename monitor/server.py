@@ -1,0 +1,328 @@
+"""The daemon's gRPC edge: protobuf in, one call inside, protobuf out.
+
+Above `outbox`. Alerts are read from the ledger page by page, each reader at its own pace: what
+a reader has not yet fetched costs no memory here, and a slow one holds nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event, Lock
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from featurestore.errors import NotFoundError, UserError
+from monitor import messages
+from monitor.episodes import NotDecidableError
+from protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc
+
+if TYPE_CHECKING:
+    from monitor.ledger import Ledger
+    from monitor.state import State, TriggerRecord
+
+SERVICE = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name
+DOMAIN = "steadfeast"
+
+WORKERS = 64
+MAX_WATCHERS = 48
+"""Open WatchAlerts streams; each holds one worker, and the rest stay for unary calls."""
+MAX_BEHIND = 10_000
+"""Alerts that a reader may be behind once it has caught up."""
+PAGE = 256
+
+
+class OutOfRangeError(UserError):
+    """A field of a request is outside of its range.
+
+    Attributes:
+        field: Its name.
+        problem: What is expected.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field, self.problem = field, problem
+        super().__init__(f"{field}: {problem}")
+
+
+class TooManyWatchersError(UserError):
+    """No more WatchAlerts streams can be served."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{MAX_WATCHERS} readers watch already; try again later")
+
+
+class BehindError(UserError):
+    """A reader fell too far behind.
+
+    Attributes:
+        sequence: The last alert that it got; where to resume.
+    """
+
+    def __init__(self, sequence: int) -> None:
+        self.sequence = sequence
+        super().__init__(f"fell behind by {MAX_BEHIND} alerts; resume after {sequence}")
+
+
+STATUS: dict[type[Exception], grpc.StatusCode] = {
+    NotFoundError: grpc.StatusCode.NOT_FOUND,
+    NotDecidableError: grpc.StatusCode.FAILED_PRECONDITION,
+    OutOfRangeError: grpc.StatusCode.INVALID_ARGUMENT,
+    TooManyWatchersError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    BehindError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+"""What each error is on the wire; anything else is a bug and stays UNKNOWN."""
+
+
+class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
+    """MonitorService over one ledger.
+
+    Args:
+        ledger: Read page by page for alerts, written by acknowledgements.
+        state: The last committed state with the daemon's own part; cheap.
+        evaluate: Evaluates one monitor, or all for an empty name, and returns the buckets.
+        decide: `(request_id, yes, actor, comment)`; see `Evaluator.decide`.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        state: Callable[[], State],
+        evaluate: Callable[[str], int],
+        decide: Callable[[str, bool, str, str], TriggerRecord],
+    ) -> None:
+        self._ledger, self._state = ledger, state
+        self._evaluate, self._decide = evaluate, decide
+        self._stopping = Event()
+        self._watchers = 0
+        self._watchers_lock = Lock()
+
+    def stop(self) -> None:
+        """End every stream at its next wake-up."""
+        self._stopping.set()
+        with self._ledger.changed:
+            self._ledger.changed.notify_all()
+
+    def GetStatus(  # noqa: N802 - the protocol's name
+        self, request: monitor_pb2.GetStatusRequest, context: grpc.ServicerContext
+    ) -> monitor_pb2.GetStatusResponse:
+        """See monitor.proto."""
+        with _errors(context):
+            state = self._state()
+            known = self._named(request.monitor, state)
+            return monitor_pb2.GetStatusResponse(
+                monitors=[messages.status(state.monitors[name]) for name in known],
+                open_episodes=[
+                    messages.episode(e) for e in state.episodes if e.open and e.monitor in known
+                ],
+                triggers=[messages.trigger(t) for t in state.triggers if t.monitor in known],
+                latest_event=messages.timestamp(state.latest_event),
+                idle=state.idle,
+            )
+
+    def Evaluate(  # noqa: N802
+        self, request: monitor_pb2.EvaluateRequest, context: grpc.ServicerContext
+    ) -> monitor_pb2.EvaluateResponse:
+        """See monitor.proto."""
+        with _errors(context):
+            self._named(request.monitor, self._state())
+            return monitor_pb2.EvaluateResponse(buckets=self._evaluate(request.monitor))
+
+    def Acknowledge(  # noqa: N802
+        self, request: monitor_pb2.AcknowledgeRequest, context: grpc.ServicerContext
+    ) -> monitor_pb2.AcknowledgeResponse:
+        """See monitor.proto."""
+        with _errors(context):
+            _required("actor", request.actor)
+            record = self._ledger.acknowledge(request.episode_id, request.actor, request.comment)
+            return monitor_pb2.AcknowledgeResponse(episode=messages.episode(record))
+
+    def DecideTrigger(  # noqa: N802
+        self, request: monitor_pb2.DecideTriggerRequest, context: grpc.ServicerContext
+    ) -> monitor_pb2.DecideTriggerResponse:
+        """See monitor.proto."""
+        with _errors(context):
+            _required("actor", request.actor)
+            record = self._decide(
+                request.request_id, request.approve, request.actor, request.comment
+            )
+            return monitor_pb2.DecideTriggerResponse(trigger=messages.trigger(record))
+
+    def ListAlerts(  # noqa: N802
+        self, request: monitor_pb2.ListAlertsRequest, context: grpc.ServicerContext
+    ) -> monitor_pb2.ListAlertsResponse:
+        """See monitor.proto."""
+        with _errors(context):
+            self._named(request.monitor, self._state())
+            limit = _between("limit", request.limit or 100, 1, 1000)
+            alerts = self._ledger.alerts_before(int(limit), request.monitor)
+            return monitor_pb2.ListAlertsResponse(alerts=map(messages.alert, alerts))
+
+    def WatchAlerts(  # noqa: N802
+        self, request: monitor_pb2.WatchAlertsRequest, context: grpc.ServicerContext
+    ) -> Iterator[monitor_pb2.WatchAlertsResponse]:
+        """See monitor.proto."""
+        with _errors(context), self._watcher():
+            seconds = 10.0
+            if request.HasField("heartbeat_interval"):
+                asked = request.heartbeat_interval.ToTimedelta().total_seconds()
+                seconds = _between("heartbeat_interval", asked, 0.1, 60)
+            after = int(_between("after_sequence", request.after_sequence, 0, 2**62))
+            context.add_callback(self._wake)
+            yield from self._watch(context, after, seconds)
+
+    def _watch(
+        self, context: grpc.ServicerContext, position: int, heartbeat_seconds: float
+    ) -> Iterator[monitor_pb2.WatchAlertsResponse]:
+        caught_up, beat = False, 0.0
+        while context.is_active() and not self._stopping.is_set():
+            page = self._ledger.alerts(position, PAGE)
+            last = self._ledger.last_sequence()
+            if caught_up and last - position > MAX_BEHIND:
+                raise BehindError(position)
+            for alert in page:
+                position = alert.sequence
+                yield monitor_pb2.WatchAlertsResponse(
+                    alert=messages.alert(alert), last_sequence=last
+                )
+            if page:
+                beat = monotonic() + heartbeat_seconds
+                continue
+            caught_up = True
+            if monotonic() >= beat:
+                # The first comes at once, so that a reader knows that it is connected.
+                yield monitor_pb2.WatchAlertsResponse(last_sequence=last)
+                beat = monotonic() + heartbeat_seconds
+            with self._ledger.changed:
+                quiet = self._ledger.last_sequence() == position or position > last
+                if quiet and context.is_active() and not self._stopping.is_set():
+                    self._ledger.changed.wait(max(0.0, beat - monotonic()))
+
+    def _wake(self) -> None:
+        with self._ledger.changed:
+            self._ledger.changed.notify_all()
+
+    @contextmanager
+    def _watcher(self) -> Iterator[None]:
+        with self._watchers_lock:
+            if self._watchers >= MAX_WATCHERS:
+                raise TooManyWatchersError
+            self._watchers += 1
+        try:
+            yield
+        finally:
+            with self._watchers_lock:
+                self._watchers -= 1
+
+    @staticmethod
+    def _named(monitor: str, state: State) -> list[str]:
+        if not monitor:
+            return list(state.monitors)
+        if monitor not in state.monitors:
+            raise NotFoundError("monitor", monitor, state.monitors)
+        return [monitor]
+
+
+class Server:
+    """MonitorService, health v1 and reflection on one port.
+
+    Args:
+        monitor: The service.
+        address: `host:port`; port 0 takes a free one.
+    """
+
+    def __init__(self, monitor: Monitor, address: str) -> None:
+        """Bind the port.
+
+        Raises:
+            RuntimeError: The address is taken.
+        """
+        self._monitor = monitor
+        self._server = grpc.server(
+            ThreadPoolExecutor(WORKERS, "grpc"), options=[("grpc.so_reuseport", 0)]
+        )
+        self._health = health.HealthServicer()
+        monitor_pb2_grpc.add_MonitorServiceServicer_to_server(monitor, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self.port = self._server.add_insecure_port(address)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._server.start()
+        self.serving(healthy=True)
+
+    def serving(self, *, healthy: bool) -> None:
+        """Tell health v1 how it is, for the whole server and for the service."""
+        status = health_pb2.HealthCheckResponse
+        for name in ("", SERVICE):
+            self._health.set(name, status.SERVING if healthy else status.NOT_SERVING)
+
+    def close(self, grace_seconds: float = 2.0) -> None:
+        """Say NOT_SERVING, let calls finish, stop."""
+        self._health.enter_graceful_shutdown()
+        self._monitor.stop()
+        self._server.stop(grace_seconds).wait()
+
+
+def _required(field: str, value: str) -> None:
+    if not value:
+        raise OutOfRangeError(field, "must not be empty")
+
+
+def _between(field: str, value: float, low: float, high: float) -> float:
+    if not low <= value <= high:
+        raise OutOfRangeError(field, f"must be {low:g} to {high:g}, is {value:g}")
+    return value
+
+
+@contextmanager
+def _errors(context: grpc.ServicerContext) -> Iterator[None]:
+    """Turn the errors of `STATUS` into their status, with what they carry as details."""
+    try:
+        yield
+    except tuple(STATUS) as error:
+        _abort(context, error)
+
+
+def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    code = STATUS[type(error)]
+    status = Status(code=code.value[0], message=str(error), details=[_packed(_details(error))])
+    context.abort_with_status(rpc_status.to_status(status))
+    raise AssertionError  # abort_with_status does not return
+
+
+def _details(error: Exception) -> Any:
+    """Return the google.rpc detail that says it in the fewest words."""
+    details = error_details_pb2
+    if isinstance(error, NotFoundError):
+        return details.ResourceInfo(
+            resource_type=error.kind, resource_name=error.name, description=str(error)
+        )
+    if isinstance(error, OutOfRangeError):
+        violation = details.BadRequest.FieldViolation(field=error.field, description=error.problem)
+        return details.BadRequest(field_violations=[violation])
+    if isinstance(error, NotDecidableError):
+        failed = details.PreconditionFailure.Violation(
+            type="TRIGGER", subject=error.request_id, description=error.reason
+        )
+        return details.PreconditionFailure(violations=[failed])
+    metadata = {"resume_after": str(error.sequence)} if isinstance(error, BehindError) else {}
+    reason = type(error).__name__.removesuffix("Error").upper()
+    return details.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+
+
+def _packed(message: Any) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(message)
+    return packed
