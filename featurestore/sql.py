@@ -7,50 +7,23 @@ Time is microseconds since the epoch in UTC, as BIGINT, so that no session time 
 of a source changes a comparison. Nanoseconds are floored: the microsecond that holds the instant.
 
 **The total order of one key's rows** is `(event_ts, created_ts, canonical row bytes)`, greatest
-wins; a null `created_ts` is least. Canonical row bytes are the concatenation, over *all* features
-of the view (requested or not) in order of their names' UTF-8 bytes, of `value(feature)`:
-
-- null: `00`; anything else: `01`, then by type
-- boolean: `00` or `01`
-- integer of any width or sign: the number plus 2^127, 16 bytes, big-endian;
-  a date is its days, a time or timestamp its microseconds, a decimal its unscaled number
-- float32 and float64: as float64; NaN of any payload is eight `FF`; otherwise the IEEE bits,
-  big-endian, with all bits flipped when negative and the sign bit flipped when not (so -0.0 < 0.0)
-- string (UTF-8) and bytes: each `00` doubled to `00 FF`, then `00 00`
-- list and array: for each element `01` and `value(element)`; then `00`
-- struct: `value(field)` in declared order; map: a list of (key, value) structs as stored
-
-Compared as bytes, that equals DuckDB's ascending order with nulls first over the expressions of
-`canonical_keys`; `canonical_bytes` writes the same from Python values. Rows that tie
-on it agree in every feature, so which one is taken cannot be seen.
+wins; a null `created_ts` is least. `featurestore.order` defines the canonical bytes and gives
+both their writer and the expressions that make DuckDB order rows as they do.
 """
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
-from datetime import date, datetime, time, timezone
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
+
+from featurestore.order import canonical_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_EPOCH_DAY = date(1970, 1, 1)
+    from featurestore.order import Type
+
 _INT64 = 2**63
-
-
-class Type(Protocol):
-    """What is needed of a DuckDB type; `duckdb.sqltypes.DuckDBPyType` is one."""
-
-    @property
-    def id(self) -> str:
-        """Lower-case name without parameters: `double`, `list`, `struct`."""
-
-    @property
-    def children(self) -> list[tuple[str, Any]]:
-        """Named children of a nested type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,107 +106,6 @@ def within(column: Column, since: int | None, until: int | None) -> str:
     return " AND ".join(bounds) or "true"
 
 
-def canonical_keys(features: Iterable[tuple[str, Column]]) -> list[str]:
-    """Return expressions that order rows as their canonical bytes do, ascending, nulls first."""
-    keys: list[str] = []
-    for _, column in sorted(features, key=lambda item: item[0].encode()):
-        name = identifier(column.name)
-        if column.type.id in {"float", "double"}:
-            keys += [name, f"CASE WHEN {name} = 0 THEN NOT signbit({name}) END"]
-        else:
-            keys.append(_comparable(name, column.type))
-    return keys
-
-
-def _comparable(value: str, kind: Type, depth: int = 0) -> str:
-    """Rewrite a value so that DuckDB's comparison of it is the canonical one.
-
-    DuckDB puts nulls inside nested values last and holds -0.0 equal to 0.0; here each nested
-    value is preceded by whether it is there, and each float is followed by its sign.
-    """
-    if kind.id in {"float", "double"}:
-        return f"{{'v': {value}, 's': CASE WHEN {value} = 0 THEN NOT signbit({value}) END}}"
-    if kind.id in {"list", "array"}:
-        child = next(t for name, t in kind.children if name == "child")
-        item = f"x{depth}"
-        plain = f"{value}::{_sql(child)}[]" if kind.id == "array" else value
-        return f"list_transform({plain}, lambda {item}: {_present(item, child, depth + 1)})"
-    if kind.id == "map":
-        (_, key), (_, item) = kind.children
-        entry = f"x{depth}"
-        pair = (
-            f"{{'k': {_present(f'{entry}.key', key, depth + 1)}, "
-            f"'i': {_present(f'{entry}.value', item, depth + 1)}}}"
-        )
-        return f"list_transform(map_entries({value}), lambda {entry}: {pair})"
-    if kind.id == "struct":
-        fields = ", ".join(
-            f"'f{i}': {_present(f'{value}.{identifier(name)}', child, depth + 1)}"
-            for i, (name, child) in enumerate(kind.children)
-        )
-        return f"CASE WHEN {value} IS NOT NULL THEN {{{fields}}} END"
-    return value
-
-
-def _present(value: str, kind: Type, depth: int) -> str:
-    return f"{{'p': {value} IS NOT NULL, 'v': {_comparable(value, kind, depth)}}}"
-
-
-def _sql(kind: Type) -> str:
-    return str(kind)
-
-
-def canonical_bytes(row: Mapping[str, Any]) -> bytes:
-    """Return the canonical bytes of one row, given by feature name as Python values.
-
-    Raises:
-        TypeError: A value has no canonical form, such as a duration.
-    """
-    return b"".join(_value(row[name]) for name in sorted(row, key=str.encode))
-
-
-def _value(value: Any) -> bytes:  # noqa: PLR0911 - one return per type is the clearest form
-    if value is None:
-        return b"\x00"
-    if isinstance(value, bool):
-        return b"\x01\x01" if value else b"\x01\x00"
-    if isinstance(value, int):
-        return b"\x01" + (value + (1 << 127)).to_bytes(16, "big")
-    if isinstance(value, float):
-        return b"\x01" + _float(value)
-    if isinstance(value, str | bytes):
-        raw = value.encode() if isinstance(value, str) else value
-        return b"\x01" + raw.replace(b"\x00", b"\x00\xff") + b"\x00\x00"
-    if isinstance(value, datetime):
-        aware = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
-        since = aware - _EPOCH
-        return _value((since.days * 86400 + since.seconds) * 10**6 + since.microseconds)
-    if isinstance(value, date):
-        return _value((value - _EPOCH_DAY).days)
-    if isinstance(value, time):
-        seconds = (value.hour * 60 + value.minute) * 60 + value.second
-        return _value(seconds * 10**6 + value.microsecond)
-    if isinstance(value, Decimal):
-        sign, digits, _ = value.as_tuple()
-        unscaled = int("".join(map(str, digits)))
-        return _value(-unscaled if sign else unscaled)
-    if isinstance(value, list):
-        return b"\x01" + b"".join(b"\x01" + _value(item) for item in value) + b"\x00"
-    if isinstance(value, dict):
-        return b"\x01" + b"".join(map(_value, value.values()))
-    if isinstance(value, tuple):  # pyarrow gives the entries of a map as pairs
-        return b"\x01" + b"".join(map(_value, value))
-    raise TypeError(f"{type(value).__name__} has no canonical bytes")
-
-
-def _float(value: float) -> bytes:
-    if value != value:  # noqa: PLR0124 - only NaN differs from itself
-        return b"\xff" * 8
-    (bits,) = struct.unpack(">Q", struct.pack(">d", value))
-    flipped = bits ^ 0xFFFFFFFFFFFFFFFF if bits >> 63 else bits | 1 << 63
-    return int(flipped).to_bytes(8, "big")
-
-
 def source(
     view: View,
     since: int | None,
@@ -255,10 +127,14 @@ def source(
     if wide:
         columns += [f"{identifier(c.name)} AS f{i}" for i, (c, _) in enumerate(view.features)]
     if order:
-        columns += [f"{key} AS c{i}" for i, key in enumerate(canonical_keys(view.order))]
+        columns += [f"{key} AS c{i}" for i, key in enumerate(_order(view))]
     return (
         f"SELECT {', '.join(columns)} FROM {view.scan} WHERE {within(view.timestamp, since, until)}"
     )
+
+
+def _order(view: View) -> list[str]:
+    return canonical_keys((name, identifier(c.name), c.type) for name, c in view.order)
 
 
 def _time(column: Column) -> str:
@@ -273,55 +149,171 @@ def _selected(prefix: str, names: Iterable[str]) -> str:
     return "".join(f"{prefix}.{name}, " for name in names)
 
 
-def winners(view: View, since: int | None, until: int | None, *, as_known: bool) -> str:
-    """Return the query that finds each spine row's event time: keys and times only.
-
-    Spine: `i`, `t` and `k0`...; result: those and `ts`, for rows that have a usable value.
-    With `as_known`, a source row counts from when it was both due and known, and what it then
-    supersedes is decided by a running maximum.
-    """
+def crowding(view: View) -> str:
+    """Return the query of the most and the mean rows of the spine that share their keys."""
     keys = _keys(view)
-    equal = "".join(f"s.{key} = f.{key} AND " for key in keys)
-    fresh = f" WHERE s.t - f.ts <= {view.ttl}" if view.ttl else ""
-    if as_known and view.created is not None:
-        partition = f"PARTITION BY {', '.join(keys)} " if keys else ""
-        rows = source(view, since, until, made=True)
-        history = (
-            f"SELECT {''.join(f'{key}, ' for key in keys)}greatest(ts, made) AS seen, "
-            f"max(ts) OVER ({partition}ORDER BY greatest(ts, made)) AS ts "
-            f"FROM ({rows}) WHERE made IS NOT NULL AND ts IS NOT NULL"
-        )
-        at = "seen"
-    else:
-        history = source(view, since, until)
-        at = "ts"
+    there = " AND ".join(f"{key} IS NOT NULL" for key in keys) or "true"
+    group = f" GROUP BY {', '.join(keys)}" if keys else ""
     return (
-        f"SELECT s.i, s.t, {_selected('s', keys)}f.ts FROM spine AS s "
-        f"ASOF JOIN ({history}) AS f ON {equal}s.t >= f.{at}{fresh}"
+        "SELECT coalesce(max(n), 0), coalesce(avg(n), 0) "
+        f"FROM (SELECT count(*) AS n FROM spine WHERE {there}{group})"
     )
 
 
-def values(view: View, since: int | None, until: int | None, *, as_known: bool, ties: bool) -> str:
+def winners(
+    view: View,
+    since: int | None,
+    until: int | None,
+    *,
+    as_known: bool,
+    crowded: bool,
+    spine: str = "spine",
+) -> str:
+    """Return the query that finds each spine row's event time: keys and times only.
+
+    Spine: `i`, `t` and `k0`...; result: those and `ts`, for rows that have a usable value.
+
+    Args:
+        view: The feature view.
+        since: Least event time that any spine row can use.
+        until: Greatest event time that any spine row can use.
+        as_known: Use a source row only from its created time on.
+        crowded: Many spine rows share their keys: sort both sides and merge them (ASOF). Else
+            hash the spine, stream the source past it and keep the greatest event time of each
+            row: without a sort, but at the cost of every pair of one key.
+        spine: Name of the spine.
+    """
+    known = as_known and view.created is not None
+    columns = "s.i, s.t, " + _selected("s", _keys(view))
+    equal = "".join(f"s.{key} = f.{key} AND " for key in _keys(view))
+    fresh = f"s.t - f.ts <= {view.ttl}" if view.ttl else "true"
+    rows = source(view, since, until, made=known)
+    if not crowded:
+        usable = f"{equal}s.t >= f.ts AND {fresh}" + (" AND s.t >= f.made" if known else "")
+        return (
+            f"SELECT {columns}f.ts FROM (SELECT s.i, max(f.ts) AS ts FROM {spine} AS s "
+            f"JOIN ({rows}) AS f ON {usable} GROUP BY s.i) AS f JOIN {spine} AS s ON s.i = f.i"
+        )
+    if known:
+        rows = _as_they_became_known(view, rows)
+    at = "seen" if known else "ts"
+    return (
+        f"SELECT {columns}f.ts FROM {spine} AS s ASOF JOIN ({rows}) AS f "
+        f"ON {equal}s.t >= f.{at} WHERE {fresh}"
+    )
+
+
+def _as_they_became_known(view: View, rows: str) -> str:
+    """Return, for each instant a row of a key is both due and known, the newest event time then.
+
+    ASOF compares one pair of times, and here a row has two. From `seen = max(ts, made)` on a row
+    can be used, and what it then yields to is decided by a running maximum of `ts` over `seen`.
+    """
+    keys = _keys(view)
+    partition = f"PARTITION BY {', '.join(keys)} " if keys else ""
+    return (
+        f"SELECT {_selected('r', keys)}r.seen, "
+        f"max(r.ts) OVER ({partition}ORDER BY r.seen) AS ts "
+        f"FROM (SELECT *, greatest(ts, made) AS seen FROM ({rows}) "
+        f"WHERE ts IS NOT NULL AND made IS NOT NULL) AS r"
+    )
+
+
+def values(
+    view: View,
+    since: int | None,
+    until: int | None,
+    *,
+    as_known: bool,
+    ties: bool,
+    won: str = "won",
+) -> str:
     """Return the query that fetches the winners' features: `i`, `f0`...
 
-    A row of `won` comes once for each source row with its keys and event time; with `ties` only
-    the greatest in the total order is kept, at the price of reading every column of that order.
+    A row of `won` comes once for each usable source row with its keys and event time; with `ties`
+    only the greatest in the total order is kept, at the price of reading every column of that
+    order.
     """
     known = as_known and view.created is not None
     rows = source(view, since, until, made=ties or known, wide=True, order=ties)
     equal = "".join(f"w.{key} = f.{key} AND " for key in _keys(view))
     usable = " AND f.made <= w.t" if known else ""
     features = [f"f{i}" for i in range(len(view.features))]
-    joined = f"FROM won AS w JOIN ({rows}) AS f ON {equal}w.ts = f.ts{usable}"
+    joined = f"FROM {won} AS w JOIN ({rows}) AS f ON {equal}w.ts = f.ts{usable}"
     if not ties:
-        return f"SELECT w.i, {_selected('f', features).rstrip(', ')} {joined}"
+        return f"SELECT {_selected('f', features)}w.i {joined}"
     made = ["f.made"] if view.created is not None else []
-    canonical = [f"f.c{i}" for i in range(len(canonical_keys(view.order)))]
+    canonical = [f"f.c{i}" for i in range(len(_order(view)))]
     by = ", ".join(f"{key} DESC NULLS LAST" for key in [*made, *canonical]) or "1"
     return (
         f"SELECT i, {', '.join(features)} FROM (SELECT w.i, {_selected('f', features)}"
         f"row_number() OVER (PARTITION BY w.i ORDER BY {by}) AS place {joined}) WHERE place = 1"
     )
+
+
+def point_in_time(
+    entities: str,
+    columns: Sequence[str],
+    time: str,
+    joins: Sequence[tuple[View, Sequence[str], tuple[int | None, int | None]]],
+    *,
+    as_known: bool,
+) -> str:
+    """Return the whole join as one statement, for reading and for running elsewhere.
+
+    Args:
+        entities: Table or subquery of the entity frame.
+        columns: Its columns.
+        time: The one that says when, of a type of times or ISO text.
+        joins: `(view, entity columns of its keys, (since, until))` of each view.
+        as_known: Use a source row only from its created time on.
+    """
+    row = "row"
+    taken = {*columns, *(name for view, _, _ in joins for _, name in view.features)}
+    while row in taken:
+        row += "_"
+    numbered, when = identifier(row), identifier(time)
+    given = (
+        f"SELECT * REPLACE ({when}::TIMESTAMPTZ AS {when}), row_number() OVER () AS {numbered} "
+        f"FROM {entities} AS given"
+    )
+    parts = [f"entity AS MATERIALIZED ({given})"]
+    selected = [f"e.{identifier(name)}" for name in columns]
+    joined = ["FROM entity AS e"]
+    for n, (view, names, (since, until)) in enumerate(joins):
+        keys = "".join(f", {identifier(name)} AS k{i}" for i, name in enumerate(names))
+        first = winners(view, since, until, as_known=as_known, crowded=True, spine=f"spine_{n}")
+        then = values(view, since, until, as_known=as_known, ties=True, won=f"won_{n}")
+        parts += [
+            f"spine_{n} AS (SELECT {numbered} AS i, epoch_us({when}) AS t{keys} FROM entity)",
+            f"won_{n} AS ({first})",
+            f"view_{n} AS ({then})",
+        ]
+        selected += [f"v{n}.f{i} AS {identifier(out)}" for i, (_, out) in enumerate(view.features)]
+        joined.append(f"LEFT JOIN view_{n} AS v{n} ON v{n}.i = e.{numbered}")
+    return (
+        f"WITH {','.join(chr(10) + part for part in parts)}{chr(10)}SELECT {', '.join(selected)}"
+        f"{chr(10)}{chr(10).join(joined)}{chr(10)}ORDER BY e.{numbered}"
+    )
+
+
+def between(views: Sequence[tuple[View, Sequence[str]]], since: int, until: int) -> str:
+    """Return the query of every distinct key and event time of views within a time range.
+
+    Columns: `event_timestamp`, then the entity columns given with each view; one that a view does
+    not have is null in its rows. In order of time, then keys.
+    """
+    names = list(dict.fromkeys(name for _, own in views for name in own))
+    parts = []
+    for view, own in views:
+        place = {name: f"k{i}" for i, name in enumerate(own)}
+        keys = "".join(f", {place.get(name, 'NULL')} AS {identifier(name)}" for name in names)
+        rows = source(view, since, until)
+        parts.append(
+            f"SELECT make_timestamptz(ts) AS event_timestamp{keys} FROM ({rows}) "
+            "WHERE ts IS NOT NULL"
+        )
+    return f"SELECT DISTINCT * FROM ({' UNION ALL '.join(parts)}) ORDER BY ALL"
 
 
 def newest(view: View, since: int | None, until: int | None, *, known_by: int | None) -> str:
@@ -336,7 +328,7 @@ def newest(view: View, since: int | None, until: int | None, *, known_by: int | 
     if known_by is not None and view.created is not None:
         where.append(f"made <= {known_by}")
     made = ["made"] if view.created is not None else []
-    canonical = [f"c{i}" for i in range(len(canonical_keys(view.order)))]
+    canonical = [f"c{i}" for i in range(len(_order(view)))]
     by = ", ".join(f"{key} DESC NULLS LAST" for key in ["ts", *made, *canonical])
     partition = f"PARTITION BY {', '.join(_keys(view))} " if view.keys else ""
     return (

@@ -19,13 +19,13 @@ from feast.errors import EntityTimestampInferenceException, FeastEntityDFMissing
 from featurestore.errors import EntityFrameError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
 DEFAULT_TIME = "event_timestamp"
 INSTANT = pa.timestamp("us", tz="UTC")
 
 
-class MissingColumns(EntityFrameError, FeastEntityDFMissingColumnsError):  # type: ignore[misc]
+class MissingColumnsError(EntityFrameError, FeastEntityDFMissingColumnsError):
     """The entity frame lacks columns that the requested features need."""
 
     def __init__(self, missing: Collection[str], there: Collection[str]) -> None:
@@ -33,7 +33,7 @@ class MissingColumns(EntityFrameError, FeastEntityDFMissingColumnsError):  # typ
         EntityFrameError.__init__(self, f"lacks {names}; it has {', '.join(map(repr, there))}")
 
 
-class NoTimeColumn(EntityFrameError, EntityTimestampInferenceException):  # type: ignore[misc]
+class NoTimeColumnError(EntityFrameError, EntityTimestampInferenceException):
     """The entity frame has no column that says when."""
 
     def __init__(self, candidates: Collection[str]) -> None:
@@ -60,6 +60,14 @@ class Entities:
         """Return the times as int64 microseconds since the epoch, null where there is none."""
         return self.table[self.time].cast(pa.int64())
 
+    def slices(self, rows: int | None) -> Iterator[Entities]:
+        """Give the rows in order, at most so many at a time; all at once with None."""
+        if rows is None or self.table.num_rows <= rows:
+            yield self
+            return
+        for start in range(0, self.table.num_rows, rows):
+            yield Entities(self.table.slice(start, rows), self.time)
+
     def range(self) -> tuple[int, int] | None:
         """Return the least and the greatest time in microseconds; None without any."""
         bounds = pc.min_max(self.instants()).as_py()
@@ -80,9 +88,12 @@ def read_entities(frame: Any, connection: duckdb.DuckDBPyConnection) -> Entities
     """
     if isinstance(frame, str):
         try:
-            table = connection.execute(frame).to_arrow_table()
+            relation = connection.sql(frame)
+            table = None if relation is None else relation.to_arrow_table()
         except duckdb.Error as error:
             raise EntityFrameError(f"the query failed: {error}") from error
+        if table is None:
+            raise EntityFrameError("the text is not a query that gives rows")
         return _with_time(table)
     if isinstance(frame, pd.DataFrame):
         return _with_time(_from_pandas(frame))
@@ -118,12 +129,12 @@ def _with_time(table: pa.Table) -> Entities:
     names = table.column_names
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
-        raise EntityFrameError(f"has two columns named {sorted(repeated)[0]!r}")
+        raise EntityFrameError(f"has two columns named {min(repeated)!r}")
     name = DEFAULT_TIME
     if name not in names:
         times = [f.name for f in table.schema if pa.types.is_timestamp(f.type)]
         if len(times) != 1:
-            raise NoTimeColumn(times)
+            raise NoTimeColumnError(times)
         name = times[0]
     column = table[name]
     try:

@@ -1,8 +1,8 @@
 """The point-in-time join: entity rows in, one value per feature and row out.
 
-Above `views`. For each view: an ASOF join on keys and times alone finds every row's winner, then
-an equi-join fetches the features of the winners. What ties in event time is rare: it shows as
-more rows fetched than won, and only then is the total order evaluated.
+Above `views`. For each view, keys and times alone decide every row's winner; then an equi-join
+fetches the features of the winners. What ties in event time is rare: it shows as a row fetched
+more than once, and only for such rows is the total order evaluated.
 """
 
 from __future__ import annotations
@@ -13,15 +13,20 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore import sql
+from featurestore.errors import EntityFrameError
 from featurestore.offline.views import spine_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import duckdb
+    from numpy.typing import NDArray
 
     from featurestore.offline.entities import Entities
     from featurestore.offline.views import Bound
+
+_MEAN_UNCROWDED, _MOST_UNCROWDED = 3, 16
+"""Up to so many entity rows per key, on average and at most, pairs cost less than two sorts."""
 
 
 def point_in_time(
@@ -34,47 +39,73 @@ def point_in_time(
     """Return the entity table with each view's features appended, row for row.
 
     Args:
-        connection: Where the join runs; its table `won` is overwritten.
+        connection: Where the join runs; its relations `spine`, `won` and `tied` are overwritten.
         entities: The rows asked for.
         bounds: The views.
         as_known: Use a source row only from its created time on.
     """
     table = entities.table
     for bound in bounds:
-        if not bound.view.features:
-            continue
-        for name, column in features_of(connection, entities, bound, as_known=as_known).items():
-            at = table.schema.get_field_index(name)
-            # A column of the frame that shares a feature's name gives way to the feature.
-            table = (
-                table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
-            )
+        for name, column in features_of(connection, entities, bound, as_known=as_known):
+            table = table.append_column(name, column)
     return table
+
+
+def check_names(entities: Entities, bounds: Sequence[Bound]) -> None:
+    """Refuse an entity frame with a column that has the name of a requested feature.
+
+    Raises:
+        EntityFrameError: There is one: either meaning of the name would be lost.
+    """
+    names = set(entities.table.column_names)
+    for bound in bounds:
+        for _, name in bound.view.features:
+            if name in names:
+                problem = (
+                    f"has the name of a feature of view {bound.name!r}; rename it, "
+                    "or ask for full feature names"
+                )
+                raise EntityFrameError(problem, column=name)
 
 
 def features_of(
     connection: duckdb.DuckDBPyConnection, entities: Entities, bound: Bound, *, as_known: bool
-) -> dict[str, pa.ChunkedArray]:
-    """Return one view's features by result name, one value per entity row."""
+) -> list[tuple[str, pa.ChunkedArray]]:
+    """Return one view's features as `(result name, one value per entity row)`."""
     view, rows = bound.view, entities.table.num_rows
+    if not view.features:
+        return []
+    since, until = reach(entities, view)
     connection.register("spine", _spine(entities, bound))
     try:
-        since, until = _reach(entities, view)
-        winners = sql.winners(view, since, until, as_known=as_known)
+        most, mean = connection.execute(sql.crowding(view)).fetchall()[0]
+        crowded = most > _MOST_UNCROWDED or mean > _MEAN_UNCROWDED
+        winners = sql.winners(view, since, until, as_known=as_known, crowded=crowded)
         connection.execute(f"CREATE OR REPLACE TEMP TABLE won AS {winners}")
-        won = connection.execute("SELECT count(*) FROM won").fetchall()[0][0]
-        fetched = connection.execute(
-            sql.values(view, since, until, as_known=as_known, ties=False)
-        ).to_arrow_table()
-        if fetched.num_rows != won:
-            fetched = connection.execute(
-                sql.values(view, since, until, as_known=as_known, ties=True)
-            ).to_arrow_table()
-    finally:
         connection.unregister("spine")
+        query = sql.values(view, since, until, as_known=as_known, ties=False)
+        fetched = connection.sql(query).to_arrow_table()
+        place, tied = _places(fetched["i"], rows)
+        if len(tied):
+            connection.register("tied", pa.table({"i": tied}))
+            connection.execute("DELETE FROM won WHERE i NOT IN (SELECT i FROM tied)")
+            connection.unregister("tied")
+            query = sql.values(view, since, until, as_known=as_known, ties=True)
+            settled = connection.sql(query).to_arrow_table()
+            place[settled["i"].to_numpy()] = fetched.num_rows + np.arange(settled.num_rows)
+            fetched = pa.concat_tables([fetched, settled.select(fetched.column_names)])
+    finally:
         connection.execute("DROP TABLE IF EXISTS won")
-    order = _places(fetched["i"], rows)
-    return {name: fetched[f"f{i}"].take(order) for i, (_, name) in enumerate(view.features)}
+    at = pa.array(place, mask=place < 0)
+    return [(name, fetched[f"f{i}"].take(at)) for i, (_, name) in enumerate(view.features)]
+
+
+def reach(entities: Entities, view: sql.View) -> tuple[int | None, int | None]:
+    """Return the event times between which every usable source row lies."""
+    span = entities.range()
+    if span is None:
+        return 1, 0
+    return (span[0] - view.ttl if view.ttl else None), span[1]
 
 
 def _spine(entities: Entities, bound: Bound) -> pa.Table:
@@ -87,16 +118,12 @@ def _spine(entities: Entities, bound: Bound) -> pa.Table:
     return pa.table(columns)
 
 
-def _reach(entities: Entities, view: sql.View) -> tuple[int | None, int | None]:
-    """Return the event times between which every usable source row lies."""
-    span = entities.range()
-    if span is None:
-        return 1, 0
-    return (span[0] - view.ttl if view.ttl else None), span[1]
-
-
-def _places(indices: pa.ChunkedArray, rows: int) -> pa.Array:
-    """Return where each row's values are among those fetched; null where there are none."""
+def _places(indices: pa.ChunkedArray, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where each row's values are among those fetched (-1: nowhere), and the tied rows."""
+    found = indices.to_numpy()
     place = np.full(rows, -1, dtype=np.int64)
-    place[indices.to_numpy()] = np.arange(len(indices), dtype=np.int64)
-    return pa.array(place, mask=place < 0)
+    place[found] = np.arange(len(found), dtype=np.int64)
+    distinct = int(np.count_nonzero(place >= 0))
+    if distinct == len(found):
+        return place, np.empty(0, dtype=np.int64)
+    return place, np.flatnonzero(np.bincount(found, minlength=rows) > 1)

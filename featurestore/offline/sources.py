@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from feast.data_source import DataSource
 
+    from featurestore.order import Type
+
 TIMES = {
     "date",
     "timestamp",
@@ -50,7 +52,7 @@ class Source:
     view: str
     location: str
     scan: str
-    columns: Mapping[str, sql.Type]
+    columns: Mapping[str, Type]
 
     def column(self, name: str) -> sql.Column:
         """Return one column.
@@ -141,9 +143,8 @@ def local_files(path: Path) -> list[Path]:
             if file.is_file()
             and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
         )
-    return sorted(
-        Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()
-    )
+    names = glob.glob(str(path), recursive=True)  # noqa: PTH207 - the pattern may be absolute
+    return sorted(file for file in map(Path, names) if file.is_file())
 
 
 def is_hive(root: Path, files: list[Path]) -> bool:

@@ -6,7 +6,6 @@ modules below.
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +18,22 @@ from feast.infra.offline_stores.offline_utils import get_pyarrow_schema_from_bat
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import FeastConfigBaseModel
 from feast.utils import compute_non_entity_date_range
-from pydantic import StrictStr
+from pydantic import Field, StrictStr
 
 from featurestore import sql
 from featurestore.errors import SourceError
-from featurestore.offline.entities import DEFAULT_TIME, Entities, MissingColumns, read_entities
+from featurestore.offline.entities import MissingColumnsError, read_entities
 from featurestore.offline.job import DuckDBRetrievalJob
-from featurestore.offline.join import point_in_time
+from featurestore.offline.join import check_names, point_in_time, reach
 from featurestore.offline.session import session
 from featurestore.offline.sources import open_source
+from featurestore.offline.times import instant, micros
 from featurestore.offline.views import bind, originals, requested
 from featurestore.offline.writing import append, log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
 
     import duckdb
     from feast.data_source import DataSource
@@ -41,12 +42,11 @@ if TYPE_CHECKING:
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.repo_config import RepoConfig
 
-    from featurestore.offline.views import Bound
 
 __all__ = ["DuckDBOfflineStore", "DuckDBOfflineStoreConfig", "latest"]
 
 
-class DuckDBOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
+class DuckDBOfflineStoreConfig(FeastConfigBaseModel):
     """`offline_store:` in feature_store.yaml.
 
     Attributes:
@@ -64,10 +64,10 @@ class DuckDBOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     temp_directory: StrictStr | None = None
     max_temp_directory_size: StrictStr | None = None
     threads: int | None = None
-    settings: dict[str, str | int | float | bool] = {}
+    settings: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
 
-class DuckDBOfflineStore(OfflineStore):  # type: ignore[misc]
+class DuckDBOfflineStore(OfflineStore):
     """Point-in-time joins with DuckDB over Parquet and Delta files.
 
     Rows of one key are totally ordered by `(event time, created time, canonical row bytes)`
@@ -110,45 +110,56 @@ class DuckDBOfflineStore(OfflineStore):  # type: ignore[misc]
         """
         wanted = requested(feature_views, feature_refs)
         spread = compute_non_entity_date_range(feature_views, start_date, end_date)
-
-        def bound_to(connection: duckdb.DuckDBPyConnection) -> tuple[Entities, list[Bound]]:
+        with session(config) as connection:  # what is wrong is said now, not when it runs
             bounds = [
                 bind(connection, config.repo_path, view, names, full_names=full_feature_names)
                 for view, names in wanted
             ]
-            if entity_df is None:
-                return _rows_between(connection, bounds, *map(_micros, spread)), bounds
-            entities = read_entities(entity_df, connection)
-            needed = {column for bound in bounds for column in bound.entity_columns}
-            missing = needed - set(entities.table.column_names)
-            if missing:
-                raise MissingColumns(missing, entities.table.column_names)
-            return entities, bounds
-
-        with session(config) as connection:  # what is wrong is said now, not at to_df()
-            entities, bounds = bound_to(connection)
+            frame = entity_df
+            if frame is None:
+                frame = sql.between(
+                    [(b.view, b.entity_columns) for b in bounds], *map(micros, spread)
+                )
+            entities = read_entities(frame, connection)
+        needed = {column for bound in bounds for column in bound.entity_columns}
+        missing = needed - set(entities.table.column_names)
+        if missing:
+            raise MissingColumnsError(missing, entities.table.column_names)
+        check_names(entities, bounds)
         span = entities.range()
 
-        def batches() -> Iterator[pa.Table]:
+        def tables(rows: int | None) -> Iterator[pa.Table]:
             with session(config) as connection:
-                yield point_in_time(
-                    connection, entities, bounds, as_known=filter_by_created_timestamp
-                )
+                for part in entities.slices(rows):
+                    yield point_in_time(
+                        connection, part, bounds, as_known=filter_by_created_timestamp
+                    )
 
         def text() -> str:
-            raise NotImplementedError
+            given = f"({frame})" if isinstance(frame, str) else "entity_df"
+            return sql.point_in_time(
+                given,
+                entities.table.column_names,
+                entities.time,
+                [
+                    (b.view, b.entity_columns, reach(entities, b.view))
+                    for b in bounds
+                    if b.view.features
+                ],
+                as_known=filter_by_created_timestamp,
+            )
 
         return DuckDBRetrievalJob(
             config,
-            batches,
+            tables,
             text,
             on_demand=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
             full_names=full_feature_names,
             metadata=RetrievalMetadata(
                 features=feature_refs,
                 keys=[n for n in entities.table.column_names if n != entities.time],
-                min_event_timestamp=span and _datetime(span[0]),
-                max_event_timestamp=span and _datetime(span[1]),
+                min_event_timestamp=span and instant(span[0]),
+                max_event_timestamp=span and instant(span[1]),
             ),
         )
 
@@ -177,12 +188,12 @@ class DuckDBOfflineStore(OfflineStore):  # type: ignore[misc]
                 connection,
                 config,
                 data_source,
-                join_key_columns,
-                feature_name_columns,
-                timestamp_field,
-                created_timestamp_column,
+                keys=join_key_columns,
+                features=feature_name_columns,
+                timestamp=timestamp_field,
+                created=created_timestamp_column,
             )
-            text = sql.newest(view, _micros(start_date), _micros(end_date), known_by=None)
+            text = sql.newest(view, micros(start_date), micros(end_date), known_by=None)
             return text if join_key_columns else _with_dummy(text)
 
         return _pulled(config, query)
@@ -209,12 +220,12 @@ class DuckDBOfflineStore(OfflineStore):  # type: ignore[misc]
                 connection,
                 config,
                 data_source,
-                join_key_columns,
-                feature_name_columns,
-                timestamp_field,
-                created_timestamp_column,
+                keys=join_key_columns,
+                features=feature_name_columns,
+                timestamp=timestamp_field,
+                created=created_timestamp_column,
             )
-            return sql.everything(view, _micros(start_date), _micros(end_date))
+            return sql.everything(view, micros(start_date), micros(end_date))
 
         return _pulled(config, query)
 
@@ -290,31 +301,17 @@ def _latest(
 ) -> Iterator[Any]:
     with session(config) as connection:
         bound = bind(connection, config.repo_path, view, [f.name for f in view.features])
-        text = sql.newest(bound.view, _micros(since), _micros(until), known_by=_micros(until))
-        reader = connection.execute(text).to_arrow_reader()
+        text = sql.newest(bound.view, micros(since), micros(until), known_by=micros(until))
+        reader = connection.sql(text).to_arrow_reader()
         yield reader.schema
         yield from reader
-
-
-def _rows_between(
-    connection: duckdb.DuckDBPyConnection, bounds: Sequence[Bound], since: int, until: int
-) -> Entities:
-    """Return every distinct key and event time of the views, in order of time and keys."""
-    names = list(dict.fromkeys(name for bound in bounds for name in bound.entity_columns))
-    parts = []
-    for bound in bounds:
-        own = {name: f"k{i}" for i, name in enumerate(bound.entity_columns)}
-        keys = "".join(f", {own.get(n, 'NULL')} AS {sql.identifier(n)}" for n in names)
-        rows = sql.source(bound.view, since, until)
-        parts.append(f"SELECT DISTINCT make_timestamptz(ts) AS {DEFAULT_TIME}{keys} FROM ({rows})")
-    query = " UNION ".join(parts)
-    return read_entities(f"SELECT * FROM ({query}) ORDER BY ALL", connection)
 
 
 def _table(
     connection: duckdb.DuckDBPyConnection,
     config: RepoConfig,
     data_source: DataSource,
+    *,
     keys: Sequence[str],
     features: Sequence[str],
     timestamp: str,
@@ -339,28 +336,20 @@ def _pulled(
     with session(config) as connection:
         text = query(connection)
 
-    def batches() -> Iterator[pa.Table]:
+    def tables(rows: int | None) -> Iterator[pa.Table]:
         with session(config) as connection:
-            yield connection.execute(text).to_arrow_table()
+            relation = connection.sql(text)
+            if rows is None:
+                yield relation.to_arrow_table()
+                return
+            reader = relation.to_arrow_reader(rows)
+            yield reader.schema.empty_table()
+            yield from (pa.Table.from_batches([batch]) for batch in reader)
 
-    return DuckDBRetrievalJob(config, batches, lambda: text)
+    return DuckDBRetrievalJob(config, tables, lambda: text)
 
 
 def _with_dummy(text: str) -> str:
     """Add the key that Feast gives to views without entities."""
     value = sql.literal(DUMMY_ENTITY_VAL)
     return f"SELECT *, {value} AS {sql.identifier(DUMMY_ENTITY_ID)} FROM ({text})"
-
-
-def _micros(instant: datetime | None) -> int | None:
-    """Return an instant as microseconds since the epoch; without a zone it is UTC."""
-    if instant is None:
-        return None
-    aware = instant if instant.tzinfo else instant.replace(tzinfo=timezone.utc)
-    since = aware - datetime(1970, 1, 1, tzinfo=timezone.utc)
-    return (since.days * 86400 + since.seconds) * 10**6 + since.microseconds
-
-
-def _datetime(micros: int) -> datetime:
-    scalar: datetime = pa.scalar(micros, pa.timestamp("us", tz="UTC")).as_py()
-    return scalar

@@ -16,10 +16,10 @@ from feast.utils import _parse_feature_ref
 from featurestore import sql
 from featurestore.errors import EntityFrameError, NotFoundError, SourceError
 from featurestore.offline.sources import open_source
+from featurestore.offline.times import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from datetime import timedelta
     from pathlib import Path
 
     import duckdb
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from feast.feature_view import FeatureView
 
     from featurestore.offline.sources import Source
-
-_MICROSECOND = 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ def requested(
         features = wanted.setdefault(key, [])
         if feature not in features:
             features.append(feature)
-    return [(view, wanted.get(view.projection.name_to_use(), [])) for view in views]
+    return [(view, wanted.get(_name(view), [])) for view in views]
 
 
 def bind(
@@ -86,7 +84,7 @@ def bind(
         NotFoundError: The view has no such feature.
         SourceError: The source is missing, unreadable or lacks a column.
     """
-    name = feature_view.projection.name_to_use()
+    name = _name(feature_view)
     declared = {field.name for field in feature_view.features}
     for feature in features:
         if feature not in declared:
@@ -107,21 +105,19 @@ def bind(
         created=source.time(original.get(created, created)) if created else None,
         features=tuple((source.column(original.get(f, f)), prefix + f) for f in features),
         order=tuple((f, source.column(original.get(f, f))) for f in sorted(declared)),
-        ttl=microseconds(feature_view.ttl),
+        ttl=duration(feature_view.ttl) if feature_view.ttl else 0,
     )
     return Bound(name, view, tuple(aliases.get(key, key) for key in keys), source)
+
+
+def _name(view: FeatureView) -> str:
+    """Return the view's alias or name, with its version if one is pinned."""
+    return str(view.projection.name_to_use())  # type: ignore[no-untyped-call]
 
 
 def originals(source: DataSource, columns: Mapping[str, object]) -> dict[str, str]:
     """Return the source's column for each mapped name."""
     return {new: old for old, new in source.field_mapping.items() if old in columns}
-
-
-def microseconds(ttl: timedelta | None) -> int:
-    """Return a TTL in microseconds; 0 is no limit."""
-    if ttl is None:
-        return 0
-    return (ttl.days * 86400 + ttl.seconds) * _MICROSECOND + ttl.microseconds
 
 
 def spine_key(name: str, column: pa.ChunkedArray, bound: Bound, key: sql.Column) -> pa.ChunkedArray:

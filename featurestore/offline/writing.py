@@ -14,7 +14,7 @@ import uuid
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,10 +28,8 @@ from featurestore.offline.sources import is_hive, is_remote, local_files
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from feast.data_source import DataSource
 
-
-def append(table: pa.Table, source: DataSource, repo: Path | str | None, view: str) -> None:
+def append(table: pa.Table, source: Any, repo: Path | str | None, view: str) -> None:
     """Add rows to a source, cast to its columns' types, without rewriting what is there.
 
     Raises:
@@ -39,10 +37,10 @@ def append(table: pa.Table, source: DataSource, repo: Path | str | None, view: s
             not fit its columns.
     """
     location = _location(source, repo, view)
-    if isinstance(source.file_format, DeltaFormat):
-        _write_delta(table, location, "append")
-        return
     path = Path(location)
+    if isinstance(source.file_format, DeltaFormat):
+        _write_delta(table, path, "append")
+        return
     files = local_files(path)
     if files:
         table = _cast(table, files[0], view, location)
@@ -57,33 +55,46 @@ def append(table: pa.Table, source: DataSource, repo: Path | str | None, view: s
         _write(table, _new_file(path, files, view))
 
 
-def persist(
-    table: pa.Table, source: DataSource, repo: Path | str | None, *, overwrite: bool
-) -> None:
-    """Write `table` as the whole content of a source.
+def check_target(source: Any, repo: Path | str | None, *, overwrite: bool) -> Path:
+    """Return the path that `source` is to be written to, before any work is done.
 
     Raises:
         SavedDatasetLocationAlreadyExists: There is something, and `overwrite` is off.
         SourceError: The location is not local.
     """
-    location = _location(source, repo, source.name)
-    path = Path(location)
+    path = Path(_location(source, repo, source.name))
     if path.exists() and not overwrite:
-        raise SavedDatasetLocationAlreadyExists(location=source.path)
+        raise SavedDatasetLocationAlreadyExists(location=str(path))
+    return path
+
+
+def persist(batches: pa.RecordBatchReader, source: Any, path: Path) -> None:
+    """Write `batches` as the whole content of `path`: a `.parquet` file, a folder or Delta."""
     if isinstance(source.file_format, DeltaFormat):
-        _write_delta(table, location, "overwrite")
+        _write_delta(batches, path, "overwrite")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    fresh = _beside(path)
     try:
         if path.suffix == ".parquet":
-            pq.write_table(table, fresh, compression="zstd")
+            _write_batches(batches, fresh)
         else:
             fresh.mkdir()
-            pq.write_table(table, fresh / "part-0.parquet", compression="zstd")
+            _write_batches(batches, fresh / "part-0.parquet")
         _replace(fresh, path)
     finally:
         _remove(fresh)
+
+
+def _write_batches(batches: pa.RecordBatchReader, path: Path) -> None:
+    with pq.ParquetWriter(path, batches.schema, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _beside(path: Path) -> Path:
+    """Return a fresh hidden name in the same folder, to be renamed when whole."""
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex}")
 
 
 def log(data: pa.Table | Path, folder: Path, partition_by: list[str] | None) -> None:
@@ -96,7 +107,7 @@ def log(data: pa.Table | Path, folder: Path, partition_by: list[str] | None) -> 
         _write(table, folder / f"{uuid.uuid4().hex}.parquet")
 
 
-def _location(source: DataSource, repo: Path | str | None, view: str) -> str:
+def _location(source: Any, repo: Path | str | None, view: str) -> str:
     if not isinstance(source, FileSource):
         raise SourceError(view, source.name, f"cannot write a {type(source).__name__}")
     location = str(FileSource.get_uri_for_file_path(repo_path=repo, uri=source.path))
@@ -127,7 +138,7 @@ def _new_file(path: Path, files: list[Path], view: str) -> Path:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    fresh = _beside(path)
     try:
         pq.write_table(table, fresh, compression="zstd")
         fresh.rename(path)
@@ -141,7 +152,7 @@ def _to_folder(path: Path, table: pa.Table) -> None:
         if path.is_dir():  # another writer was first
             _write(table, path / f"part-{uuid.uuid4().hex}.parquet")
             return
-        fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        fresh = _beside(path)
         try:
             fresh.mkdir()
             os.link(path, fresh / "part-0.parquet")
@@ -166,7 +177,7 @@ def _replace(fresh: Path, path: Path) -> None:
     if not path.exists() or (path.is_file() and fresh.is_file()):
         fresh.replace(path)
         return
-    old = path.with_name(f".{path.name}-old-{uuid.uuid4().hex}")
+    old = _beside(path)
     path.rename(old)
     try:
         fresh.rename(path)
@@ -196,7 +207,9 @@ def _write_partitions(table: pa.Table, root: Path, columns: list[str]) -> None:
     )
 
 
-def _write_delta(table: pa.Table, location: str, mode: str) -> None:
+def _write_delta(
+    data: pa.Table | pa.RecordBatchReader, path: Path, mode: Literal["append", "overwrite"]
+) -> None:
     from deltalake import write_deltalake  # noqa: PLC0415 - an extra
 
-    write_deltalake(location, table, mode=mode)
+    write_deltalake(path, data, mode=mode)
