@@ -83,7 +83,7 @@ def train(
         work = Retrain(config, section, queue, registry)
         run, _ = queue.accept(request)
         with Worker(queue, work, section.state, section.threads) as worker:
-            run = worker.follow(run.run_id, lambda run: typer.echo(_line(run), err=True))
+            run = worker.follow(run.run_id)
     for gate in run.gates:
         typer.echo(f"  {'pass' if gate.passed else 'FAIL'}  {gate.name}: {gate.detail}")
     typer.echo(_line(run))

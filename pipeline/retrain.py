@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from featurestore import Store, TrainingSet
+import featurestore
 from featurestore.errors import NotFoundError, SteadfeastError, UserError
 from featurestore.sql import identifier
 from pipeline import recipe
@@ -30,6 +30,7 @@ from protos.steadfeast.v1 import pipeline_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from featurestore import TrainingSet
     from pipeline.config import ModelConfig, PipelineConfig
     from pipeline.registry import LoadedModel, Registry
     from pipeline.runs import RunQueue
@@ -61,34 +62,37 @@ def examples(config: ModelConfig, as_of: datetime) -> pa.Table:
     """Return the rows of the entities file that were known by `as_of`, with a label.
 
     Both the example and its label must be from `as_of` or before, and not older than `since`.
-    Times come back as UTC microseconds.
+    Times come back as UTC microseconds; times without a zone are UTC.
 
     Raises:
         ExamplesError: The file is missing, is not Parquet, or lacks a column.
     """
     path = config.entities
     try:
-        columns = pq.read_schema(path).names
+        schema = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise ExamplesError(path, f"cannot be read as Parquet: {error}") from error
-    missing = [name for name in (TIME, KNOWN_AT, config.label) if name not in columns]
+    missing = [name for name in (TIME, KNOWN_AT, config.label) if name not in schema.names]
     if missing:
-        raise ExamplesError(path, f"has no column {', '.join(missing)}; it has {columns}")
-    with duckdb.connect(config={"TimeZone": "UTC"}) as con:
-        return con.execute(
-            f"""SELECT * REPLACE (
-                CAST({TIME} AS TIMESTAMPTZ) AS {TIME}, CAST({KNOWN_AT} AS TIMESTAMPTZ) AS {KNOWN_AT}
-            ) FROM read_parquet($path)
-            WHERE {identifier(config.label)} IS NOT NULL
-                AND CAST({KNOWN_AT} AS TIMESTAMPTZ) <= $as_of
-                AND CAST({TIME} AS TIMESTAMPTZ) <= $as_of
-                AND ($since IS NULL OR CAST({TIME} AS TIMESTAMPTZ) > $since)""",
-            {
-                "path": str(path),
-                "as_of": as_of,
-                "since": as_of - config.since if config.since else None,
-            },
+        raise ExamplesError(path, f"has no column {', '.join(missing)}; it has {schema.names}")
+    for name in (TIME, KNOWN_AT):
+        if not pa.types.is_timestamp(schema.field(name).type):
+            raise ExamplesError(path, f"column {name} is {schema.field(name).type}, not a time")
+    # Compared as integers: what DuckDB makes of a time without a zone depends on the machine.
+    query = f"""SELECT * FROM read_parquet($path)
+        WHERE {identifier(config.label)} IS NOT NULL
+            AND epoch_us({KNOWN_AT}) <= $as_of
+            AND epoch_us({TIME}) <= $as_of
+            AND ($since IS NULL OR epoch_us({TIME}) > $since)"""
+    since = None if config.since is None else _microseconds(as_of - config.since)
+    with duckdb.connect() as con:
+        table = con.sql(
+            query, params={"path": str(path), "as_of": _microseconds(as_of), "since": since}
         ).to_arrow_table()
+    for name in (TIME, KNOWN_AT):
+        column = table.column(name).cast(pa.timestamp("us", tz="UTC"), safe=False)
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,7 +143,7 @@ class Retrain:
         else:
             facts = self._registry.facts(run.model, version)
             boundary = facts.trained_before
-            training = TrainingSet.load(Path(facts.manifest_uri))
+            training = featurestore.TrainingSet.load(Path(facts.manifest_uri))
         if training is None:
             return
         parts = split(training.table, boundary)
@@ -173,7 +177,7 @@ class Retrain:
             limit, detail = config.gates.min_rows, f"no labelled example was known by {as_of}"
             self._refuse(run, [pb.Gate(name="holdout_rows", limit=limit, detail=detail)])
             return None
-        with Store.open(self._path) as store:
+        with featurestore.Store.open(self._path) as store:
             training = store.training_set(
                 entities, config.service, label=config.label, as_known_at=as_of
             )
@@ -267,6 +271,11 @@ class Retrain:
             run.gates.extend(gates)
 
         self._queue.change(run.run_id, refused)
+
+
+def _microseconds(time: datetime) -> int:
+    """Return `time` as microseconds since 1970."""
+    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _labels(table: pa.Table, label: str) -> Any:

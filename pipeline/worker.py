@@ -80,18 +80,12 @@ class Worker:
         finally:
             self.ended.set()
 
-    def follow(self, run_id: str, seen: Callable[[pb.Run], None]) -> pb.Run:
-        """Call `seen` with the run after each of its changes; return it once it has ended.
+    def follow(self, run_id: str) -> pb.Run:
+        """Return the run once it has ended, or this worker has.
 
         Whoever holds the lock works on it, this process or another one.
         """
-        after = 0
-        while not self.ended.is_set():
-            for event in self._queue.events(run_id, after):
-                after = event.sequence
-                seen(event.run)
-                if event.run.state in ENDED:
-                    return event.run
+        while not self.ended.is_set() and self._queue.get(run_id).state not in ENDED:
             self._queue.wait(POLL_SECONDS)
         return self._queue.get(run_id)
 
