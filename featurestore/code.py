@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-import datetime
+import datetime as dt
 import decimal
 import dis
 import functools
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 _FOLLOWED_DECORATOR = "on_demand_feature_view"
 _PLAIN = (
-    type(None), bool, int, float, complex, str, bytes, datetime.date, datetime.time,
-    datetime.timedelta, decimal.Decimal, zoneinfo.ZoneInfo, np.generic, np.dtype, range,
+    type(None), bool, int, float, complex, str, bytes, dt.date, dt.time,
+    dt.timedelta, decimal.Decimal, zoneinfo.ZoneInfo, np.generic, np.dtype, range,
 )  # fmt: skip
 
 
@@ -99,8 +99,8 @@ class _Closure:
         elif isinstance(value, functools.partial):
             self._name(f"{name}.func", value.func, (), user)
             self.parts[f"{name}.arguments"] = self._value([*value.args, value.keywords], name, user)
-        elif isinstance(value, functools._lru_cache_wrapper):
-            self._name(name, value.__wrapped__, (), user)
+        elif isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
+            self._name(name, value.__wrapped__, (), user)  # a function behind a cache
         elif callable(value):
             self._library(getattr(value, "__module__", None) or type(value).__module__)
             self.parts[name] = {"external": _qualified(value)}

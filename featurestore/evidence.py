@@ -1,4 +1,4 @@
-"""Hashes and facts that a manifest keeps as evidence.
+"""Hashes and facts that are kept as evidence, and files that are written whole.
 
 Above nothing of ours. The canonical hash of an Arrow table depends on column names, types, and
 the cells in row order: not on chunks, buffers' slack, what lies under a null, or which NaN it is.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -71,12 +73,15 @@ def _feed(digest: Any, array: pa.Array) -> None:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
+    return any(
+        check(kind)
+        for check in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_fixed_size_binary,
+        )
     )
 
 
@@ -186,6 +191,14 @@ def file_hashes(repo: Path, location: str) -> Iterator[tuple[str, str | None, in
             _known[key] = _hash_file(path)
         name = path.relative_to(repo) if path.is_relative_to(repo) else path
         yield str(name), _known[key], state.st_size
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file by rename, so that nobody reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.{uuid4().hex}.half")
+    half.write_bytes(data)
+    os.replace(half, path)  # noqa: PTH105 - says that it replaces
 
 
 def _hash_file(path: Path) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from feast import FeatureStore, FeatureView, Field, OnDemandFeatureView
+    from feast.feature_view_projection import FeatureViewProjection
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 EVENT_TIMESTAMP = "event_timestamp"
@@ -155,7 +156,7 @@ def resolve(store: FeatureStore, name: str) -> ServicePlan:
         registry, project, service, allow_cache=True, hide_dummy_entity=False
     )
     chosen = [
-        (projection.name_to_use(), field)
+        (_used_name(projection), field)
         for projection in service.feature_view_projections
         for field in projection.features
     ]
@@ -178,7 +179,7 @@ def stored_view(store: FeatureStore, view: FeatureView) -> StoredView:
         keys[join_key] = view.projection.join_key_map.get(join_key, join_key)
     return StoredView(
         view=view,
-        name=view.projection.name_to_use(),
+        name=_used_name(view.projection),
         keys=keys,
         key_types={key: types.get(key, pa.string()) for key in keys},
         columns={field.name: arrow_type(field) for field in view.projection.features},
@@ -193,10 +194,10 @@ def _on_demand(view: OnDemandFeatureView) -> OnDemandView:
     # Sorted, because the registry keeps sources in a map, in no order of their own.
     return OnDemandView(
         view=view,
-        name=view.projection.name_to_use(),
+        name=_used_name(view.projection),
         inputs=tuple(
             sorted(
-                (projection.name_to_use(), field.name)
+                (_used_name(projection), field.name)
                 for projection in view.source_feature_view_projections.values()
                 for field in projection.features
             )
@@ -208,6 +209,11 @@ def _on_demand(view: OnDemandFeatureView) -> OnDemandView:
         },
         outputs={field.name: arrow_type(field) for field in view.features},
     )
+
+
+def _used_name(projection: FeatureViewProjection) -> str:
+    name: str = projection.name_to_use()  # type: ignore[no-untyped-call]
+    return name
 
 
 def _named(chosen: tuple[tuple[str, Field], ...], taken: tuple[str, ...]) -> tuple[Output, ...]:

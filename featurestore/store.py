@@ -8,65 +8,42 @@ feature view and the arithmetic on it.
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from feast import FeatureStore
 from pydantic import ValidationError
-from rich.progress import Progress
 
-from featurestore import changes, definitions, training
+from featurestore import definitions, serving, training
 from featurestore.config import StoreConfig, load_section
 from featurestore.contract import Contract, describe, difference
 from featurestore.errors import (
     ConfigError,
     ContractMismatchError,
-    EntityRowsError,
     NotFoundError,
     ReplayError,
 )
-from featurestore.evidence import content_sha256
+from featurestore.evidence import content_sha256, write_whole
+from featurestore.materialization import Materializer
 from featurestore.ondemand import Executor
 from featurestore.online import PackedOnlineStore
-from featurestore.rows import usable
 from featurestore.served import OnlineFeatures, ServedLog, microseconds
-from featurestore.service import (
-    EVENT_TIMESTAMP,
-    TIMESTAMP,
-    ServicePlan,
-    StoredView,
-    resolve,
-)
-from featurestore.training import Manifest, TrainingSet, typed
+from featurestore.service import ServicePlan, resolve
+from featurestore.serving import Bundle
+from featurestore.training import Manifest, TrainingSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     import pandas as pd
+    import pyarrow as pa
     from feast import FeatureView
 
-PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = 1, 2, 3, 4
-CREATED_TIMESTAMP = "created_timestamp"
-WATERMARKS = "materialized.json"
 LAYOUT = 1
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """A resolved service: what to read, what to run on it, and under which contract."""
-
-    plan: ServicePlan
-    executors: tuple[Executor, ...]
-    contract: Contract
+"""Version of the packed rows of the online store."""
 
 
 class Store:
@@ -88,7 +65,7 @@ class Store:
         self.served = ServedLog(self.data)
         self._bundles: dict[str, Bundle] = {}
         self._views: dict[str, FeatureView] | None = None
-        self._marks: dict[str, int] | None = None
+        self._materializer: Materializer | None = None
         self._online: PackedOnlineStore | None = None
         self._lock = RLock()
 
@@ -113,8 +90,10 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Flush the served log."""
+        """Flush the served log and close what is open."""
         self.served.flush()
+        if self._materializer is not None:
+            self._materializer.close()
 
     # definitions
 
@@ -129,7 +108,7 @@ class Store:
     def refresh(self) -> None:
         """Read the registry and the definitions again."""
         with self._lock:
-            self.feast.refresh_registry()
+            self.feast.refresh_registry()  # type: ignore[no-untyped-call]
             self._bundles.clear()
             self._views = None
 
@@ -185,7 +164,7 @@ class Store:
     def _keep(self, contract: Contract) -> None:
         path = self.data / "contracts" / f"{contract.sha256}.json"
         if not path.exists():
-            _write_whole(path, contract.canonical())
+            write_whole(path, contract.canonical())
 
     # training
 
@@ -313,52 +292,9 @@ class Store:
         if contract and contract != served:
             differences = self._differences(contract, bundle.contract)
             raise ContractMismatchError(service, contract, served, differences)
-        plan = bundle.plan
-        entities = _entities(plan, entity_rows)
+        entities = serving.entity_rows(bundle.plan, entity_rows)
         at = microseconds(datetime.now(UTC) if request_time is None else request_time)
-        stored: dict[tuple[str, str], pa.Array] = {}
-        states: dict[str, np.ndarray[Any, Any]] = {}
-        event_times = {}
-        for view in plan.views:
-            states[view.name], event_times[view.name] = self._read(view, entities, at, stored)
-        requests = {name: entities.column(name).combine_chunks() for name in plan.requests}
-        for executor in bundle.executors:
-            result = executor.run(stored, requests, entities.num_rows)
-            for name, values in result.items():
-                stored[executor.view.name, name] = values
-        columns, statuses = entities.columns, {}
-        for output in plan.outputs:
-            values = stored[output.view, output.feature]
-            columns.append(values)
-            statuses[output.name] = _status(values, states.get(output.view))
-        table = pa.Table.from_arrays(columns, names=[*plan.entity_columns, *plan.features])
-        return OnlineFeatures(table, statuses, event_times, served)
-
-    def _read(
-        self,
-        view: StoredView,
-        entities: pa.Table,
-        at: int,
-        into: dict[tuple[str, str], pa.Array],
-    ) -> tuple[np.ndarray[Any, Any], pa.Array]:
-        """Read one view; nulls what may not be used at `at`; return states and event times."""
-        columns = list(view.columns)
-        read = self.online.read_batch(
-            self.feast.config, view.view, view.key_table(entities), columns
-        )
-        found = np.asarray(read.found, bool)
-        event, created = _micros(read.event_times), _micros(read.created_times)
-        fresh = found & usable(event, view.ttl_us, at)
-        fresh &= read.created_times.is_null().to_numpy(zero_copy_only=False) | (created <= at)
-        states = np.where(found, np.where(fresh, PRESENT, OUTSIDE_MAX_AGE), NOT_FOUND)
-        keep = None if fresh.all() else pa.array(fresh)
-        for name, kind in view.columns.items():
-            column = _whole(read.values.column(name))
-            into[view.name, name] = (
-                column if keep is None else pc.if_else(keep, column, pa.scalar(None, kind))
-            )
-        times = pa.array(event, mask=~found).cast(TIMESTAMP)
-        return states.astype(np.uint8), times
+        return serving.read(self.online, self.feast.config, bundle, entities, at)
 
     # materialization
 
@@ -386,20 +322,9 @@ class Store:
         Raises:
             NotFoundError: There is no such feature view.
         """
-        end = microseconds(until)
+        start = None if since is None else microseconds(since)
         chosen = self._online_views(views)
-        marks = self._watermarks()
-        written = {}
-        with changes.reader(self.feast.config) as read, _bar(progress) as bar:
-            task = bar.add_task("materialize", total=len(chosen))
-            for view in chosen:
-                bar.update(task, description=view.name)
-                start = marks.get(view.name) if since is None else microseconds(since)
-                written[view.name] = self._write(view, read(view, start, end))
-                marks[view.name] = max(end, marks.get(view.name, end))
-                bar.advance(task)
-        self._keep_watermarks(marks)
-        return written
+        return self._mover().run(chosen, start, microseconds(until), progress=progress)
 
     def write_online(self, view: str, rows: pa.Table) -> int:
         """Write rows of one feature view to the online store, as a stream does.
@@ -412,12 +337,11 @@ class Store:
             Rows written; a row that is older than what is there counts, and changes nothing.
         """
         chosen = self._online_views([view])[0]
-        return self._write(chosen, rows.to_reader())
+        return self._mover().write(chosen, rows.to_batches())
 
     def watermark(self, view: str) -> datetime | None:
         """Return the time up to which `view` was materialized; None before the first time."""
-        mark = self._watermarks().get(view)
-        return None if mark is None else _EPOCH + timedelta(microseconds=mark)
+        return self._mover().watermark(view)
 
     @property
     def online(self) -> PackedOnlineStore:
@@ -439,17 +363,13 @@ class Store:
             self._online = store
         return self._online
 
-    def _write(self, view: FeatureView, rows: Iterable[pa.RecordBatch]) -> int:
-        source = view.batch_source
-        names = {source.timestamp_field: EVENT_TIMESTAMP}
-        if source.created_timestamp_column:
-            names[source.created_timestamp_column] = CREATED_TIMESTAMP
-        written = 0
-        for batch in rows:
-            if batch.num_rows:
-                renamed = batch.rename_columns([names.get(n, n) for n in batch.schema.names])
-                written += self.online.write_batch(self.feast.config, view, renamed)
-        return written
+    def _mover(self) -> Materializer:
+        with self._lock:
+            if self._materializer is None:
+                self._materializer = Materializer(
+                    self.feast.config, self.online, self.data / "materialized.json"
+                )
+            return self._materializer
 
     def _online_views(self, names: Sequence[str]) -> list[FeatureView]:
         if self._views is None:
@@ -461,16 +381,6 @@ class Store:
                 raise NotFoundError("online feature view", name, self._views)
         return [self._views[name] for name in names or sorted(self._views)]
 
-    def _watermarks(self) -> dict[str, int]:
-        if self._marks is None:
-            path = self.data / WATERMARKS
-            self._marks = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        return dict(self._marks)
-
-    def _keep_watermarks(self, marks: dict[str, int]) -> None:
-        self._marks = marks
-        _write_whole(self.data / WATERMARKS, json.dumps(marks, sort_keys=True).encode())
-
 
 def _feast(repo: Path) -> FeatureStore:
     file = repo / "feature_store.yaml"
@@ -480,54 +390,3 @@ def _feast(repo: Path) -> FeatureStore:
         return FeatureStore(repo_path=str(repo))
     except (ValidationError, ValueError) as error:
         raise ConfigError(file, [("", str(error))]) from error
-
-
-def _entities(plan: ServicePlan, rows: pa.Table | Sequence[Mapping[str, Any]]) -> pa.Table:
-    if isinstance(rows, pa.Table):
-        for name in plan.entity_columns:
-            if name not in rows.column_names:
-                known = ", ".join(rows.column_names)
-                raise EntityRowsError(plan.name, name, f"is missing; there are {known}")
-        return typed(plan.name, rows.select(list(plan.entity_columns)), plan.entity_columns)
-    columns = []
-    for name, kind in plan.entity_columns.items():
-        try:
-            columns.append(pa.array([row[name] for row in rows], kind))
-        except KeyError as error:
-            raise EntityRowsError(plan.name, name, "is missing in a row") from error
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            raise EntityRowsError(plan.name, name, f"does not fit {kind}: {error}") from error
-    return pa.table(columns, names=list(plan.entity_columns))
-
-
-def _status(
-    values: pa.Array, states: np.ndarray[Any, Any] | None
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    if states is None:
-        states = np.full(len(values), PRESENT, np.uint8)
-    if not values.null_count:
-        return states
-    null = values.is_null().to_numpy(zero_copy_only=False)
-    return np.where(null & (states == PRESENT), np.uint8(NULL_VALUE), states)
-
-
-def _micros(times: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Microseconds since the epoch; 0 where there is no time, which masks must cover."""
-    micros: np.ndarray[Any, np.dtype[np.int64]] = times.cast(pa.int64()).fill_null(0).to_numpy()
-    return micros
-
-
-def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _bar(shown: bool) -> Progress:
-    return Progress(transient=True, disable=not shown)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file by rename, so that nobody reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}.half")
-    half.write_bytes(data)
-    os.replace(half, path)  # noqa: PTH105 - says that it replaces

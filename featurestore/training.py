@@ -145,7 +145,8 @@ class TrainingSet:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the table as a data frame."""
-        return self.table.to_pandas()
+        frame: pd.DataFrame = self.table.to_pandas()
+        return frame
 
     @classmethod
     def load(cls, path: Path) -> TrainingSet:
@@ -367,7 +368,7 @@ def sources(store: FeatureStore, plan: ServicePlan) -> list[dict[str, Any]]:
         source = view.view.batch_source
         if source is None:
             continue
-        location = getattr(source, "path", None) or getattr(source, "name", "")
+        location = str(getattr(source, "path", None) or source.name)
         for path, digest, size in file_hashes(Path(store.repo_path), location):
             pinned.append({"view": view.name, "path": path, "sha256": digest, "size": size})
     return pinned

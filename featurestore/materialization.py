@@ -1,0 +1,165 @@
+"""From sources to the online store: each key's newest row among those that became known.
+
+Above `offline` and `online`. A row is known from the later of its event time and its created
+time. Reading by event time alone, as Feast does, never sees a row that was written late; reading
+by either finds it, and the online store's order keeps it from undoing what is newer.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from rich.progress import Progress
+
+from featurestore import sql
+from featurestore.evidence import write_whole
+from featurestore.offline.session import session
+from featurestore.offline.views import Bound, bind
+from featurestore.service import EVENT_TIMESTAMP
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import duckdb
+    from feast import FeatureView
+    from feast.repo_config import RepoConfig
+
+    from featurestore.online import PackedOnlineStore
+
+CREATED_TIMESTAMP = "created_timestamp"
+_BATCH_ROWS = 65_536
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Materializer:
+    """Moves feature views forward and remembers how far each has come.
+
+    Keeps one DuckDB session, so that a small step costs its rows and not its set-up. Safe to
+    share between threads; calls wait for each other.
+
+    Args:
+        config: Feast's configuration.
+        online: Where to write.
+        marks: File that keeps view -> microseconds materialized until.
+    """
+
+    def __init__(self, config: RepoConfig, online: PackedOnlineStore, marks: Path) -> None:
+        self._config, self._online, self._path = config, online, marks
+        self._lock = RLock()
+        self._open = ExitStack()
+        weakref.finalize(self, self._open.close)  # also at exit, while DuckDB is still there
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._bounds: dict[str, tuple[object, Bound]] = {}
+        self._marks: dict[str, int] = (
+            json.loads(marks.read_text(encoding="utf-8")) if marks.is_file() else {}
+        )
+
+    def close(self) -> None:
+        """Close the session; the next call opens another."""
+        with self._lock:
+            self._connection = None
+            self._open.close()
+
+    def watermark(self, view: str) -> datetime | None:
+        """Return the time up to which `view` was materialized; None before the first time."""
+        mark = self._marks.get(view)
+        return None if mark is None else _EPOCH + timedelta(microseconds=mark)
+
+    def run(
+        self, views: Sequence[FeatureView], since: int | None, until: int, *, progress: bool
+    ) -> dict[str, int]:
+        """Move `views` to `until`; without `since`, from where each was.
+
+        Returns:
+            Feature view -> entities that changed.
+        """
+        changed = {}
+        with self._lock, Progress(transient=True, disable=not progress) as bar:
+            task = bar.add_task("materialize", total=len(views))
+            for view in views:
+                bar.update(task, description=view.name)
+                start = self._marks.get(view.name) if since is None else since
+                changed[view.name] = self.write(view, self._newly_known(view, start, until))
+                self._marks[view.name] = max(until, self._marks.get(view.name, until))
+                bar.advance(task)
+            # Written last: a crash before it repeats the step, which changes nothing.
+            write_whole(self._path, json.dumps(self._marks, sort_keys=True).encode())
+        return changed
+
+    def write(self, view: FeatureView, rows: Iterable[pa.RecordBatch]) -> int:
+        """Write rows under the source's names; return how many entities changed."""
+        waiting: list[pa.RecordBatch] = []
+        changed = size = 0
+        for batch in rows:
+            waiting.append(batch)
+            size += batch.num_rows
+            if size >= _BATCH_ROWS:
+                changed += self._write(view, waiting)
+                waiting, size = [], 0
+        return changed + (self._write(view, waiting) if size else 0)
+
+    def _write(self, view: FeatureView, batches: list[pa.RecordBatch]) -> int:
+        table = pa.Table.from_batches(batches)
+        names = _online_names(view)
+        table = table.rename_columns([names.get(name, name) for name in table.column_names])
+        return self._online.write_batch(self._config, view, table)
+
+    def _newly_known(
+        self, view: FeatureView, since: int | None, until: int
+    ) -> pa.RecordBatchReader:
+        """Stream each key's greatest row that became known from `since` to `until`, inclusive."""
+        if self._connection is None:
+            self._connection = self._open.enter_context(session(self._config))
+            self._connection.execute("SET parquet_metadata_cache = true").fetchall()
+        rows = self._bound(self._connection, view).view
+        if rows.created is None or since is None:
+            text = sql.newest(rows, since, until, known_by=until)
+        else:
+            known = " OR ".join(
+                f"({sql.within(column, since, until)})" for column in (rows.timestamp, rows.created)
+            )
+            scan = f"(SELECT * FROM {rows.scan} WHERE {known})"
+            text = sql.newest(replace(rows, scan=scan), None, until, known_by=until)
+        return self._connection.sql(text).to_arrow_reader()
+
+    def _bound(self, connection: duckdb.DuckDBPyConnection, view: FeatureView) -> Bound:
+        """Bind a view to its source; anew when the file is not the one that was looked at."""
+        state = _state(self._config, view)
+        known = self._bounds.get(view.name)
+        if known is not None and state is not None and known[0] == state:
+            return known[1]
+        names = [field.name for field in view.features]
+        bound = bind(connection, self._config.repo_path, view, names)
+        self._bounds[view.name] = (state, bound)
+        return bound
+
+
+def _online_names(view: FeatureView) -> Mapping[str, str]:
+    """Names of the source's time columns -> those of the online store."""
+    source = view.batch_source
+    if source is None:
+        return {}
+    names = {source.timestamp_field: EVENT_TIMESTAMP}
+    if source.created_timestamp_column:
+        names[source.created_timestamp_column] = CREATED_TIMESTAMP
+    return names
+
+
+def _state(config: RepoConfig, view: FeatureView) -> tuple[Any, ...] | None:
+    """What changes when a local file is replaced; None for a source that is not one file."""
+    location = getattr(view.batch_source, "path", None)
+    if not isinstance(location, str) or "://" in location:
+        return None
+    path = Path(config.repo_path or ".") / location
+    if not path.is_file():
+        return None
+    found = path.stat()
+    return id(view.batch_source), location, found.st_ino, found.st_mtime_ns, found.st_size

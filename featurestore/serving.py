@@ -1,0 +1,156 @@
+"""Features at request time: one read per view, the TTL, the on-demand functions.
+
+Above `online`, `ondemand` and `served`; `store` adds names, contracts and configuration. The TTL
+rule is the shared comparator `rows.usable`, and the executors are those that training runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.errors import EntityRowsError
+from featurestore.rows import usable
+from featurestore.served import OnlineFeatures
+from featurestore.service import TIMESTAMP, ServicePlan, StoredView
+from featurestore.training import typed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from feast.repo_config import RepoConfig
+
+    from featurestore.contract import Contract
+    from featurestore.ondemand import Executor
+    from featurestore.online import PackedOnlineStore
+
+PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = (np.uint8(code) for code in (1, 2, 3, 4))
+
+Codes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A resolved service: what to read, what to run on it, and under which contract."""
+
+    plan: ServicePlan
+    executors: tuple[Executor, ...]
+    contract: Contract
+
+
+def read(
+    online: PackedOnlineStore, config: RepoConfig, bundle: Bundle, entities: pa.Table, at: int
+) -> OnlineFeatures:
+    """Return the features of `entities` at `at`, microseconds since the epoch.
+
+    Args:
+        online: The online store.
+        config: Feast's configuration.
+        bundle: The service.
+        entities: What `entity_rows` returns.
+        at: What TTLs are measured from.
+    """
+    plan = bundle.plan
+    stored: dict[tuple[str, str], pa.Array] = {}
+    states: dict[str, Codes] = {}
+    event_times = {}
+    for view in plan.views:
+        values, states[view.name], event_times[view.name] = _view(
+            online, config, view, entities, at
+        )
+        stored |= values
+    requests = {name: whole(entities.column(name)) for name in plan.requests}
+    for executor in bundle.executors:
+        result = executor.run(stored, requests, entities.num_rows)
+        stored |= {(executor.view.name, name): values for name, values in result.items()}
+    columns, statuses = entities.columns, {}
+    for output in plan.outputs:
+        column = stored[output.view, output.feature]
+        columns.append(column)
+        statuses[output.name] = _statuses(column, states.get(output.view))
+    return OnlineFeatures(
+        pa.Table.from_arrays(columns, names=[*plan.entity_columns, *plan.features]),
+        statuses,
+        event_times,
+        bundle.contract.sha256,
+    )
+
+
+def entity_rows(plan: ServicePlan, rows: pa.Table | Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return the join keys and request fields of a request as typed columns.
+
+    Raises:
+        EntityRowsError: A column is missing or of a wrong type.
+    """
+    types = plan.entity_columns
+    if isinstance(rows, pa.Table):
+        for name in types:
+            if name not in rows.column_names:
+                known = ", ".join(rows.column_names)
+                raise EntityRowsError(plan.name, name, f"is missing; there are {known}")
+        return typed(plan.name, rows.select(list(types)), types)
+    columns = []
+    for name, kind in types.items():
+        try:
+            columns.append(pa.array([row[name] for row in rows], kind))
+        except KeyError as error:
+            raise EntityRowsError(plan.name, name, "is missing in a row") from error
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            raise EntityRowsError(plan.name, name, f"does not fit {kind}: {error}") from error
+    return pa.table(columns, names=list(types))
+
+
+def _view(
+    online: PackedOnlineStore,
+    config: RepoConfig,
+    view: StoredView,
+    entities: pa.Table,
+    at: int,
+) -> tuple[dict[tuple[str, str], pa.Array], Codes, pa.Array]:
+    """Read one view: values that may be used at `at`, a status per row, event times."""
+    got = online.read_batch(config, view.view, view.key_table(entities), tuple(view.columns))
+    found = got.found
+    fresh = found & usable(_microseconds(got.event_times), view.ttl_us, at)
+    if got.created_times.null_count < len(found):
+        # Known after `at`: only a replay of the past can meet such a row.
+        fresh &= _microseconds(got.created_times) <= at
+    states = np.where(found, np.where(fresh, PRESENT, OUTSIDE_MAX_AGE), NOT_FOUND)
+    columns = [whole(column) for column in got.values.columns]
+    if not fresh.all():
+        # A row that is not there is null already.
+        keep = pa.array(fresh | ~found) if found.any() else None
+        if keep is not None and keep.false_count:
+            columns = [pc.if_else(keep, column, pa.scalar(None, column.type)) for column in columns]
+    values = {(view.name, name): column for name, column in zip(view.columns, columns, strict=True)}
+    times = got.event_times
+    return values, states, times if times.type == TIMESTAMP else times.cast(TIMESTAMP)
+
+
+def _statuses(values: pa.Array, states: Codes | None) -> Codes:
+    if states is None:  # computed on demand
+        states = np.full(len(values), PRESENT, np.uint8)
+    if not values.null_count:
+        return states
+    null = values.is_null().to_numpy(zero_copy_only=False)
+    codes: Codes = np.where(null & (states == PRESENT), NULL_VALUE, states)
+    return codes
+
+
+def _microseconds(times: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Microseconds since the epoch; the least of all where there is no time."""
+    values = times.view(pa.int64())
+    if values.null_count:
+        values = values.fill_null(-(2**63))
+    micros: np.ndarray[Any, np.dtype[np.int64]] = values.to_numpy()
+    return micros
+
+
+def whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
