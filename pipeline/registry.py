@@ -311,9 +311,13 @@ class Registry:
             self._client.delete_registered_model_alias(model, CHALLENGER)
 
     def _add(self, model: str, estimator: Any, facts: Facts, metrics: Mapping[str, float]) -> str:
-        import mlflow.sklearn  # noqa: PLC0415 - see __init__
-        import skops.io  # noqa: PLC0415
+        import skops.io  # noqa: PLC0415 - see _build
 
+        with warnings.catch_warnings():
+            # What MLflow says about its own type hints, once, when this is first imported.
+            warnings.filterwarnings("ignore", message=".*Any type hint is inferred")
+            import mlflow.pyfunc  # noqa: PLC0415 - see __init__
+            import mlflow.sklearn  # noqa: PLC0415
         content = skops.io.dumps(estimator)
         self._build(model, content, f"the challenger of model {model}")
         libraries = {name: library_version(name) for name in _LIBRARIES}
