@@ -5,7 +5,8 @@ dashboards, rules and `docs/metrics.md` are built from `METRICS`.
 
 Label values come from the configuration or from a fixed list, so the number of series is
 bounded: at most `SERIES_PER_FEATURE` for each watched feature. The exceptions are the contract
-and the version of the live model, on one series a monitor.
+and the version of the live model, on one series a monitor. A job's label is `task`, because
+Prometheus gives every series a `job` of its own.
 """
 
 from __future__ import annotations
@@ -156,8 +157,11 @@ _CLOCK_TIME = "seconds, wall clock"
 
 def distance(statistic: str, unit: str) -> Described:
     """Describe the metric of one statistic, ours or one that a user registered."""
+    name = DRIFT + re.sub(r"[^a-zA-Z0-9_]", "_", statistic)
+    if name in (DRIFT_THRESHOLD, DRIFT_RATIO, DRIFT_LEVEL):  # somebody's statistic "ratio"
+        name += "_distance"
     return _gauge(
-        DRIFT + re.sub(r"[^a-zA-Z0-9_]", "_", statistic),
+        name,
         unit or "ratio",
         "monitor source feature",
         f"Distance ({statistic}) of the current window from the reference.",
@@ -293,13 +297,17 @@ METRICS: Mapping[str, Described] = {
         _counter(OUTBOX_ATTEMPTS, "attempts", "", "Deliveries that were tried."),
         _gauge(OUTBOX_DEAD, "messages", "", "Triggers that were given up."),
         Described(
-            JOB_SECONDS, Type.SUMMARY, "seconds", ("job",), "Runs of a job, and time spent in them."
+            JOB_SECONDS,
+            Type.SUMMARY,
+            "seconds",
+            ("task",),
+            "Runs of a job, and time spent in them.",
         ),
-        _gauge(JOB_LAST_SECONDS, "seconds", "job", "Time that the last run of a job took."),
-        _counter(JOB_FAILURES, "runs", "job", "Runs of a job that failed."),
-        _counter(JOB_MISFIRES, "runs", "job", "Runs of a job that were left out."),
-        _gauge(JOB_STARTED, _CLOCK_TIME, "job", "Start of the last run of a job."),
-        _gauge(JOB_SUCCEEDED, _CLOCK_TIME, "job", "End of the last run of a job that succeeded."),
+        _gauge(JOB_LAST_SECONDS, "seconds", "task", "Time that the last run of a job took."),
+        _counter(JOB_FAILURES, "runs", "task", "Runs of a job that failed."),
+        _counter(JOB_MISFIRES, "runs", "task", "Runs of a job that were left out."),
+        _gauge(JOB_STARTED, _CLOCK_TIME, "task", "Start of the last run of a job."),
+        _gauge(JOB_SUCCEEDED, _CLOCK_TIME, "task", "End of the last run of a job that succeeded."),
         _counter(ALERTS, "alerts", "", "Alerts sent, over the life of the ledger."),
         _counter(SNAPSHOTS, "snapshots", "monitor", "Buckets frozen."),
         _counter(SNAPSHOT_ROWS, "rows", "monitor", "Rows in the frozen buckets."),

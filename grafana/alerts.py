@@ -1,0 +1,191 @@
+"""The Prometheus rules: when a person is called, and what they are told.
+
+Beside `boards`; `build` writes them. Made of names from `monitor.metrics`, like every query.
+The daemon decides what drift is; a rule only carries its decision to Prometheus, and watches
+what the daemon cannot say of itself, above all that it is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import yaml
+
+from monitor import metrics as m
+
+RUNBOOK = "docs/runbook.md"
+OVERVIEW = "/d/steadfeast-overview"
+OPERATIONS = "/d/steadfeast-operations"
+MODEL = "/d/steadfeast-model"
+
+STALE_SECONDS = 900
+"""A job that has not ended well for this long is stale: thirty times the usual tick."""
+
+UNDELIVERED_SECONDS = 600
+"""A trigger that waits this long has outlived the restart of a pipeline."""
+
+HEAD = "# Built by grafana/build.py; edit grafana/alerts.py.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One alert; `lasting` is Prometheus's `for`."""
+
+    name: str
+    expr: str
+    lasting: str
+    severity: str
+    summary: str
+    description: str
+    dashboard: str
+
+    def as_rule(self) -> dict[str, object]:
+        """Return the rule as Prometheus writes it."""
+        return {
+            "alert": self.name,
+            "expr": self.expr,
+            "for": self.lasting,
+            "labels": {"severity": self.severity},
+            "annotations": {
+                "summary": self.summary,
+                "description": self.description,
+                "runbook": f"{RUNBOOK}#{self.name.lower()}",
+                "dashboard": self.dashboard,
+            },
+        }
+
+
+ALERTS = (
+    Rule(
+        name="SteadfeastAbsent",
+        expr=f"absent({m.BUILD_INFO})",
+        lasting="5m",
+        severity="critical",
+        summary="No Steadfeast daemon is scraped",
+        description="Nothing watches the features: no drift, no incident and no trigger will be "
+        "seen until the daemon is back.",
+        dashboard=OPERATIONS,
+    ),
+    Rule(
+        name="SteadfeastDataIncident",
+        expr=f"sum by (monitor, kind) ({m.MONITOR_INCIDENTS}) > 0",
+        lasting="0m",
+        severity="critical",
+        summary="Broken data in {{ $labels.monitor }}: {{ $labels.kind }}",
+        description="{{ $value }} open of kind {{ $labels.kind }}. The model's retraining is "
+        "blocked until a bucket comes in whole.",
+        dashboard=OVERVIEW,
+    ),
+    Rule(
+        name="SteadfeastPerformanceDrop",
+        expr=f'{m.EPISODES_OPEN}{{kind="performance"}} > 0',
+        lasting="0m",
+        severity="critical",
+        summary="The live model of {{ $labels.monitor }} does worse than when it was trained",
+        description="The drop has lasted for enough windows to open an episode.",
+        dashboard=MODEL,
+    ),
+    Rule(
+        name="SteadfeastDriftEpisode",
+        expr=f'{m.EPISODES_OPEN}{{kind="drift"}} > 0',
+        lasting="0m",
+        severity="warning",
+        summary="Features of {{ $labels.monitor }} have moved away from the reference",
+        description="Some are over their limits for enough windows to open an episode. The "
+        "overview shows which, how far and since when.",
+        dashboard=OVERVIEW,
+    ),
+    Rule(
+        name="SteadfeastNoVerdict",
+        expr=f"count by (monitor) ({m.DRIFT_LEVEL} == 1) == count by (monitor) ({m.DRIFT_LEVEL})",
+        lasting="1h",
+        severity="warning",
+        summary="No feature of {{ $labels.monitor }} can be judged",
+        description="All {{ $value }} features have too little data for a verdict. That is not "
+        "the same as no drift: nothing is watched.",
+        dashboard=OVERVIEW,
+    ),
+    Rule(
+        name="SteadfeastRetrainBlocked",
+        expr=f"{m.MONITOR_BLOCKED} == 1 and on (monitor) sum by (monitor) ({m.EPISODES_OPEN}) > 0",
+        lasting="1h",
+        severity="warning",
+        summary="The model of {{ $labels.monitor }} should be retrained and must not be",
+        description="An episode is open and broken data block the retraining.",
+        dashboard=OVERVIEW,
+    ),
+    Rule(
+        name="SteadfeastRetrainFailed",
+        expr=f'max by (monitor) ({m.RUN_CHANGED}{{state="failed"}}) > '
+        f'(max by (monitor) ({m.RUN_CHANGED}{{state=~"promoted|refused"}}) or '
+        f'0 * max by (monitor) ({m.RUN_CHANGED}{{state="failed"}}))',
+        lasting="0m",
+        severity="warning",
+        summary="The last retraining for {{ $labels.monitor }} failed",
+        description="The run ended FAILED, which is neither a promotion nor a refusal. The old "
+        "model stays live.",
+        dashboard=MODEL,
+    ),
+    Rule(
+        name="SteadfeastTriggerWaiting",
+        expr=f'{m.TRIGGERS}{{state="waiting"}} > 0',
+        lasting="1h",
+        severity="warning",
+        summary="A retraining for {{ $labels.monitor }} waits for a person",
+        description="The monitor asks for approval; nobody has decided yet.",
+        dashboard=MODEL,
+    ),
+    Rule(
+        name="SteadfeastOutboxStuck",
+        expr=f"time() - {m.OUTBOX_OLDEST} > {UNDELIVERED_SECONDS}",
+        lasting="1m",
+        severity="warning",
+        summary="A retrain trigger is not delivered",
+        description="The oldest has waited for {{ $value | humanizeDuration }}; the pipeline "
+        "does not answer or is not reached.",
+        dashboard=OPERATIONS,
+    ),
+    Rule(
+        name="SteadfeastTriggerGivenUp",
+        expr=f"{m.OUTBOX_DEAD} > 0",
+        lasting="0m",
+        severity="critical",
+        summary="A retrain trigger was given up",
+        description="The pipeline refused it for good. It is kept and shown until a person acts.",
+        dashboard=OPERATIONS,
+    ),
+    Rule(
+        name="SteadfeastJobStale",
+        expr=f"time() - {m.JOB_SUCCEEDED} > {STALE_SECONDS}",
+        lasting="1m",
+        severity="critical",
+        summary="Job {{ $labels.task }} has not ended well for {{ $value | humanizeDuration }}",
+        description="What the daemon shows is as old as that.",
+        dashboard=OPERATIONS,
+    ),
+    Rule(
+        name="SteadfeastJobFailing",
+        expr=f"increase({m.JOB_FAILURES}[15m]) > 3",
+        lasting="0m",
+        severity="warning",
+        summary="Job {{ $labels.task }} fails again and again",
+        description="{{ $value | humanize }} failures in a quarter of an hour; the daemon's log "
+        "says why.",
+        dashboard=OPERATIONS,
+    ),
+    Rule(
+        name="SteadfeastConfigRejected",
+        expr=f'increase({m.RELOADS}{{result="rejected"}}[15m]) > 0',
+        lasting="0m",
+        severity="warning",
+        summary="A new configuration was refused",
+        description="The daemon goes on with the old one; its log names file, field and problem.",
+        dashboard=OPERATIONS,
+    ),
+)
+
+
+def rules() -> str:
+    """Return the text of the rule file."""
+    groups = {"groups": [{"name": "steadfeast", "rules": [rule.as_rule() for rule in ALERTS]}]}
+    return HEAD + yaml.safe_dump(groups, sort_keys=False, width=100)
