@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 CLOSE_BELOW = 0.8
 
-_SIMULATED_YEARS = 1000
+_YEARS, _STEPS = 1000, 2_000_000
 _YEAR = timedelta(days=365.25)
 
 
@@ -103,7 +103,8 @@ def _factor(directions: int, freedom: float, alarms_per_year: float, plan: Plan)
 def _episode_rates(directions: int, plan: Plan) -> tuple[Floats, Floats]:
     """Simulate looks at pure noise: levels from 1 up, and log episodes a year at each."""
     generator = np.random.default_rng(20130101)
-    steps = int(_SIMULATED_YEARS * plan.per_year)
+    years = min(_YEARS, _STEPS / plan.per_year)
+    steps = int(years * plan.per_year)
     noise = np.zeros(steps)
     for _ in range(directions):
         sums = np.cumsum(generator.standard_normal(steps + plan.per_window))
@@ -113,8 +114,8 @@ def _episode_rates(directions: int, plan: Plan) -> tuple[Floats, Floats]:
     for level in np.geomspace(1, 40, 40):
         episodes = _episodes(noise, level, plan)
         levels.append(level)
-        rates.append(math.log(episodes / _SIMULATED_YEARS))
-        if episodes < 30:  # noqa: PLR2004 - fewer are too noisy to extrapolate from
+        rates.append(math.log(episodes / years))
+        if episodes < 30 and len(levels) > 1:  # noqa: PLR2004 - fewer are too noisy to go on from
             break
     return np.array(levels), np.array(rates)
 

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from monitor.calibrate import compare, suited
-from monitor.profile import ORDERED, Kind
+from monitor.bins import ORDERED, Kind
+from monitor.limits import compare, suited
 from monitor.statistics import EmptyWindowError, statistic
 
 if TYPE_CHECKING:
+    from monitor.bins import ColumnEdges
     from monitor.calibrate import Reference
     from monitor.config import MonitorConfig
-    from monitor.profile import ColumnEdges, ColumnProfile, Profile, Window
+    from monitor.profile import ColumnProfile, Profile, Window
 
 SOURCE = "served"
 

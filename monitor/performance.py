@@ -43,7 +43,7 @@ class Performance:
     window: Window
 
 
-def measure(  # noqa: PLR0917 - what, where, when, in that order
+def measure(
     con: duckdb.DuckDBPyConnection,
     served_files: Sequence[Path],
     label_files: Sequence[Path],

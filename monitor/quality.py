@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from monitor.profile import ORDERED
+from monitor.bins import ORDERED
 from monitor.snapshot import EPOCH
 
 if TYPE_CHECKING:
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     import duckdb
 
+    from monitor.bins import ColumnEdges
     from monitor.calibrate import Reference
     from monitor.config import MonitorConfig
-    from monitor.profile import ColumnEdges, ColumnProfile, Profile, Window
+    from monitor.profile import ColumnProfile, Profile, Window
     from monitor.snapshot import Snapshot
 
 SUFFIX = "__event_timestamp"

@@ -1,0 +1,281 @@
+"""How a column is cut into bins, from a reference.
+
+Above `monitor.statistics`, which compares what is counted in them; `monitor.profile` counts.
+
+A numeric column is cut at the reference's quantiles, bins `(low, high]`; a value that holds a
+percent of the reference or more, such as the zero of rainfall, gets a bin of its own. Text and
+whole categories get one bin per category and a last one for all others; text with too many
+distinct values is profiled by its length. Null is not NaN and neither is in a bin; minus and
+plus infinity are in the outermost bins.
+
+About a hundred bins are kept, so that what reads the distribution function loses nothing that
+matters. What sums a cost per bin pays for each bin in noise: for that, bins are grouped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    Integers = npt.NDArray[np.int64]
+    Floats = npt.NDArray[np.float64]
+
+FINE_BINS = 100
+COARSE_GROUPS = 10
+POINT_MASS = 0.01
+SMALLEST_GROUP = 0.02
+MAX_CATEGORIES = 200
+EDGE_ROWS = 200_000
+_TAILS = (0.001, 0.0025, 0.005)
+_MICROSECOND = 1_000_000
+
+
+class Kind(StrEnum):
+    """How a column is profiled."""
+
+    NUMERIC = "numeric"
+    BOOLEAN = "boolean"
+    TIMESTAMP = "timestamp"
+    CATEGORICAL = "categorical"
+    TEXT = "text"
+    OPAQUE = "opaque"
+
+
+ORDERED = frozenset({Kind.NUMERIC, Kind.TIMESTAMP, Kind.TEXT})
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnEdges:
+    """The binning of one column.
+
+    Attributes:
+        kind: How the column is read.
+        cuts: Ascending, finite; bin `i` is `(cuts[i-1], cuts[i]]`, so `len(cuts) + 1` bins. A
+            point mass at v is the bin between v and the float before it. Empty for categories.
+        categories: One bin each, most frequent in the reference first; one more for others.
+        groups: First bin of each coarse group, ascending from 0.
+    """
+
+    kind: Kind
+    cuts: tuple[float, ...] = ()
+    categories: tuple[str, ...] = ()
+    groups: tuple[int, ...] = (0,)
+
+    @property
+    def bins(self) -> int:
+        """Number of bins."""
+        if self.kind in ORDERED:
+            return len(self.cuts) + 1
+        return 0 if self.kind is Kind.OPAQUE else len(self.categories) + 1
+
+    def coarse(self, counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return counts per group, shape (len(groups),), of counts per bin, shape (bins,)."""
+        grouped: npt.NDArray[Any] = np.add.reduceat(counts, self.groups)
+        return grouped
+
+    def positions(self, low: float | None, high: float | None) -> Floats:
+        """Return where each bin's rows lie, shape (bins,), ascending.
+
+        Args:
+            low: Smallest finite value on either side, or None: bounds the first bin.
+            high: The largest; bounds the last.
+        """
+        if self.kind not in ORDERED or not self.cuts:
+            return np.arange(self.bins, dtype=np.float64)
+        cuts = np.array(self.cuts)
+        first = cuts[0] if low is None else min(low, cuts[0])
+        last = cuts[-1] if high is None else max(high, cuts[-1])
+        bounds = np.concatenate([[first], cuts, [last]])
+        # Half of each, because their sum may overflow.
+        return bounds[:-1] / 2 + bounds[1:] / 2
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; floats survive exactly."""
+        return {
+            "kind": str(self.kind),
+            "cuts": list(self.cuts),
+            "categories": list(self.categories),
+            "groups": list(self.groups),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ColumnEdges:
+        """Return what `to_json` was called on."""
+        return cls(
+            Kind(data["kind"]),
+            tuple(map(float, data["cuts"])),
+            tuple(data["categories"]),
+            tuple(map(int, data["groups"])),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """The binning of every watched column, made from a reference once and then kept."""
+
+    columns: Mapping[str, ColumnEdges]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {name: one.to_json() for name, one in self.columns.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Edges:
+        """Return what `to_json` was called on."""
+        return cls({name: ColumnEdges.from_json(one) for name, one in data.items()})
+
+
+def edges_of(
+    source: pa.Table | pa.RecordBatchReader | Iterable[pa.RecordBatch], columns: Sequence[str]
+) -> Edges:
+    """Make the binning of `columns` from a reference, in one pass.
+
+    Quantiles are those of at most about `EDGE_ROWS` evenly spread rows: edges need not be
+    exact, counts must. A column that the source lacks is left out.
+    """
+    batches = source.to_batches() if isinstance(source, pa.Table) else source
+    kept: list[pa.RecordBatch] = []
+    rows, step = 0, 1
+    for batch in batches:
+        present = [name for name in columns if name in batch.schema.names]
+        kept.append(_every(batch.select(present), -rows % step, step))
+        rows += batch.num_rows
+        while rows > 2 * EDGE_ROWS * step:
+            # Rows 0, step, 2 step, ... are kept; keep every other one of them, in one piece.
+            step *= 2
+            thin = pa.Table.from_batches(kept).take(range(0, sum(map(len, kept)), 2))
+            kept = thin.combine_chunks().to_batches()
+    if not kept:
+        return Edges({})
+    table = pa.Table.from_batches(kept)
+    return Edges({name: _column_edges(table[name]) for name in table.column_names})
+
+
+def kind_of(arrow: pa.DataType) -> Kind:
+    """Return how a column of this Arrow type is read; text counts as categorical."""
+    arrow = plain_type(arrow)
+    if pa.types.is_boolean(arrow):
+        return Kind.BOOLEAN
+    if pa.types.is_timestamp(arrow) or pa.types.is_date(arrow):
+        return Kind.TIMESTAMP
+    if pa.types.is_integer(arrow) or pa.types.is_floating(arrow) or pa.types.is_decimal(arrow):
+        return Kind.NUMERIC
+    if pa.types.is_string(arrow) or pa.types.is_large_string(arrow):
+        return Kind.CATEGORICAL
+    return Kind.OPAQUE
+
+
+def plain_type(arrow: pa.DataType) -> pa.DataType:
+    """Return the type of the values, without a dictionary around them."""
+    return arrow.value_type if pa.types.is_dictionary(arrow) else arrow
+
+
+def _every(batch: pa.RecordBatch, start: int, step: int) -> pa.RecordBatch:
+    if step == 1:
+        return batch
+    return batch.take(pa.array(range(start, batch.num_rows, step), pa.int64()))
+
+
+def _column_edges(column: pa.ChunkedArray) -> ColumnEdges:
+    kind = kind_of(column.type)
+    if kind is Kind.BOOLEAN:
+        return ColumnEdges(kind, categories=("false", "true"), groups=(0, 1, 2))
+    if kind is Kind.OPAQUE:
+        return ColumnEdges(kind)
+    if kind is Kind.CATEGORICAL:
+        found = pc.value_counts(decoded(column).drop_null())
+        if len(found) <= MAX_CATEGORIES:
+            # Sorted twice: ties in the counts must not depend on the order of the rows.
+            pairs = sorted(
+                zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True),
+                key=lambda pair: (-pair[1], pair[0]),
+            )
+            return _category_edges(pairs)
+        kind = Kind.TEXT
+    values = np.concatenate(
+        [np.empty(0), *(values_of(decoded(chunk), kind) for chunk in column.chunks)]
+    )
+    return _cut_edges(values[np.isfinite(values)], kind)
+
+
+def _category_edges(pairs: Sequence[tuple[str, int]]) -> ColumnEdges:
+    """One bin per category; the rare ones form one coarse group, and the unknown another."""
+    rows = sum(count for _, count in pairs)
+    common = sum(count >= POINT_MASS * rows for _, count in pairs)
+    groups = {*range(common), common, len(pairs)}
+    return ColumnEdges(
+        Kind.CATEGORICAL,
+        categories=tuple(name for name, _ in pairs),
+        groups=tuple(sorted(groups)),
+    )
+
+
+def _cut_edges(values: Floats, kind: Kind) -> ColumnEdges:
+    if not len(values):
+        return ColumnEdges(kind)
+    distinct, counts = np.unique(values, return_counts=True)
+    massive = counts >= max(POINT_MASS * len(values), 2)
+    points = distinct[massive]
+    levels = np.concatenate([_TAILS, np.linspace(0, 1, FINE_BINS + 1), 1 - np.array(_TAILS)])
+    quantiles = np.quantile(values, levels, method="inverted_cdf")
+    # The bin below the smallest and above the largest value hold what the reference never saw.
+    below = np.nextafter(np.append(points, distinct[0]), -np.inf)
+    cuts = np.unique(np.concatenate([quantiles, points, below]))
+    cuts = cuts[np.isfinite(cuts)]
+    filled = np.bincount(np.searchsorted(cuts, values), minlength=len(cuts) + 1)
+    single = np.isin(cuts, points)
+    return ColumnEdges(
+        kind, cuts=tuple(cuts.tolist()), groups=_groups(filled, np.append(single, False))
+    )
+
+
+def _groups(counts: Integers, single: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    """Group bins to about `COARSE_GROUPS`, point masses that fill a group by themselves apart.
+
+    What is left beside the large point masses is split evenly, but into shares of no less than
+    `SMALLEST_GROUP`, so that the few rainy hours of a dry year still make groups of their own.
+    """
+    rows = counts.sum()
+    alone = single & (counts >= rows / COARSE_GROUPS)
+    rest = rows - counts[alone].sum()
+    target = max(rest / COARSE_GROUPS, SMALLEST_GROUP * rows)
+    starts = [0]
+    held = 0
+    for i, count in enumerate(counts):
+        # Compared at the middle of the bin: a group ends where it is nearest to its target. An
+        # empty bin beside a point mass stays apart, or what moves off the mass would not show.
+        if i and (alone[i] or alone[i - 1] or (held and held + count / 2 > target)):
+            starts.append(i)
+            held = 0
+        held += count
+    return tuple(starts)
+
+
+def decoded(column: Any) -> Any:
+    """Return an array or chunked array without a dictionary."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def values_of(column: pa.Array, kind: Kind) -> Floats:
+    """Return the non-null values as float64; timestamps in seconds, text by its length."""
+    column = column.drop_null()
+    if kind is Kind.TEXT:
+        column = pc.utf8_length(column)
+    elif kind is Kind.TIMESTAMP:
+        # To microseconds whatever the unit was; sub-microsecond digits are beyond our clock.
+        micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+        return np.asarray(micros.to_numpy(zero_copy_only=False), np.float64) / _MICROSECOND
+    elif pa.types.is_decimal(column.type) or pa.types.is_float16(column.type):
+        column = column.cast(pa.float64())
+    values: Floats = column.to_numpy(zero_copy_only=False).astype(np.float64)
+    return values
