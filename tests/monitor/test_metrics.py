@@ -1,0 +1,182 @@
+"""The exposition against the state it renders, and against Prometheus's own reading of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import typing
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from monitor import metrics
+from monitor.collector import StateCollector
+from monitor.config import PerformanceConfig
+from monitor.detect import Level
+from monitor.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def exposition(state: State) -> str:
+    made = CollectorRegistry()
+    made.register(StateCollector(lambda: state))
+    return generate_latest(made).decode()
+
+
+def samples(state: State) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Read the exposition with the client's parser, which shares no code with the collector."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(exposition(state))
+        for sample in family.samples
+    }
+
+
+def value(state: State, name: str, **labels: str) -> float:
+    return samples(state)[name, frozenset(labels.items())]
+
+
+def test_every_figure_of_the_state_is_exported(drifting):
+    flights = {"monitor": "flights"}
+    temp = {**flights, "source": "served", "feature": "weather__temp"}
+    expected = {
+        (metrics.DRIFT_RATIO, *temp.items()): 6.4,
+        (metrics.DRIFT + "psi", *temp.items()): 1.28,
+        (metrics.DRIFT_THRESHOLD, *temp.items(), ("statistic", "psi")): 0.2,
+        (metrics.DRIFT_LEVEL, *temp.items()): 2,
+        (metrics.FEATURE_ROWS, *flights.items(), ("feature", "wind_gust")): 12,
+        (metrics.FEATURE_NULLS, *flights.items(), ("feature", "hour")): 0.02,
+        (metrics.WINDOW_ROWS, *flights.items()): 6400,
+        (metrics.WINDOW_END, *flights.items()): 1373846400,  # 2013-07-15T00:00:00Z
+        (metrics.REFERENCE_ROWS, *flights.items()): 51955,
+        (metrics.VIEW_AGE, *flights.items(), ("view", "weather")): 4080,
+        (metrics.PERFORMANCE + "auc", *flights.items()): 0.684,
+        (metrics.PERFORMANCE_REFERENCE + "auc", *flights.items()): 0.752,
+        (metrics.PERFORMANCE_ROWS, *flights.items()): 6210,
+        (metrics.EPISODES_OPEN, *flights.items(), ("kind", "drift")): 1,
+        (metrics.EPISODE_ACKNOWLEDGED, *flights.items(), ("kind", "drift")): 0,
+        (metrics.EPISODE_ACKNOWLEDGED, *flights.items(), ("kind", "performance")): 1,
+        (metrics.MONITOR_INCIDENTS, *flights.items(), ("kind", "null_burst")): 1,
+        (metrics.MONITOR_INCIDENTS, *flights.items(), ("kind", "stale")): 0,
+        (metrics.MONITOR_BLOCKED, *flights.items()): 1,
+        (metrics.MONITOR_BLOCKED, ("monitor", "new")): 0,
+        (metrics.DECISIONS, *flights.items(), ("outcome", "cooldown")): 9,
+        (metrics.DECISIONS, *flights.items(), ("outcome", "budget")): 0,
+        (metrics.TRIGGERS, *flights.items(), ("state", "delivered")): 2,
+        (metrics.RUNS, *flights.items(), ("state", "running")): 1,
+        (metrics.RUN_CHANGED, *flights.items(), ("state", "promoted")): 1767323045,
+        (metrics.OUTBOX_MESSAGES,): 1,
+        (metrics.OUTBOX_DEAD,): 1,
+        (metrics.JOB_SECONDS + "_sum", ("task", "tick")): 412.5,
+        (metrics.JOB_SECONDS + "_count", ("task", "tick")): 500,
+        (metrics.JOB_FAILURES, ("task", "tick")): 2,
+        (metrics.ALERTS,): 7,
+        (metrics.SNAPSHOT_ROWS, *flights.items()): 170_000,
+    }
+    found = samples(drifting)
+    assert {
+        key: found.get((key[0], frozenset(key[1:])), math.nan) for key in expected
+    } == pytest.approx(expected)
+
+
+def test_what_has_no_value_has_no_sample(drifting):
+    """A feature without a verdict has a level and no ratio: no data is not zero drift."""
+    gust = {"monitor": "flights", "source": "served", "feature": "wind_gust"}
+    assert value(drifting, metrics.DRIFT_LEVEL, **gust) == 1
+    names = {name for name, labels in samples(drifting) if ("feature", "wind_gust") in labels}
+    assert not names & {metrics.DRIFT_RATIO, metrics.DRIFT + "psi", metrics.DRIFT_THRESHOLD}
+    for_new = {name for name, labels in samples(drifting) if ("monitor", "new") in labels}
+    assert not any(name.endswith("_timestamp_seconds") for name in for_new)
+
+
+def test_a_removed_feature_disappears(drifting):
+    flights = drifting.monitors["flights"]
+    without = dataclasses.replace(
+        drifting,
+        monitors={
+            "flights": dataclasses.replace(
+                flights,
+                verdicts=tuple(v for v in flights.verdicts if v.feature != "hour"),
+                figures=tuple(f for f in flights.figures if f.feature != "hour"),
+            )
+        },
+    )
+    assert 'feature="hour"' in exposition(drifting)
+    assert 'feature="hour"' not in exposition(without)
+    assert 'monitor="new"' not in exposition(without)
+
+
+def test_series_are_bounded(drifting):
+    """A feature adds at most eleven series, and a second state adds none."""
+    found = samples(drifting)
+    by_feature = Counter(
+        dict(labels)["feature"] for _, labels in found if "feature" in dict(labels)
+    )
+    assert max(by_feature.values()) <= metrics.SERIES_PER_FEATURE == 11
+    more_alerts = dataclasses.replace(drifting, latest_event=None, alerts=drifting.alerts * 50)
+    assert len(samples(more_alerts)) <= len(found)
+
+
+@pytest.mark.parametrize("empty", [True, False])
+@pytest.mark.service("promtool")
+def test_promtool_finds_nothing_to_say(drifting, empty, service_binary: Callable[[str], Path]):
+    text = exposition(State() if empty else drifting)
+    ran = subprocess.run(
+        [service_binary("promtool"), "check", "metrics"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_the_table_says_what_is_exported(drifting):
+    """Types and labels in the exposition are those of the table."""
+    for family in text_string_to_metric_families(exposition(drifting)):
+        for sample in family.samples:
+            described = metrics.SAMPLES[sample.name]
+            assert described.type == family.type
+            assert set(sample.labels) == set(described.labels)
+
+
+def test_names_follow_the_conventions():
+    for name, described in metrics.METRICS.items():
+        assert name.startswith(metrics.PREFIX)
+        assert name.endswith("_total") == (described.type == metrics.Type.COUNTER)
+        assert ("timestamp" in name) == described.unit.startswith("seconds, ")
+        assert described.help.endswith(".")
+        assert "job" not in described.labels  # Prometheus's own
+
+
+def test_lists_are_those_of_their_owners():
+    """What is listed here is all that configuration and verdicts can name."""
+    metric = PerformanceConfig.model_fields["metric"].annotation
+    assert set(metrics.PERFORMANCE_FIGURES) == set(typing.get_args(metric))
+    assert set(metrics.LEVELS) == set(Level)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "name"),
+    [
+        ("mine", "steadfeast_drift_mine"),
+        ("a-b c", "steadfeast_drift_a_b_c"),
+        ("ratio", "steadfeast_drift_ratio_distance"),
+    ],
+)
+def test_a_statistic_of_ones_own_is_exported(drifting, statistic, name):
+    flights = drifting.monitors["flights"]
+    verdict = dataclasses.replace(flights.verdicts[0], statistic=statistic, value=3.5)
+    state = dataclasses.replace(
+        drifting, monitors={"flights": dataclasses.replace(flights, verdicts=(verdict,))}
+    )
+    labels = {"monitor": "flights", "source": "served", "feature": "weather__temp"}
+    assert value(state, name, **labels) == 3.5

@@ -1,0 +1,269 @@
+"""The HTTP port as a client and a person see it: real requests, and the page in real Chromium."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+
+import pytest
+import uvicorn
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from monitor import metrics
+from monitor.state import MonitorState, State
+from monitor.web import HEADERS, Health, app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WELL = Health(ok=True)
+
+
+@contextmanager
+def served(state: State, health: Health = WELL) -> Iterator[str]:
+    """Serve `state` on a free port, in this process."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app(lambda: state, lambda: health), log_level="warning", lifespan="off", ws="none"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def get(url: str, **headers: str) -> tuple[int, dict[str, str], str]:
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310  # a server of ours
+    try:
+        with urllib.request.urlopen(request) as answer:  # noqa: S310
+            return answer.status, dict(answer.headers), answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), error.read().decode()
+
+
+class Text(HTMLParser):
+    """Collects a page's words, ids and links, and checks that its tags nest."""
+
+    VOID = frozenset({"meta", "link", "br"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words, self.ids, self.links, self.open = [], [], [], []
+        self.tags = set()
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        found = dict(attrs)
+        assert "style" not in found  # the policy would refuse it
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found[name] for name in ("href", "src") if name in found]
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def test_the_page_says_what_is_wrong_since_when_and_what_happened(drifting):
+    with served(drifting) as url:
+        status, _, html = get(url)
+    page = Text(html)
+    assert status == 200
+    assert page.text.count("3 problems open") == 2  # the title of the window, and the headline
+    for words in (
+        "Data incident: null burst",
+        "wind_gust: 99.8 % null, 81.2 % in the reference",
+        "Retraining is blocked: wind_gust: null burst",
+        "Since 24 Jun 2013 00:00 UTC, 21 days of event time",
+        "Retrain trigger delivered after 3 attempts",
+        "Run run-2 running",
+        "Nobody has acknowledged it yet",
+        "Acknowledged by on call",
+        "3 of 8 features over the limit",
+        "late_arrival, version 3",
+        "version 3, auc 0.771",
+        "reference moved",
+        "1 to deliver, the oldest since 2 Jan 2026 04:00 UTC, 1 given up",
+    ):
+        assert words in page.text, words
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert not any("//" in link for link in page.links)
+    assert "script" not in page.tags
+
+
+def test_what_came_from_outside_is_escaped(drifting):
+    """An alert's summary and a feature's name with markup in them stay text."""
+    flights = drifting.monitors["flights"]
+    nasty = '"><script>alert(1)</script>'
+    verdict = dataclasses.replace(flights.verdicts[0], feature=nasty, reason=nasty)
+    monitor = dataclasses.replace(flights, verdicts=(verdict,), name=nasty, blocked=nasty)
+    with served(dataclasses.replace(drifting, monitors={nasty: monitor})) as url:
+        page = Text(get(url)[2])
+    assert "script" not in page.tags
+    assert nasty in page.text
+    assert "<b>6.4</b>" in page.text
+
+
+@pytest.mark.parametrize(
+    ("state", "health", "title"),
+    [
+        (State(), WELL, "Nothing to judge yet"),
+        (State(monitors={"m": MonitorState("m", "s", "n")}), WELL, "Nothing to judge yet"),
+        (State(), Health(ok=False, reason="tick hangs"), "not healthy: tick hangs"),
+    ],
+)
+def test_the_headline_without_verdicts(state, health, title):
+    with served(state, health) as url:
+        assert title in Text(get(url)[2]).text
+
+
+def test_no_data_is_not_called_well(drifting):
+    """With nothing but features that cannot be judged the page does not say that all is well."""
+    flights = drifting.monitors["flights"]
+    monitor = dataclasses.replace(flights, verdicts=flights.verdicts[-1:], incidents=())
+    with served(State(monitors={"flights": monitor})) as url:
+        assert "Too little data to judge" in Text(get(url)[2]).text
+    calm = dataclasses.replace(flights, verdicts=flights.verdicts[3:], incidents=(), blocked="")
+    with served(State(monitors={"flights": calm})) as url:
+        assert "No problem is open" in Text(get(url)[2]).text
+
+
+def test_every_answer_has_the_headers(drifting):
+    with served(drifting) as url:
+        for path in ("/", "/metrics", "/healthz", "/static/page.css", "/static/no", "/no"):
+            headers = {name.lower(): value for name, value in get(url + path)[1].items()}
+            for name, value in HEADERS.items():
+                assert headers[name.lower()] == value, path
+    assert "unsafe" not in HEADERS["Content-Security-Policy"]
+
+
+def test_only_the_listed_files_are_served(drifting):
+    with served(drifting) as url:
+        assert get(url + "/static/page.css")[0] == 200
+        assert get(url + "/static/icon.svg")[1]["content-type"] == "image/svg+xml"
+        for path in ("..%2fweb.py", "%2e%2e/web.py", "../web.py", "page.html.jinja", ""):
+            assert get(f"{url}/static/{path}")[0] == 404
+
+
+def test_metrics_in_the_format_that_is_asked_for(drifting):
+    with served(drifting) as url:
+        plain = get(url + "/metrics")
+        opened = get(url + "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert plain[1]["content-type"].startswith("text/plain")
+    assert opened[1]["content-type"].startswith("application/openmetrics-text")
+    for text, parse in (
+        (plain[2], text_string_to_metric_families),
+        (opened[2], openmetrics.text_string_to_metric_families),
+    ):
+        found = {sample.name for family in parse(text) for sample in family.samples}
+        assert {metrics.DRIFT_RATIO, metrics.DECISIONS, "process_cpu_seconds_total"} <= found
+
+
+def test_probes(drifting):
+    with served(drifting) as url:
+        assert [get(url + path)[::2] for path in ("/healthz", "/readyz")] == [(200, "ok\n")] * 2
+    with served(State()) as url:  # alive before the first tick has ended, and not ready
+        assert get(url + "/healthz")[0] == 200
+        assert get(url + "/readyz")[::2] == (503, "no job has ended well since the start\n")
+    with served(drifting, Health(ok=False, reason="tick hangs")) as url:
+        for path in ("/healthz", "/readyz"):
+            assert get(url + path)[::2] == (503, "tick hangs\n")
+
+
+@pytest.mark.service("chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_in_chromium(drifting, service_binary, scheme):
+    """Nothing is refused or logged; it fits a phone; a key opens a feature; text is readable."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415  # loads a second process
+
+    with served(drifting) as url, sync_playwright() as play:
+        browser = play.chromium.launch(
+            executable_path=str(service_binary("chromium")), args=CHROMIUM
+        )
+        try:
+            page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+            said: list[str] = []
+            page.on("console", lambda message: said.append(message.text))
+            page.on("pageerror", lambda error: said.append(str(error)))
+            page.on("requestfailed", lambda request: said.append(request.url))
+            page.goto(url)
+            assert page.evaluate("document.documentElement.scrollWidth") == 360
+            feature = page.locator(".features summary").first
+            feature.focus()
+            page.keyboard.press("Enter")
+            assert page.get_by_role("img", name="weather__temp: 6.4 on 15 Jul 2013").is_visible()
+            assert page.evaluate(FAINT_TEXT) == []
+            assert said == []
+        finally:
+            browser.close()
+
+
+CHROMIUM = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+FAINT_TEXT = """() => {
+  const channels = text => text.match(/[\\d.]+/g).map(Number);
+  const luminance = ([r, g, b]) => [r, g, b]
+    .map(c => c / 255)
+    .map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
+  const ground = node => {
+    for (; node; node = node.parentElement) {
+      const color = channels(getComputedStyle(node).backgroundColor);
+      if (color.length === 3 || color[3] > 0) return color;
+    }
+    return [255, 255, 255];
+  };
+  const faint = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !node.checkVisibility()) continue;
+    const style = getComputedStyle(node);
+    const ink = channels(node.closest('svg') ? style.fill : style.color);
+    const [a, b] = [luminance(ink), luminance(ground(node))].sort((x, y) => y - x);
+    const ratio = (a + .05) / (b + .05);
+    if (ratio < 4.5) faint.push([walker.currentNode.data.trim(), ratio.toFixed(2)]);
+  }
+  return faint;
+}"""
+"""Text on the page whose contrast with its ground is below WCAG's 4.5 to 1."""
