@@ -6,12 +6,11 @@ a reader has not yet fetched costs no memory here, and a slow one holds nobody.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event, Lock
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -27,6 +26,8 @@ from monitor.episodes import NotDecidableError
 from protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from monitor.ledger import Ledger
     from monitor.state import State, TriggerRecord
 
@@ -61,6 +62,13 @@ class TooManyWatchersError(UserError):
         super().__init__(f"{MAX_WATCHERS} readers watch already; try again later")
 
 
+class ShuttingDownError(UserError):
+    """The daemon stops; a stream resumes once it is back."""
+
+    def __init__(self) -> None:
+        super().__init__("the daemon is shutting down; resume once it is back")
+
+
 class BehindError(UserError):
     """A reader fell too far behind.
 
@@ -79,8 +87,16 @@ STATUS: dict[type[Exception], grpc.StatusCode] = {
     OutOfRangeError: grpc.StatusCode.INVALID_ARGUMENT,
     TooManyWatchersError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     BehindError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ShuttingDownError: grpc.StatusCode.UNAVAILABLE,
 }
 """What each error is on the wire; anything else is a bug and stays UNKNOWN."""
+
+
+class Decide(Protocol):
+    """A person's word on a trigger that waits."""
+
+    def __call__(self, request: str, *, yes: bool, actor: str, comment: str) -> TriggerRecord:
+        """See `Evaluator.decide`."""
 
 
 class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
@@ -90,7 +106,7 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         ledger: Read page by page for alerts, written by acknowledgements.
         state: The last committed state with the daemon's own part; cheap.
         evaluate: Evaluates one monitor, or all for an empty name, and returns the buckets.
-        decide: `(request_id, yes, actor, comment)`; see `Evaluator.decide`.
+        decide: Approves or rejects; see `Evaluator.decide`.
     """
 
     def __init__(
@@ -98,7 +114,7 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         ledger: Ledger,
         state: Callable[[], State],
         evaluate: Callable[[str], int],
-        decide: Callable[[str, bool, str, str], TriggerRecord],
+        decide: Decide,
     ) -> None:
         self._ledger, self._state = ledger, state
         self._evaluate, self._decide = evaluate, decide
@@ -153,7 +169,10 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         with _errors(context):
             _required("actor", request.actor)
             record = self._decide(
-                request.request_id, request.approve, request.actor, request.comment
+                request.request_id,
+                yes=request.approve,
+                actor=request.actor,
+                comment=request.comment,
             )
             return monitor_pb2.DecideTriggerResponse(trigger=messages.trigger(record))
 
@@ -184,7 +203,9 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         self, context: grpc.ServicerContext, position: int, heartbeat_seconds: float
     ) -> Iterator[monitor_pb2.WatchAlertsResponse]:
         caught_up, beat = False, 0.0
-        while context.is_active() and not self._stopping.is_set():
+        while context.is_active():
+            if self._stopping.is_set():
+                raise ShuttingDownError
             page = self._ledger.alerts(position, PAGE)
             last = self._ledger.last_sequence()
             if caught_up and last - position > MAX_BEHIND:
