@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import weakref
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 from rich.progress import Progress
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 CREATED_TIMESTAMP = "created_timestamp"
 _BATCH_ROWS = 65_536
+_AHEAD_STEPS = 128
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -58,6 +60,7 @@ class Materializer:
         weakref.finalize(self, self._open.close)  # also at exit, while DuckDB is still there
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._bounds: dict[str, tuple[object, Bound]] = {}
+        self._ahead: dict[str, _Ahead] = {}
         self._marks: dict[str, int] = (
             json.loads(marks.read_text(encoding="utf-8")) if marks.is_file() else {}
         )
@@ -114,32 +117,114 @@ class Materializer:
 
     def _newly_known(
         self, view: FeatureView, since: int | None, until: int
-    ) -> pa.RecordBatchReader:
-        """Stream each key's greatest row that became known from `since` to `until`, inclusive."""
+    ) -> Iterable[pa.RecordBatch]:
+        """Return rows that became known from `since` to `until`, inclusive.
+
+        At least each key's greatest is among them; the store keeps that one, whatever the order.
+        """
+        bound = self._bound(view)
+        if since is None:
+            return self._stream(sql.newest(bound.view, None, until, known_by=until))
+        ahead = self._ahead.get(view.name)
+        if ahead is not None and ahead.covers(bound, since, until):
+            return ahead.between(since, until)
+        # Small steps through a file that does not change, as in a replay or a backfill, would
+        # each pay for a scan: read some more steps at once.
+        steps = min(_AHEAD_STEPS, _BATCH_ROWS // max(ahead.last if ahead else _BATCH_ROWS, 1))
+        if ahead is None or ahead.bound is not bound or steps < 2:  # noqa: PLR2004 - no gain
+            rows = self._table(_known_between(bound.view, since, until, newest=True))
+            self._ahead[view.name] = _Ahead(bound, since, since, None, len(rows))
+            step: list[pa.RecordBatch] = rows.to_batches()
+            return step
+        horizon = until + (until - since) * steps
+        rows = self._table(_known_between(bound.view, since, horizon, newest=False))
+        ahead = self._ahead[view.name] = _Ahead.of(view, bound, since, horizon, rows)
+        return ahead.between(since, until)
+
+    def _stream(self, query: str) -> Iterable[pa.RecordBatch]:
+        stream: Iterable[pa.RecordBatch] = self._session().sql(query).to_arrow_reader()
+        return stream
+
+    def _table(self, query: str) -> pa.Table:
+        return self._session().sql(query).to_arrow_table()
+
+    def _session(self) -> duckdb.DuckDBPyConnection:
         if self._connection is None:
             self._connection = self._open.enter_context(session(self._config))
             self._connection.execute("SET parquet_metadata_cache = true").fetchall()
-        rows = self._bound(self._connection, view).view
-        if rows.created is None or since is None:
-            text = sql.newest(rows, since, until, known_by=until)
-        else:
-            known = " OR ".join(
-                f"({sql.within(column, since, until)})" for column in (rows.timestamp, rows.created)
-            )
-            scan = f"(SELECT * FROM {rows.scan} WHERE {known})"
-            text = sql.newest(replace(rows, scan=scan), None, until, known_by=until)
-        return self._connection.sql(text).to_arrow_reader()
+        return self._connection
 
-    def _bound(self, connection: duckdb.DuckDBPyConnection, view: FeatureView) -> Bound:
+    def _bound(self, view: FeatureView) -> Bound:
         """Bind a view to its source; anew when the file is not the one that was looked at."""
         state = _state(self._config, view)
         known = self._bounds.get(view.name)
         if known is not None and state is not None and known[0] == state:
             return known[1]
         names = [field.name for field in view.features]
-        bound = bind(connection, self._config.repo_path, view, names)
+        bound = bind(self._session(), self._config.repo_path, view, names)
         self._bounds[view.name] = (state, bound)
         return bound
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """Rows of one view that became known from `start` to `end`, read before they are due.
+
+    Attributes:
+        bound: The source they were read from; another object once its file has changed.
+        start: Microseconds, inclusive.
+        end: Microseconds, inclusive.
+        rows: In the order in which they became known; None when nothing was read ahead.
+        last: Rows of the last step.
+        known: When each became known, microseconds, ascending.
+    """
+
+    bound: Bound
+    start: int
+    end: int
+    rows: pa.Table | None
+    last: int
+    known: np.ndarray[Any, np.dtype[np.int64]] | None = None
+
+    @classmethod
+    def of(cls, view: FeatureView, bound: Bound, start: int, end: int, rows: pa.Table) -> _Ahead:
+        names = _online_names(view)
+        times = [name for name in rows.column_names if name in names]
+        known = np.max([rows.column(name).cast(pa.int64()).to_numpy() for name in times], axis=0)
+        order = np.argsort(known, kind="stable")
+        return cls(bound, start, end, rows.take(order).combine_chunks(), 0, known[order])
+
+    def covers(self, bound: Bound, since: int, until: int) -> bool:
+        return (
+            self.rows is not None
+            and self.bound is bound
+            and self.start <= since
+            and until <= self.end
+        )
+
+    def between(self, since: int, until: int) -> list[pa.RecordBatch]:
+        if self.rows is None or self.known is None:
+            return []
+        first = int(np.searchsorted(self.known, since, side="left"))
+        stop = int(np.searchsorted(self.known, until, side="right"))
+        self.last = stop - first
+        return self.rows.slice(first, stop - first).to_batches() if stop > first else []
+
+
+def _known_between(view: sql.View, since: int, until: int, *, newest: bool) -> str:
+    """Return the query of the rows that became known from `since` to `until`, inclusive."""
+    if view.created is None:
+        if newest:
+            return sql.newest(view, since, until, known_by=until)
+        return sql.everything(view, since, until)
+    either = " OR ".join(
+        f"({sql.within(column, since, until)})" for column in (view.timestamp, view.created)
+    )
+    both = sql.within(view.created, None, until)
+    view = replace(view, scan=f"(SELECT * FROM {view.scan} WHERE ({either}) AND {both})")
+    if newest:
+        return sql.newest(view, None, until, known_by=until)
+    return sql.everything(view, None, until)
 
 
 def _online_names(view: FeatureView) -> Mapping[str, str]:

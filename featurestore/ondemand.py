@@ -63,6 +63,8 @@ class Executor:
         self.view, self._function, self._mode = view, function, mode
         self._singleton = singleton
         self._names = _input_names(view)
+        self._sources = list(dict.fromkeys(self._names.values()))
+        self._columns = [self._sources.index(source) for source in self._names.values()]
 
     def run(
         self,
@@ -83,18 +85,21 @@ class Executor:
         """
         if not rows:
             return {name: pa.array([], kind) for name, kind in self.view.outputs.items()}
-        values = {
-            name: requests[source] if isinstance(source, str) else stored[source]
-            for name, source in self._names.items()
-        }
+        values = [
+            requests[source] if isinstance(source, str) else stored[source]
+            for source in self._sources
+        ]
         if self._mode == "pandas":
             return self._pandas(values, rows)
         return self._python(values, rows)
 
-    def _pandas(self, values: dict[str, pa.Array], rows: int) -> dict[str, pa.Array]:
-        # The copy makes every column writable: Arrow hands out read-only memory for columns
-        # without nulls, and whether a function may assign must not depend on the data.
-        frame = pa.table(values).to_pandas(types_mapper=_EXACT.get).copy()
+    def _pandas(self, values: list[pa.Array], rows: int) -> dict[str, pa.Array]:
+        names = [str(number) for number in range(len(values))]
+        frame = pa.table(values, names=names).to_pandas(types_mapper=_EXACT.get)
+        # Taking columns copies, so every one is writable: Arrow hands out read-only memory for
+        # columns without nulls, and whether a function may assign must not depend on the data.
+        frame = frame.take(self._columns, axis=1)
+        frame.columns = pd.Index(list(self._names))
         result = self._function(frame)
         if not isinstance(result, pd.DataFrame):
             self._refuse("", f"returned {type(result).__name__}, not a DataFrame")
@@ -107,8 +112,11 @@ class Executor:
             for name, kind in self.view.outputs.items()
         }
 
-    def _python(self, values: dict[str, pa.Array], rows: int) -> dict[str, pa.Array]:
-        lists = {name: column.to_pylist() for name, column in values.items()}
+    def _python(self, values: list[pa.Array], rows: int) -> dict[str, pa.Array]:
+        lists = {
+            name: values[place].to_pylist()
+            for name, place in zip(self._names, self._columns, strict=True)
+        }
         if self._singleton:
             results = [
                 self._function({name: column[row] for name, column in lists.items()})
