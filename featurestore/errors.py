@@ -304,3 +304,15 @@ class StoreUnavailableError(SteadfeastError):
     def __init__(self, store: str, problem: str) -> None:
         self.store = store
         super().__init__(f"{store} is not available: {problem}")
+
+
+class MissingExtraError(UserError):
+    """Something needs an optional part of the distribution that is not installed.
+
+    Attributes:
+        extra: Its name.
+    """
+
+    def __init__(self, extra: str) -> None:
+        self.extra = extra
+        super().__init__(f"this needs the extra {extra!r}: pip install 'steadfeast[{extra}]'")

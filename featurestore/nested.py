@@ -29,7 +29,7 @@ _NULL = 0xFFFFFFFF
 _EMPTY = b""
 
 
-def canonical_type(column: str, t: pa.DataType) -> pa.DataType:
+def canonical_type(column: str, t: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one per type
     """Return the type that values of type `t` are stored as: one for all that mean the same.
 
     Raises:
@@ -123,6 +123,8 @@ def join_pieces(parts: Sequence[pa.Array]) -> pa.Array:
 
 def every(pieces: pa.Array, first: int, step: int) -> pa.Array:
     """Return each `step`-th piece from `first` on."""
+    if step == 1 and first == 0:
+        return pieces
     return pieces.take(pa.array(np.arange(first, len(pieces), step)))
 
 
@@ -146,7 +148,8 @@ def to_pieces(array: pa.Array) -> pa.Array:
     width = width_of(t.value_type)
     if width is None:
         present = array.is_valid().to_numpy(zero_copy_only=False)
-        return _bundle(to_pieces(flat), flat, counts, present)
+        nulls = flat.is_null().to_numpy(zero_copy_only=False)
+        return _bundle(to_pieces(flat), nulls, counts, present)
     valid = flat.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8)
     cells = np.hstack([valid[:, None], fixed_bytes(flat, width)])
     return pieces_of(cells.reshape(-1), _offsets(counts * (width + 1)))
@@ -163,7 +166,8 @@ def from_pieces(
         cells = np.zeros((n, width), np.uint8)
         cells[np.diff(offsets) > 0] = data.reshape(-1, width)
         if pa.types.is_boolean(t):
-            cells = np.packbits(cells.reshape(-1), bitorder="little")
+            bits = np.packbits(cells.reshape(-1), bitorder="little")
+            return pa.Array.from_buffers(t, n, [bitmap, buffer_of(bits)], null_count=null_count)
         return pa.Array.from_buffers(t, n, [bitmap, buffer_of(cells)], null_count=null_count)
     if pa.types.is_string(t) or pa.types.is_binary(t):
         return pa.Array.from_buffers(
@@ -195,36 +199,28 @@ def _child(t: pa.DataType, pieces: pa.Array) -> pa.Array:
 
 
 def _struct_pieces(array: pa.Array) -> pa.Array:
-    n, count = len(array), array.type.num_fields
+    width = array.type.num_fields
     present = array.is_valid().to_numpy(zero_copy_only=False)
-    fields = [field.filter(array.is_valid()) for field in array.flatten()]
     rows = int(present.sum())
-    order = np.arange(rows * count).reshape(count, rows).T.reshape(-1)  # field by field, per row
+    if rows == 0:
+        return pieces_of(np.zeros(0, np.uint8), np.zeros(len(array) + 1, np.int64))
+    fields = [field.filter(array.is_valid()) for field in array.flatten()]
+    order = np.arange(rows * width).reshape(width, rows).T.reshape(-1)  # by row, then by field
     pieces = pa.concat_arrays([to_pieces(field) for field in fields]).take(pa.array(order))
     valid = np.concatenate([f.is_valid().to_numpy(zero_copy_only=False) for f in fields])
-    marks = pa.array(valid[order])
-    return (
-        _bundle(
-            pieces,
-            pc.if_else(marks, marks, None),
-            np.where(present, count, 0).astype(np.int64),
-            present,
-        )
-        if n
-        else pieces_of(np.zeros(0, np.uint8), np.zeros(1, np.int64))
-    )
+    return _bundle(pieces, ~valid[order], np.where(present, width, 0), present)
 
 
 def _bundle(
     pieces: pa.Array,
-    elements: pa.Array,
+    nulls: NDArray[np.bool_],
     counts: NDArray[np.int64],
     present: NDArray[np.bool_],
 ) -> pa.Array:
-    """Bundle runs of `pieces`, `counts[i]` to row i; nulls of `elements` are marked as such."""
+    """Bundle runs of `pieces`, `counts[i]` to row i; `nulls` says which pieces are of nulls."""
     data, offsets = _parts(pieces)
     lengths = np.diff(offsets).astype("<u4")
-    lengths[elements.is_null().to_numpy(zero_copy_only=False)] = _NULL
+    lengths[nulls] = _NULL
     firsts = _offsets(counts)
     heads = pieces_of(counts[present].astype("<u4").view(np.uint8), _offsets(present * 4))
     return join_pieces(

@@ -24,7 +24,7 @@ from functools import cached_property, lru_cache
 from hashlib import blake2b
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 from zlib import crc32
 
 import numpy as np
@@ -45,7 +45,7 @@ from featurestore.nested import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -71,9 +71,7 @@ def usable(
     a `ttl_us` of 0 sets no limit. Shapes broadcast.
     """
     known = event_us <= at_us
-    if ttl_us == 0:
-        return cast("NDArray[np.bool_]", known)
-    return cast("NDArray[np.bool_]", known & (event_us >= np.subtract(at_us, ttl_us)))
+    return known if ttl_us == 0 else known & (event_us >= np.subtract(at_us, ttl_us))
 
 
 class _Fixed(NamedTuple):
@@ -205,9 +203,11 @@ def encode(
         UnsupportedTypeError: A value does not fit the column's type.
     """
     arrays = [
-        _cast(_whole(columns[name]), name, layout.types[i]) for name, i in layout.index.items()
+        cast_array(flat(columns[name]), layout.types[i], name) for name, i in layout.index.items()
     ]
     n = len(event_us)
+    if n == 0:
+        return []
     matrix = np.zeros((n, layout.prefix), np.uint8)
     for start, times in ((0, event_us), (8, created_us)):
         biased = (times.astype(np.int64).view(np.uint64) ^ _SIGN).astype(">u8")
@@ -226,7 +226,7 @@ def encode(
     pieces = [to_pieces(arrays[column]) for column in layout.variable]
     lengths = np.column_stack([pc.binary_length(piece).to_numpy() for piece in pieces])
     ends = np.cumsum(lengths, axis=1)
-    if n and ends[:, -1].max() >= 2**32:
+    if ends[:, -1].max() >= 2**32:
         raise UnsupportedTypeError(
             layout.schema.names[layout.variable[-1]], "row", "a row is limited to 4 GiB"
         )
@@ -249,6 +249,9 @@ class Decoded(NamedTuple):
 def decode(layout: Layout, rows: Sequence[bytes], columns: Sequence[str]) -> Decoded:
     """Unpack `columns` of rows that carry `layout` and that `damaged` found no fault with."""
     n, prefix = len(rows), layout.prefix
+    if n == 0:
+        empty = [pa.array([], layout.types[layout.index[name]]) for name in columns]
+        return Decoded(empty, np.zeros(0, np.int64), np.zeros(0, np.int64))
     if layout.variable:
         head = b"".join([row[:prefix] for row in rows])
         matrix = np.frombuffer(head, np.uint8).reshape(n, prefix)
@@ -257,93 +260,75 @@ def decode(layout: Layout, rows: Sequence[bytes], columns: Sequence[str]) -> Dec
     order = np.ascontiguousarray(matrix[:, :ORDER_BYTES]).view(">u8") ^ _SIGN
     times = order.astype(np.uint64).view(np.int64).reshape(n, 2)
 
+    validity = _Validity(layout, matrix)
     wanted = [layout.index[name] for name in columns]
-    valid = np.unpackbits(
-        matrix[:, _HEADER : _HEADER + (len(layout.types) + 7) // 8],
-        axis=1,
-        count=len(layout.types),
-        bitorder="little",
-    )
-    nulls = n - valid.sum(axis=0, dtype=np.int64)
-    packed = pa.py_buffer(np.packbits(valid.T, axis=1, bitorder="little").tobytes())
-    stride = (n + 7) // 8
-
-    def validity(column: int) -> tuple[pa.Buffer | None, int]:
-        if nulls[column] == 0:
-            return None, 0
-        return packed.slice(column * stride, stride), int(nulls[column])
-
+    asked = frozenset(wanted)
     made: dict[int, pa.Array] = {}
-    chosen = frozenset(wanted)
     for run in layout.fixed:
-        places = [(p, c) for p, c in enumerate(run.columns) if c in chosen]
+        places = [place for place, column in enumerate(run.columns) if column in asked]
         if places:
-            _decode_run(layout, run, places, matrix, validity, made)
-    if any(column in layout.variable for column in wanted):
-        _decode_variable(layout, wanted, rows, matrix, validity, made)
+            made.update(_decode_run(layout, run, places, matrix, validity))
+    if not asked.isdisjoint(layout.variable):
+        pieces = _pieces(layout, rows, matrix)
+        for place, column in enumerate(layout.variable):
+            if column in asked:
+                mine = every(pieces, place, len(layout.variable))
+                made[column] = from_pieces(layout.types[column], mine, *validity[column])
     return Decoded([made[column] for column in wanted], times[:, 0].copy(), times[:, 1].copy())
+
+
+class _Validity:
+    """Bitmap (None when all are valid) and number of nulls of each column."""
+
+    def __init__(self, layout: Layout, matrix: NDArray[np.uint8]) -> None:
+        n, count = len(matrix), len(layout.types)
+        bits = matrix[:, _HEADER : _HEADER + (count + 7) // 8]
+        valid = np.unpackbits(bits, axis=1, count=count, bitorder="little")
+        self._nulls = (n - valid.sum(axis=0, dtype=np.int64)).tolist()
+        self._stride = (n + 7) // 8
+        self._bits = pa.py_buffer(np.packbits(valid.T, axis=1, bitorder="little").tobytes())
+
+    def __getitem__(self, column: int) -> tuple[pa.Buffer | None, int]:
+        nulls = self._nulls[column]
+        if nulls == 0:
+            return None, 0
+        return self._bits.slice(column * self._stride, self._stride), nulls
 
 
 def _decode_run(
     layout: Layout,
     run: _Fixed,
-    places: Sequence[tuple[int, int]],
+    places: Sequence[int],
     matrix: NDArray[np.uint8],
-    validity: Any,
-    made: dict[int, pa.Array],
-) -> None:
+    validity: _Validity,
+) -> Iterator[tuple[int, pa.Array]]:
+    """Yield the columns of `run` at `places`: one transposition makes all of them."""
     n, width = len(matrix), run.width
     block = matrix[:, run.start : run.start + width * len(run.columns)]
     cells = np.ascontiguousarray(block).view(f"V{width}").reshape(n, len(run.columns))
-    chosen = np.ascontiguousarray(cells[:, [place for place, _ in places]].T)
+    chosen = np.ascontiguousarray(cells[:, places].T)
     size = n * width
     if run.is_bool:
-        bits = np.packbits(chosen.view(np.uint8).reshape(-1, n), axis=1, bitorder="little")
-        chosen, size = bits, (n + 7) // 8
+        flags = chosen.view(np.uint8).reshape(-1, n)
+        chosen, size = np.packbits(flags, axis=1, bitorder="little"), (n + 7) // 8
     buffer = buffer_of(chosen)
-    for i, (_, column) in enumerate(places):
-        bitmap, null_count = validity(column)
-        made[column] = pa.Array.from_buffers(
-            layout.types[column],
-            n,
-            [bitmap, buffer.slice(i * size, size)],
-            null_count=null_count,
-        )
+    for i, place in enumerate(places):
+        column = run.columns[place]
+        bitmap, nulls = validity[column]
+        buffers = [bitmap, buffer.slice(i * size, size)]
+        yield column, pa.Array.from_buffers(layout.types[column], n, buffers, null_count=nulls)
 
 
-def _decode_variable(
-    layout: Layout,
-    wanted: Sequence[int],
-    rows: Sequence[bytes],
-    matrix: NDArray[np.uint8],
-    validity: Any,
-    made: dict[int, pa.Array],
-) -> None:
+def _pieces(layout: Layout, rows: Sequence[bytes], matrix: NDArray[np.uint8]) -> pa.Array:
+    """Return the variable-width values of all rows, row by row, as pieces."""
     n, count = len(rows), len(layout.variable)
     data = b"".join([row[layout.prefix : -_CHECK] for row in rows])
     ends = np.ascontiguousarray(matrix[:, layout.prefix - 4 * count : layout.prefix])
     ends = ends.view("<u4").reshape(n, count).astype(np.int64)
-    starts = np.concatenate([[0], np.cumsum(ends[:, -1])]) if n else np.zeros(1, np.int64)
+    starts = np.cumsum(ends[:, -1]) - ends[:, -1]
     offsets = np.zeros(n * count + 1, np.int64)
-    offsets[1:] = (starts[:-1, None] + ends).reshape(-1)
-    cells = pieces_of(np.frombuffer(data, np.uint8), offsets)
-    for place, column in enumerate(layout.variable):
-        if column in wanted:
-            pieces = cells if count == 1 else every(cells, place, count)
-            bitmap, null_count = validity(column)
-            made[column] = from_pieces(layout.types[column], pieces, bitmap, null_count)
-
-
-def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    if isinstance(column, pa.ChunkedArray):
-        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    return column
-
-
-def _cast(array: pa.Array, name: str, to: pa.DataType) -> pa.Array:
-    if isinstance(array, pa.ChunkedArray):  # combine_chunks() gives one for an empty column
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    return cast_array(array, to, name)
+    offsets[1:] = (starts[:, None] + ends).reshape(-1)
+    return pieces_of(np.frombuffer(data, np.uint8), offsets)
 
 
 def cast_array(array: pa.Array, to: pa.DataType, name: str) -> pa.Array:
@@ -363,6 +348,15 @@ def cast_array(array: pa.Array, to: pa.DataType, name: str) -> pa.Array:
         return array.cast(to)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UnsupportedTypeError(name, array.type, f"as {to}: {error}") from error
+
+
+def flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def _valid(array: pa.Array) -> NDArray[np.bool_]:

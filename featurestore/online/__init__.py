@@ -1,18 +1,23 @@
 """Online stores: plain Feast `OnlineStore` plugins that keep one packed row per entity.
 
-`keys` and `protos` are below `base`, which knows rows, order and Feast's interfaces; `sqlite`
+`keys`, `packing` and `protos` are below `base`, which knows Feast's interfaces; `sqlite` and
+`redis` know where bytes are kept. In `feature_store.yaml`:
 
     online_store:
       type: featurestore.online.SQLiteOnlineStore
       path: data/online.db
 """
 
-from featurestore.online.base import PackedOnlineStore, PackedRead
+from featurestore.online.base import PackedOnlineStore
+from featurestore.online.packing import PackedRead
+from featurestore.online.redis import RedisOnlineStore, RedisOnlineStoreConfig
 from featurestore.online.sqlite import SQLiteOnlineStore, SQLiteOnlineStoreConfig
 
 __all__ = [
     "PackedOnlineStore",
     "PackedRead",
+    "RedisOnlineStore",
+    "RedisOnlineStoreConfig",
     "SQLiteOnlineStore",
     "SQLiteOnlineStoreConfig",
 ]

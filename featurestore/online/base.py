@@ -5,103 +5,62 @@ Two ways in. `write_batch` and `read_batch` move Arrow columns and are what `Sto
 `online_write_batch`, `online_read` and `_read_features_per_fv` are Feast's own, a message per
 value, so that `feast materialize`, push sources and `feast serve` work unchanged.
 
-Writes follow the total order of `featurestore.sql`: event time, created time, canonical bytes of
-the row. Rows of two layouts that tie in both times are ordered by which layout was applied last,
-so that a new column arrives when the same source rows are materialised again.
+Writes follow the total order of `packing.supersedes`, so repeated, reordered and concurrent ones
+end in the same state. Reads by Feast's interface apply the TTL as of now; `read_batch` leaves it
+to its caller, who may ask as of another time.
 """
 
 from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import numpy as np
 import pyarrow as pa
 from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.protos.feast.types.Value_pb2 import Value
 
-from featurestore.errors import (
-    CorruptRowError,
-    InvalidBatchError,
-    InvalidKeysError,
-    NotFoundError,
-    UnsupportedTypeError,
-)
+from featurestore.errors import InvalidBatchError, InvalidKeysError, UnsupportedTypeError
 from featurestore.online import response
-from featurestore.online.keys import KeyCodec, key_hash
-from featurestore.online.protos import to_array, to_values
-from featurestore.rows import (
-    NO_TIME,
-    TIMESTAMP,
-    Layout,
-    cast_array,
-    damaged,
-    decode,
-    encode,
-    layout_id,
-    layout_of,
-    order_of,
-    usable,
+from featurestore.online.keys import KeyCodec
+from featurestore.online.packing import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    Layouts,
+    PackedRead,
+    check,
+    key_types,
+    pack,
+    unpack,
+    view_layout,
 )
+from featurestore.online.protos import to_array, to_values
+from featurestore.rows import TIMESTAMP, Layout, flat, layout_id, usable
 from featurestore.service import arrow_type
-from featurestore.sql import canonical_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from feast import Entity, FeatureView, RepoConfig
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-    from numpy.typing import NDArray
-
-EVENT_TIMESTAMP = "event_timestamp"
-CREATED_TIMESTAMP = "created_timestamp"
 
 _CHUNK_ROWS = 65_536
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Row = tuple["EntityKey", "dict[str, Value]", datetime, "datetime | None"]
 
 
-class StoredLayout(NamedTuple):
-    """A layout as a store keeps it; the greatest `generation` was applied last."""
-
-    generation: int
-    layout: Layout
-
-
-Layouts = dict[bytes, StoredLayout]
-
-
-@dataclass(frozen=True, slots=True)
-class PackedRead:
-    """What was stored for n keys, whatever its age; the caller applies `usable`.
-
-    Attributes:
-        values: The columns asked for, n rows in the order of the keys; null where not found.
-        event_times: Event time per row; null where not found.
-        created_times: Created time per row; null where not found or not given.
-        found: Whether there is a row, shape (n,).
-        absent: Per column, the rows whose layout does not have it, shape (n,); only columns
-            for which there are such rows.
-    """
-
-    values: pa.Table
-    event_times: pa.Array
-    created_times: pa.Array
-    found: NDArray[np.bool_]
-    absent: Mapping[str, NDArray[np.bool_]]
-
-
-class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
+class PackedOnlineStore(OnlineStore):
     """Base of the stores; a subclass keeps the bytes.
 
     `space` in the methods below names one view of one project.
     """
+
+    def __init__(self) -> None:
+        self._layout_cache: dict[bytes, Layout] = {}
 
     # -- what a subclass does --------------------------------------------------------------
 
@@ -161,7 +120,7 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
             UnsupportedTypeError: A value does not fit the type that the view declares.
             StoreUnavailableError: The store does not answer.
         """
-        codec, layout = _codec(view), _layout(view)
+        codec, layout = _codec(view), view_layout(view)
         table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
         for name in [*layout.index, EVENT_TIMESTAMP]:
             if name not in table.column_names:
@@ -169,7 +128,7 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
         changed = 0
         for start in range(0, table.num_rows, _CHUNK_ROWS):
             chunk = table.slice(start, _CHUNK_ROWS).combine_chunks()
-            pairs = _pack(view, codec, layout, chunk)
+            pairs = pack(view, codec, chunk)
             if pairs:
                 changed += self._put(config, space_of(config, view), layout, pairs)
         return changed
@@ -192,7 +151,7 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
         if len(present) < len(encoded):
             found = iter(rows)
             rows = [None if key is None else next(found) for key in encoded]
-        return self._unpack(config, view, space, encoded, rows, columns)
+        return self._unpack(config, view, (encoded, rows), columns)
 
     def delete_entities(self, config: RepoConfig, view: FeatureView, keys: pa.Table) -> int:
         """Remove everything kept for the entities of `keys`; return how many there were."""
@@ -214,7 +173,7 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
             if not pairs:
                 continue
             keys = [key for key, _ in pairs]
-            read = self._unpack(config, view, space, keys, [row for _, row in pairs], names)
+            read = self._unpack(config, view, (keys, [row for _, row in pairs]), names)
             columns: dict[str, pa.Array] = {
                 **codec.decode(keys),
                 EVENT_TIMESTAMP: read.event_times,
@@ -222,51 +181,25 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
             }
             columns |= {name: read.values[name].combine_chunks() for name in names}
             yield pa.RecordBatch.from_arrays(
-                [_flat(column) for column in columns.values()], names=list(columns)
+                [flat(column) for column in columns.values()], names=list(columns)
             )
 
     def _unpack(
         self,
         config: RepoConfig,
         view: FeatureView,
-        space: str,
-        keys: Sequence[bytes | None],
-        rows: Sequence[bytes | None],
+        pairs: tuple[Sequence[bytes | None], Sequence[bytes | None]],
         columns: Sequence[str],
     ) -> PackedRead:
-        types = _types(view, columns)
-        found = np.fromiter((row is not None for row in rows), np.bool_, len(rows))
-        there = [row for row in rows if row is not None]
-        bad = damaged(there)
-        if bad:
-            key = [key for key, row in zip(keys, rows, strict=True) if row is not None][bad[0]]
-            raise CorruptRowError(view.name, key_hash(key or b""), "fails its checksum")
-        ids = {layout_id(row) for row in there}
-        layouts = self._known(config, space, ids, view)
-        for unknown in ids - layouts.keys():
-            key = next(
-                key
-                for key, row in zip(keys, rows, strict=True)
-                if row is not None and layout_id(row) == unknown
-            )
-            problem = f"has the unknown layout {unknown.hex()}"
-            raise CorruptRowError(view.name, key_hash(key or b""), problem)
-        if len(ids) <= 1:
-            layout = layouts[ids.pop()] if ids else _layout(view)
-            return _read(layout, rows, types, found)
-        return _read_mixed(layouts, rows, types, found)
-
-    def _known(
-        self, config: RepoConfig, space: str, ids: Iterable[bytes], view: FeatureView
-    ) -> dict[bytes, Layout]:
-        """Return layouts by id; the view's own is at hand, others are asked for once."""
-        own = _layout(view)
-        cache: dict[bytes, Layout] = self.__dict__.setdefault("_layout_cache", {})
+        keys, rows = pairs
+        own, ids = view_layout(view), {layout_id(row) for row in rows if row is not None}
+        cache = self._layout_cache
         cache.setdefault(own.id, own)
-        if any(i not in cache for i in ids):
-            stored = self._layouts(config, space)
+        if not ids <= cache.keys():  # a layout never changes, so what is known stays known
+            stored = self._layouts(config, space_of(config, view))
             cache.update({i: item.layout for i, item in stored.items()})
-        return {i: cache[i] for i in ids if i in cache}
+        check(view.name, keys, rows, cache)
+        return unpack(view, cache, rows, columns)
 
     # -- Feast's interface -----------------------------------------------------------------
 
@@ -280,7 +213,7 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
         """Write rows that Feast gives as messages; see `write_batch`."""
         if not data:
             return
-        types = _key_types(table) or dict.fromkeys(data[0][0].join_keys, pa.string())
+        types = key_types(table) or dict.fromkeys(data[0][0].join_keys, pa.string())
         columns = dict(_key_columns([row[0] for row in data], types, table.name))
         for feature in table.features:
             nothing = Value()
@@ -307,7 +240,7 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
         if not entity_keys:
             return []
         names = requested_features or [feature.name for feature in table.features]
-        types = _key_types(table) or dict.fromkeys(entity_keys[0].join_keys, pa.string())
+        types = key_types(table) or dict.fromkeys(entity_keys[0].join_keys, pa.string())
         keys = pa.table(_key_columns(entity_keys, types, table.name))
         answer = self._answer(config, table, keys, names)
         rows: list[tuple[datetime | None, dict[str, Value] | None]] = []
@@ -329,14 +262,14 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
         """Read, apply the TTL as of now, and turn into messages with their statuses."""
         read = self.read_batch(config, view, keys, names)
         ttl = getattr(view, "ttl", None) or timedelta(0)
-        now_us = (datetime.now(timezone.utc) - _EPOCH) // timedelta(microseconds=1)
+        now_us = (datetime.now(UTC) - _EPOCH) // timedelta(microseconds=1)
         event_us = read.event_times.cast(pa.int64()).fill_null(0).to_numpy()
         known = read.found & usable(event_us, 0, now_us)
         fresh = known & usable(event_us, ttl // timedelta(microseconds=1), now_us)
         kinds = {feature.name: feature.dtype.to_value_type() for feature in view.features}
         values, statuses = {}, {}
         for name in names:
-            array = _flat(read.values[name])
+            array = flat(read.values[name])
             absent = read.absent.get(name)
             statuses[name] = response.statuses(
                 known if absent is None else known & ~absent,
@@ -363,7 +296,7 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
         """Fill Feast's response with true statuses, which Feast's own builder does not know."""
         for view, requested in grouped_refs:
             values = response.key_values(view, join_key_values, entity_name_to_join_key_map)
-            types = _key_types(view)
+            types = key_types(view)
             keys = pa.table(
                 {
                     name: to_array(column, types.get(name, pa.string()), name)
@@ -405,7 +338,7 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
         """Make room for the views to keep, in their present layout; drop the others' rows."""
         del entities_to_delete, entities_to_keep, partial
         for view in tables_to_keep:
-            self._apply(config, space_of(config, view), _layout(view))
+            self._apply(config, space_of(config, view), view_layout(view))
         self._drop(config, [space_of(config, view) for view in tables_to_delete])
 
     def teardown(
@@ -419,24 +352,6 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
         return True  # `space_of` has the version
 
 
-def supersedes(new: bytes, old: bytes, layouts: Layouts) -> bool:
-    """Say whether row `new` is to replace row `old` of the same key: the total order.
-
-    A damaged row is always replaced.
-    """
-    if damaged([old]) or layout_id(old) not in layouts:
-        return True
-    if order_of(new) != order_of(old):
-        return order_of(new) > order_of(old)
-    mine, theirs = layouts[layout_id(new)], layouts[layout_id(old)]
-    if mine.layout.id != theirs.layout.id:
-        return mine.generation > theirs.generation
-    names = mine.layout.schema.names
-    arrays = decode(mine.layout, [old, new], names).arrays
-    before, after = pa.RecordBatch.from_arrays(arrays, names=names).to_pylist()
-    return canonical_bytes(after) > canonical_bytes(before)
-
-
 def space_of(config: RepoConfig, view: FeatureView) -> str:
     """Return the name under which the rows of `view` are kept; it holds no colon but one."""
     versioned = config.registry.enable_online_feature_view_versioning
@@ -444,169 +359,14 @@ def space_of(config: RepoConfig, view: FeatureView) -> str:
     return f"{quote(config.project, safe='')}:{quote(name, safe='')}"
 
 
-def _key_types(view: FeatureView) -> dict[str, pa.DataType]:
-    return {column.name: arrow_type(column) for column in view.entity_columns}
-
-
 def _codec(view: FeatureView) -> KeyCodec:
-    return KeyCodec(view.name, _key_types(view))
-
-
-def _layout(view: FeatureView) -> Layout:
-    return layout_of(pa.schema([(f.name, arrow_type(f)) for f in view.features]))
-
-
-def _types(view: FeatureView, columns: Sequence[str]) -> dict[str, pa.DataType]:
-    declared = {feature.name: feature for feature in view.features}
-    for name in columns:
-        if name not in declared:
-            raise NotFoundError(f"feature of view {view.name!r}", name, declared)
-    return {name: arrow_type(declared[name]) for name in columns}
-
-
-def _pack(
-    view: FeatureView, codec: KeyCodec, layout: Layout, table: pa.Table
-) -> list[tuple[bytes, bytes]]:
-    """Encode the row of each key that is last in the total order."""
-    encoded = codec.encode(table)
-    event_us = _micros(table, EVENT_TIMESTAMP, view.name)
-    if CREATED_TIMESTAMP in table.column_names:
-        created_us = _micros(table, CREATED_TIMESTAMP, view.name)
-    else:
-        created_us = np.full(table.num_rows, NO_TIME)
-    columns = table.select(layout.schema.names)
-    chosen = _last(encoded, event_us, created_us, columns)
-    if len(chosen) < table.num_rows:
-        columns, event_us, created_us = columns.take(chosen), event_us[chosen], created_us[chosen]
-        encoded = [encoded[i] for i in chosen]
-    rows = encode(layout, columns, event_us, created_us)
-    return [(key, row) for key, row in zip(encoded, rows, strict=True) if key is not None]
-
-
-def _last(
-    keys: Sequence[bytes | None],
-    event_us: NDArray[np.int64],
-    created_us: NDArray[np.int64],
-    columns: pa.Table,
-) -> NDArray[np.int64]:
-    """Return the positions of the greatest row of each key that is not null."""
-    coded = pa.array(keys, pa.large_binary()).dictionary_encode().indices
-    codes = coded.fill_null(-1).to_numpy()
-    if len(codes) == 0 or (codes[-1] == len(codes) - 1 and not coded.null_count):
-        return np.arange(len(codes))  # the codes count up: no key repeats
-    order = np.lexsort((created_us, event_us, codes))
-    code, event, created = codes[order], event_us[order], created_us[order]
-    ends = np.append(code[1:] != code[:-1], True)
-    same = (code[1:] == code[:-1]) & (event[1:] == event[:-1]) & (created[1:] == created[:-1])
-    winners = order[ends & (code >= 0)]
-    if not same.any():
-        return np.sort(winners)
-    # The canonical bytes decide between rows that tie in both times; few do.
-    runs = np.concatenate([[0], np.cumsum(~same)])
-    final = set(runs[ends & (code >= 0)].tolist())
-    groups: dict[int, list[int]] = {}
-    tied = np.append(same, False) | np.append(False, same)
-    for run, position in zip(runs[tied].tolist(), order[tied].tolist(), strict=True):
-        if run in final:
-            groups.setdefault(run, []).append(position)
-    positions = [position for group in groups.values() for position in group]
-    rows = dict(zip(positions, columns.take(positions).to_pylist(), strict=True))
-    replaced = {
-        group[-1]: max(group, key=lambda position: canonical_bytes(rows[position]))
-        for group in groups.values()
-    }
-    return np.sort([replaced.get(int(winner), int(winner)) for winner in winners])
-
-
-def _micros(table: pa.Table, name: str, view: str) -> NDArray[np.int64]:
-    column = _flat(table[name])
-    if not pa.types.is_timestamp(column.type) and not pa.types.is_null(column.type):
-        raise InvalidBatchError(view, name, f"is of type {column.type}, not a timestamp")
-    if name == EVENT_TIMESTAMP and column.null_count:
-        raise InvalidBatchError(view, name, f"is null in {column.null_count} rows")
-    micros = cast_array(column, TIMESTAMP, name).cast(pa.int64())
-    values: NDArray[np.int64] = micros.fill_null(NO_TIME).to_numpy()
-    return values
-
-
-def _read(
-    layout: Layout,
-    rows: Sequence[bytes | None],
-    types: Mapping[str, pa.DataType],
-    found: NDArray[np.bool_],
-) -> PackedRead:
-    """Decode rows that all have `layout`."""
-    blank = layout.null_row
-    known = [name for name in types if name in layout.index]
-    decoded = decode(layout, [blank if row is None else row for row in rows], known)
-    arrays = dict(zip(known, decoded.arrays, strict=True))
-    columns = [
-        _cast(arrays[name], t, name) if name in arrays else pa.nulls(len(rows), t)
-        for name, t in types.items()
-    ]
-    return PackedRead(
-        pa.Table.from_arrays(columns, schema=_schema(tuple(types.items()))),
-        _time_array(decoded.event_us, found),
-        _time_array(decoded.created_us, found & (decoded.created_us != NO_TIME)),
-        found,
-        {name: found for name in types if name not in arrays},
-    )
-
-
-def _read_mixed(
-    layouts: Mapping[bytes, Layout],
-    rows: Sequence[bytes | None],
-    types: Mapping[str, pa.DataType],
-    found: NDArray[np.bool_],
-) -> PackedRead:
-    """Decode rows of several layouts, each by its own, and put them back in order."""
-    positions: dict[bytes, list[int]] = {}
-    first = next(iter(layouts))
-    for i, row in enumerate(rows):
-        positions.setdefault(first if row is None else layout_id(row), []).append(i)
-    parts = [
-        _read(layouts[i], [rows[p] for p in places], types, found[places])
-        for i, places in positions.items()
-    ]
-    placed = np.concatenate([np.array(places) for places in positions.values()])
-    back = pa.array(np.argsort(placed))
-    absent = {name: np.zeros(len(rows), np.bool_) for part in parts for name in part.absent}
-    for part, places in zip(parts, positions.values(), strict=True):
-        for name, mask in part.absent.items():
-            absent[name][places] = mask
-    return PackedRead(
-        pa.concat_tables([part.values for part in parts]).combine_chunks().take(back),
-        pa.concat_arrays([part.event_times for part in parts]).take(back),
-        pa.concat_arrays([part.created_times for part in parts]).take(back),
-        found,
-        absent,
-    )
-
-
-def _schema(types: tuple[tuple[str, pa.DataType], ...]) -> pa.Schema:
-    return pa.schema(types)
-
-
-def _cast(array: pa.Array, to: pa.DataType, name: str) -> pa.Array:
-    return array if array.type == to else cast_array(array, to, name)
-
-
-def _time_array(micros: NDArray[np.int64], valid: NDArray[np.bool_]) -> pa.Array:
-    return pa.array(micros, pa.int64(), mask=None if valid.all() else ~valid).cast(TIMESTAMP)
+    return KeyCodec(view.name, key_types(view))
 
 
 def _times(times: Sequence[datetime | None]) -> pa.Array:
     """Return Feast's times; naive ones are UTC."""
-    aware = [t if t is None or t.tzinfo else t.replace(tzinfo=timezone.utc) for t in times]
+    aware = [t if t is None or t.tzinfo else t.replace(tzinfo=UTC) for t in times]
     return pa.array(aware, TIMESTAMP)
-
-
-def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    if isinstance(column, pa.ChunkedArray):
-        if column.num_chunks == 1:
-            return column.chunk(0)
-        return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    return column
 
 
 def _key_columns(

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from featurestore.errors import InvalidKeysError, UnsupportedTypeError
 from featurestore.nested import canonical_type, fixed_array, fixed_bytes, join_pieces, pieces_of
 from featurestore.nested import width_of as _width_of
-from featurestore.rows import cast_array
+from featurestore.rows import cast_array, flat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,13 +106,8 @@ class KeyCodec:
         if name not in keys.schema.names:
             given = ", ".join(keys.schema.names) or "none"
             raise InvalidKeysError(self.view, f"join key {name!r} is missing; given are {given}")
-        array = keys.column(name)
-        if isinstance(array, pa.ChunkedArray):
-            array = array.combine_chunks()
-        if isinstance(array, pa.ChunkedArray):
-            array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
         try:
-            return cast_array(array, t, name)
+            return cast_array(flat(keys.column(name)), t, name)
         except UnsupportedTypeError as error:
             raise InvalidKeysError(self.view, str(error)) from error
 

@@ -42,10 +42,7 @@ def to_values(array: pa.Array, value_type: ValueType) -> list[Value]:
     """Return a message per value; an empty one stands for null."""
     field = _SCALARS.get(value_type)
     if field is not None:
-        return [
-            Value() if item is None else Value(**{field: item})  # type: ignore[arg-type]
-            for item in array.to_pylist()
-        ]
+        return [Value() if item is None else Value(**{field: item}) for item in array.to_pylist()]
     if value_type == ValueType.UNIX_TIMESTAMP:
         return [
             Value() if item is None else Value(unix_timestamp_val=item // _SECOND)

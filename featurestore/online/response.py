@@ -62,8 +62,8 @@ def statuses(
 
 def key_values(
     view: FeatureView,
-    join_key_values: Mapping[str, list[Value]],
-    entity_name_to_join_key_map: Mapping[str, str],
+    join_key_values: dict[str, list[Value]],
+    entity_name_to_join_key_map: dict[str, str],
 ) -> dict[str, list[Value]]:
     """Return the view's own join keys out of those of the request.
 
@@ -92,7 +92,7 @@ def extend(
     versions: bool,
 ) -> None:
     """Append what `view` says about `features` to Feast's response."""
-    name = view.projection.name_to_use()
+    name: str = view.projection.name_to_use()  # type: ignore[no-untyped-call]
     response.metadata.feature_names.val.extend(
         f"{name}__{feature}" if full_names else feature for feature in features
     )

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from feast.repo_config import FeastConfigBaseModel
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat  # noqa: TC002 - pydantic reads the annotations
 
 from featurestore.errors import StoreUnavailableError
-from featurestore.online.base import Layouts, PackedOnlineStore, StoredLayout, supersedes
+from featurestore.online.base import PackedOnlineStore
+from featurestore.online.packing import Layouts, StoredLayout, supersedes
 from featurestore.rows import ORDER_BYTES, Layout
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _READ_KEYS = 512  # keys per SELECT; a power of two
 _SCAN_ROWS = 8192
 
 
-class SQLiteOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
+class SQLiteOnlineStoreConfig(FeastConfigBaseModel):
     """Section `online_store` of `feature_store.yaml`.
 
     Attributes:
@@ -50,6 +51,7 @@ class SQLiteOnlineStore(PackedOnlineStore):
     """Packed rows in one SQLite file."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._idle: defaultdict[tuple[str, int], deque[sqlite3.Connection]] = defaultdict(deque)
 
     def release(self) -> None:

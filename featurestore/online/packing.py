@@ -1,0 +1,270 @@
+"""A feature view's rows as `(key, row)` pairs and back; pure.
+
+Above `keys`, below `base`: what a batch holds is encoded, ordered and decoded here, stores keep
+the bytes. The order of rows is the total order of `featurestore.order`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore.errors import CorruptRowError, InvalidBatchError, NotFoundError
+from featurestore.online.keys import KeyCodec, key_hash
+from featurestore.order import canonical_bytes
+from featurestore.rows import (
+    NO_TIME,
+    TIMESTAMP,
+    Layout,
+    cast_array,
+    damaged,
+    decode,
+    encode,
+    flat,
+    layout_id,
+    layout_of,
+    order_of,
+)
+from featurestore.service import arrow_type
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from feast import FeatureView
+    from numpy.typing import NDArray
+
+EVENT_TIMESTAMP = "event_timestamp"
+CREATED_TIMESTAMP = "created_timestamp"
+
+
+class StoredLayout(NamedTuple):
+    """A layout as a store keeps it; the greatest `generation` was applied last."""
+
+    generation: int
+    layout: Layout
+
+
+Layouts = dict[bytes, StoredLayout]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRead:
+    """What was stored for n keys, whatever its age; the caller applies `rows.usable`.
+
+    Attributes:
+        values: The columns asked for, n rows in the order of the keys; null where not found.
+        event_times: Event time per row; null where not found.
+        created_times: Created time per row; null where not found or not given.
+        found: Whether there is a row, shape (n,).
+        absent: Per column, the rows whose layout does not have it, shape (n,); only columns
+            for which there are such rows.
+    """
+
+    values: pa.Table
+    event_times: pa.Array
+    created_times: pa.Array
+    found: NDArray[np.bool_]
+    absent: Mapping[str, NDArray[np.bool_]]
+
+
+def key_types(view: FeatureView) -> dict[str, pa.DataType]:
+    """Return the Arrow type of each join key."""
+    return {column.name: arrow_type(column) for column in view.entity_columns}
+
+
+def view_layout(view: FeatureView) -> Layout:
+    """Return the layout of rows that `view` writes now."""
+    return layout_of(pa.schema([(f.name, arrow_type(f)) for f in view.features]))
+
+
+def supersedes(new: bytes, old: bytes, layouts: Layouts) -> bool:
+    """Say whether row `new` is to replace row `old` of the same key: the total order.
+
+    Rows of two layouts that tie in both times are ordered by which layout was applied last, so
+    that a new column arrives when the same source rows are materialised again. A damaged row is
+    always replaced.
+    """
+    if damaged([old]) or layout_id(old) not in layouts:
+        return True
+    if order_of(new) != order_of(old):
+        return order_of(new) > order_of(old)
+    mine, theirs = layouts[layout_id(new)], layouts[layout_id(old)]
+    if mine.layout.id != theirs.layout.id:
+        return mine.generation > theirs.generation
+    names = mine.layout.schema.names
+    arrays = decode(mine.layout, [old, new], names).arrays
+    before, after = pa.RecordBatch.from_arrays(arrays, names=names).to_pylist()
+    return bool(canonical_bytes(after) > canonical_bytes(before))
+
+
+def pack(view: FeatureView, codec: KeyCodec, table: pa.Table) -> list[tuple[bytes, bytes]]:
+    """Encode the greatest row of each key that is not null.
+
+    Raises:
+        InvalidBatchError: A time is null or not a timestamp.
+        InvalidKeysError: A join key is missing or of the wrong type.
+        UnsupportedTypeError: A value does not fit the type that the view declares.
+    """
+    layout, keys = view_layout(view), codec.encode(table)
+    event_us = _micros(table, EVENT_TIMESTAMP, view.name)
+    if CREATED_TIMESTAMP in table.column_names:
+        created_us = _micros(table, CREATED_TIMESTAMP, view.name)
+    else:
+        created_us = np.full(table.num_rows, NO_TIME)
+    columns = table.select(layout.schema.names)
+    greatest = _greatest(keys, event_us, created_us, columns)
+    if len(greatest) < table.num_rows:
+        columns, keys = columns.take(greatest), [keys[i] for i in greatest]
+        event_us, created_us = event_us[greatest], created_us[greatest]
+    rows = encode(layout, columns, event_us, created_us)
+    return [(key, row) for key, row in zip(keys, rows, strict=True) if key is not None]
+
+
+def _greatest(
+    keys: Sequence[bytes | None],
+    event_us: NDArray[np.int64],
+    created_us: NDArray[np.int64],
+    columns: pa.Table,
+) -> NDArray[np.int64]:
+    """Return the positions of the greatest row of each key that is not null, ascending."""
+    coded = pa.array(keys, pa.large_binary()).dictionary_encode().indices
+    codes = coded.fill_null(-1).to_numpy()
+    if len(codes) == 0 or codes[-1] == len(codes) - 1:
+        return np.arange(len(codes))  # codes count up from 0: no key repeats or is null
+    order = np.lexsort((created_us, event_us, codes))
+    code, event, created = codes[order], event_us[order], created_us[order]
+    again = code[1:] == code[:-1]
+    last = np.append(~again, True) & (code >= 0)
+    ties = again & (event[1:] == event[:-1]) & (created[1:] == created[:-1])
+    winners = order[last]
+    if not ties.any():
+        return np.sort(winners)
+    # Runs of rows that tie in both times are settled by canonical bytes; only runs that end a
+    # key matter, and few are longer than one.
+    run = np.concatenate([[0], np.cumsum(~ties)])
+    long = np.isin(run, run[last & np.append(False, ties)])
+    groups: dict[int, list[int]] = {}
+    for number, position in zip(run[long].tolist(), order[long].tolist(), strict=True):
+        groups.setdefault(number, []).append(position)
+    rows = dict(zip(order[long].tolist(), columns.take(order[long]).to_pylist(), strict=True))
+    settled = {
+        group[-1]: max(group, key=lambda position: canonical_bytes(rows[position]))
+        for group in groups.values()
+    }
+    return np.sort([settled.get(winner, winner) for winner in winners.tolist()])
+
+
+def _micros(table: pa.Table, name: str, view: str) -> NDArray[np.int64]:
+    column = flat(table[name])
+    if not pa.types.is_timestamp(column.type) and not pa.types.is_null(column.type):
+        raise InvalidBatchError(view, name, f"is of type {column.type}, not a timestamp")
+    if name == EVENT_TIMESTAMP and column.null_count:
+        raise InvalidBatchError(view, name, f"is null in {column.null_count} rows")
+    micros = cast_array(column, TIMESTAMP, name).cast(pa.int64())
+    values: NDArray[np.int64] = micros.fill_null(NO_TIME).to_numpy()
+    return values
+
+
+def check(
+    view: str, keys: Sequence[bytes | None], rows: Sequence[bytes | None], known: Iterable[bytes]
+) -> None:
+    """See that every row is what was once written, in a layout of `known`.
+
+    Raises:
+        CorruptRowError: One is not.
+    """
+    there = [row for row in rows if row is not None]
+    bad = damaged(there)
+    problem = "fails its checksum"
+    if not bad:
+        ids = set(known)
+        bad = [i for i, row in enumerate(there) if layout_id(row) not in ids]
+        problem = "has a layout that is not known"
+    if bad:
+        owners = [key for key, row in zip(keys, rows, strict=True) if row is not None]
+        raise CorruptRowError(view, key_hash(owners[bad[0]] or b""), problem)
+
+
+def unpack(
+    view: FeatureView,
+    layouts: Mapping[bytes, Layout],
+    rows: Sequence[bytes | None],
+    columns: Sequence[str],
+) -> PackedRead:
+    """Decode rows that `check` has passed, each by its own layout of `layouts`.
+
+    Raises:
+        NotFoundError: The view has no such feature.
+        UnsupportedTypeError: A value of an older layout does not fit the type declared now.
+    """
+    declared = {feature.name: feature for feature in view.features}
+    for name in columns:
+        if name not in declared:
+            raise NotFoundError(f"feature of view {view.name!r}", name, declared)
+    schema = pa.schema([(name, arrow_type(declared[name])) for name in columns])
+    found = np.fromiter((row is not None for row in rows), np.bool_, len(rows))
+    places: dict[bytes, list[int]] = {}
+    for i, row in enumerate(rows):
+        if row is not None:
+            places.setdefault(layout_id(row), []).append(i)
+    if len(places) <= 1:
+        layout = layouts[next(iter(places))] if places else view_layout(view)
+        return _decode(layout, rows, schema, found)
+    return _decode_mixed(layouts, places, rows, schema, found)
+
+
+def _decode(
+    layout: Layout, rows: Sequence[bytes | None], schema: pa.Schema, found: NDArray[np.bool_]
+) -> PackedRead:
+    """Decode rows that all have `layout`."""
+    blank = layout.null_row
+    names, types = schema.names, schema.types
+    known = [name for name in names if name in layout.index]
+    decoded = decode(layout, [blank if row is None else row for row in rows], known)
+    arrays = dict(zip(known, decoded.arrays, strict=True))
+    columns = [
+        cast_array(arrays[name], t, name) if name in arrays else pa.nulls(len(rows), t)
+        for name, t in zip(names, types, strict=True)
+    ]
+    return PackedRead(
+        pa.Table.from_arrays(columns, schema=schema),
+        _time_array(decoded.event_us, found),
+        _time_array(decoded.created_us, found & (decoded.created_us != NO_TIME)),
+        found,
+        {name: found for name in names if name not in arrays},
+    )
+
+
+def _decode_mixed(
+    layouts: Mapping[bytes, Layout],
+    places: Mapping[bytes, list[int]],
+    rows: Sequence[bytes | None],
+    schema: pa.Schema,
+    found: NDArray[np.bool_],
+) -> PackedRead:
+    """Decode rows of several layouts and put them back in order; rows not found go last."""
+    parts = [
+        _decode(layouts[i], [rows[p] for p in some], schema, found[some])
+        for i, some in places.items()
+    ]
+    at = np.full(len(rows), -1)
+    at[np.concatenate(list(places.values()))] = np.arange(found.sum())
+    order = pa.array(at, mask=~found)
+    absent = {name: np.zeros(len(rows), np.bool_) for part in parts for name in part.absent}
+    for part, some in zip(parts, places.values(), strict=True):
+        for name in part.absent:
+            absent[name][some] = True
+    return PackedRead(
+        pa.concat_tables([part.values for part in parts]).combine_chunks().take(order),
+        pa.concat_arrays([part.event_times for part in parts]).take(order),
+        pa.concat_arrays([part.created_times for part in parts]).take(order),
+        found,
+        absent,
+    )
+
+
+def _time_array(micros: NDArray[np.int64], valid: NDArray[np.bool_]) -> pa.Array:
+    return pa.array(micros, pa.int64(), mask=None if valid.all() else ~valid).cast(TIMESTAMP)
