@@ -11,11 +11,15 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import threading
+import time
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import uvicorn
 
 from monitor.detect import Level, Verdict
 from monitor.episodes import Alert, AlertKind, Kind, Severity, TriggerState
@@ -33,10 +37,12 @@ from monitor.state import (
     State,
     TriggerRecord,
 )
+from monitor.web import Health, app
 from protos.steadfeast.v1 import pipeline_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 PACKAGES = {
     "redis-server": "redis-server",
@@ -301,3 +307,28 @@ def drifting() -> State:
         ),
         latest_event=MONDAY + timedelta(hours=9),
     )
+
+
+@contextmanager
+def _served(state: State, health: Health = Health(ok=True)) -> Iterator[str]:  # noqa: B008
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app(lambda: state, lambda: health), log_level="warning", lifespan="off", ws="none"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@pytest.fixture(scope="session")
+def served() -> Callable[..., AbstractContextManager[str]]:
+    """Give what serves a state's page and metrics on a free port: `with served(state) as url`."""
+    return _served

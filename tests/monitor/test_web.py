@@ -4,48 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import socket
-import threading
-import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING
 
 import pytest
-import uvicorn
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitor import metrics
 from monitor.state import MonitorState, State
-from monitor.web import HEADERS, Health, app
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from monitor.web import HEADERS, Health
 
 WELL = Health(ok=True)
-
-
-@contextmanager
-def served(state: State, health: Health = WELL) -> Iterator[str]:
-    """Serve `state` on a free port, in this process."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app(lambda: state, lambda: health), log_level="warning", lifespan="off", ws="none"
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
 
 
 def get(url: str, **headers: str) -> tuple[int, dict[str, str], str]:
@@ -95,7 +66,7 @@ class Text(HTMLParser):
         return re.sub(r"\s+", " ", "".join(self.words))
 
 
-def test_the_page_says_what_is_wrong_since_when_and_what_happened(drifting):
+def test_the_page_says_what_is_wrong_since_when_and_what_happened(drifting, served):
     with served(drifting) as url:
         status, _, html = get(url)
     page = Text(html)
@@ -123,7 +94,7 @@ def test_the_page_says_what_is_wrong_since_when_and_what_happened(drifting):
     assert "script" not in page.tags
 
 
-def test_what_came_from_outside_is_escaped(drifting):
+def test_what_came_from_outside_is_escaped(drifting, served):
     """An alert's summary and a feature's name with markup in them stay text."""
     flights = drifting.monitors["flights"]
     nasty = '"><script>alert(1)</script>'
@@ -144,12 +115,12 @@ def test_what_came_from_outside_is_escaped(drifting):
         (State(), Health(ok=False, reason="tick hangs"), "not healthy: tick hangs"),
     ],
 )
-def test_the_headline_without_verdicts(state, health, title):
+def test_the_headline_without_verdicts(state, health, title, served):
     with served(state, health) as url:
         assert title in Text(get(url)[2]).text
 
 
-def test_no_data_is_not_called_well(drifting):
+def test_no_data_is_not_called_well(drifting, served):
     """With nothing but features that cannot be judged the page does not say that all is well."""
     flights = drifting.monitors["flights"]
     monitor = dataclasses.replace(flights, verdicts=flights.verdicts[-1:], incidents=())
@@ -160,7 +131,7 @@ def test_no_data_is_not_called_well(drifting):
         assert "No problem is open" in Text(get(url)[2]).text
 
 
-def test_every_answer_has_the_headers(drifting):
+def test_every_answer_has_the_headers(drifting, served):
     with served(drifting) as url:
         for path in ("/", "/metrics", "/healthz", "/static/page.css", "/static/no", "/no"):
             headers = {name.lower(): value for name, value in get(url + path)[1].items()}
@@ -169,7 +140,7 @@ def test_every_answer_has_the_headers(drifting):
     assert "unsafe" not in HEADERS["Content-Security-Policy"]
 
 
-def test_only_the_listed_files_are_served(drifting):
+def test_only_the_listed_files_are_served(drifting, served):
     with served(drifting) as url:
         assert get(url + "/static/page.css")[0] == 200
         assert get(url + "/static/icon.svg")[1]["content-type"] == "image/svg+xml"
@@ -177,7 +148,7 @@ def test_only_the_listed_files_are_served(drifting):
             assert get(f"{url}/static/{path}")[0] == 404
 
 
-def test_metrics_in_the_format_that_is_asked_for(drifting):
+def test_metrics_in_the_format_that_is_asked_for(drifting, served):
     with served(drifting) as url:
         plain = get(url + "/metrics")
         opened = get(url + "/metrics", Accept="application/openmetrics-text; version=1.0.0")
@@ -191,7 +162,7 @@ def test_metrics_in_the_format_that_is_asked_for(drifting):
         assert {metrics.DRIFT_RATIO, metrics.DECISIONS, "process_cpu_seconds_total"} <= found
 
 
-def test_probes(drifting):
+def test_probes(drifting, served):
     with served(drifting) as url:
         assert [get(url + path)[::2] for path in ("/healthz", "/readyz")] == [(200, "ok\n")] * 2
     with served(State()) as url:  # alive before the first tick has ended, and not ready
@@ -204,7 +175,7 @@ def test_probes(drifting):
 
 @pytest.mark.service("chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_in_chromium(drifting, service_binary, scheme):
+def test_the_page_in_chromium(drifting, service_binary, scheme, served):
     """Nothing is refused or logged; it fits a phone; a key opens a feature; text is readable."""
     from playwright.sync_api import sync_playwright  # noqa: PLC0415  # loads a second process
 

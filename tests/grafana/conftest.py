@@ -1,0 +1,110 @@
+"""A real Prometheus that scrapes the real exposition and evaluates our rules."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from types import ModuleType
+
+    from monitor.state import State
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Prometheus:
+    """A running server, by its address."""
+
+    url: str
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """Ask the HTTP API; a query that does not parse raises `HTTPError` 400."""
+        asked = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(asked, timeout=10) as answer:  # noqa: S310  # a server of ours
+            return json.load(answer)["data"]
+
+    def query(self, expr: str) -> list[Any]:
+        """Return the series of an instant query."""
+        return self.get("query", query=expr)["result"]
+
+
+@pytest.fixture(scope="session")
+def grafana() -> Iterator[Callable[[str], ModuleType]]:
+    """Give a module of `grafana/` by its name; it is a folder of scripts, not a package."""
+    sys.path.insert(0, str(ROOT / "grafana"))
+    yield importlib.import_module
+    sys.path.remove(str(ROOT / "grafana"))
+
+
+@pytest.fixture(scope="session")
+def prometheus(
+    drifting: State,
+    served: Callable[..., AbstractContextManager[str]],
+    service_binary: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Prometheus]:
+    """Give a Prometheus that has scraped a daemon in trouble a few times."""
+    binary = service_binary("prometheus")
+    folder = tmp_path_factory.mktemp("prometheus")
+    with served(drifting) as url, (folder / "log").open("w+", encoding="utf-8") as log:
+        config = {
+            "global": {"scrape_interval": "200ms", "evaluation_interval": "200ms"},
+            "rule_files": [str(ROOT / "grafana" / "rules" / "steadfeast.rules.yml")],
+            "scrape_configs": [
+                {
+                    "job_name": "steadfeast",
+                    "static_configs": [{"targets": [url.removeprefix("http://")]}],
+                }
+            ],
+        }
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        server = subprocess.Popen(
+            [
+                binary,
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                "--web.listen-address=127.0.0.1:0",
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield _ready(server, folder / "log")
+        finally:
+            server.terminate()
+            server.wait(timeout=20)
+
+
+def _ready(server: subprocess.Popen[bytes], log: Path) -> Prometheus:
+    """Wait until the server has the newest of our series three times over."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        text = log.read_text(encoding="utf-8")
+        if server.poll() is not None:
+            pytest.fail(f"prometheus ended with {server.returncode}:\n{text}")
+        # It binds a port that is free and says which in its log.
+        listening = re.search(r'"Listening on" address=(\S+)', text)
+        if listening is not None:
+            running = Prometheus(f"http://{listening[1]}")
+            scraped = running.query("count_over_time(steadfeast_build_info[1m])")
+            alerts = running.query('ALERTS{alertstate="firing"}')
+            if scraped and float(scraped[0]["value"][1]) >= 3 and alerts:
+                return running
+        time.sleep(0.1)
+    pytest.fail(f"prometheus has scraped nothing in a minute:\n{log.read_text(encoding='utf-8')}")

@@ -1,0 +1,78 @@
+"""The rules: promtool's unit tests, a real Prometheus, and a runbook entry for each."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from monitor.metrics import SAMPLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "grafana" / "rules"
+ALERTS = [
+    rule
+    for group in yaml.safe_load((RULES / "steadfeast.rules.yml").read_text("utf-8"))["groups"]
+    for rule in group["rules"]
+]
+
+
+@pytest.mark.service("promtool")
+@pytest.mark.parametrize("arguments", ["check rules {}.rules.yml", "test rules {}.test.yml"])
+def test_promtool(arguments, service_binary: Callable[[str], Path]):
+    words = arguments.format(RULES / "steadfeast").split(maxsplit=2)
+    ran = subprocess.run(
+        [service_binary("promtool"), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("rule", [pytest.param(rule, id=rule["alert"]) for rule in ALERTS])
+def test_every_alert_says_what_a_person_needs(rule):
+    runbook = (ROOT / "docs" / "runbook.md").read_text("utf-8")
+    boards = {path.stem for path in (ROOT / "grafana" / "dashboards").glob("*.json")}
+    assert rule["labels"]["severity"] in {"warning", "critical"}
+    notes = rule["annotations"]
+    assert notes["summary"]
+    assert notes["description"].endswith(".")
+    assert notes["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"
+    assert f"\n## {rule['alert']}\n" in runbook
+    assert notes["dashboard"].removeprefix("/d/steadfeast-") in boards
+    assert set(re.findall(r"\bsteadfeast_[a-z0-9_]+", rule["expr"])) <= set(SAMPLES)
+
+
+def test_the_runbook_and_the_unit_tests_know_every_alert_and_no_other():
+    known = {rule["alert"] for rule in ALERTS}
+    runbook = (ROOT / "docs" / "runbook.md").read_text("utf-8")
+    assert set(re.findall(r"^## (\w+)$", runbook, re.MULTILINE)) == known
+    tested = (RULES / "steadfeast.test.yml").read_text("utf-8")
+    assert set(re.findall(r"\bSteadfeast\w+", tested)) == known
+
+
+@pytest.mark.service("prometheus")
+def test_a_daemon_in_trouble_raises_its_alerts(prometheus):
+    """What fires without a waiting time fires; what waits is pending; nothing else speaks."""
+    found = {
+        (alert["labels"]["alertname"], alert["state"])
+        for alert in prometheus.get("alerts")["alerts"]
+    }
+    assert found == {
+        ("SteadfeastDataIncident", "firing"),
+        ("SteadfeastPerformanceDrop", "firing"),
+        ("SteadfeastDriftEpisode", "firing"),
+        ("SteadfeastTriggerGivenUp", "firing"),
+        ("SteadfeastRetrainBlocked", "pending"),
+        ("SteadfeastOutboxStuck", "pending"),
+        ("SteadfeastJobStale", "pending"),
+    }
