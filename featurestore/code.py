@@ -31,7 +31,7 @@ from featurestore.errors import UndescribableCodeError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_FOLLOWED_DECORATOR = "on_demand_feature_view"
+_FEAST_DECORATOR = "on_demand_feature_view"
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, dt.date, dt.time,
     dt.timedelta, decimal.Decimal, zoneinfo.ZoneInfo, np.generic, np.dtype, range,
@@ -154,7 +154,7 @@ class _Normalise(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
         node.decorator_list = [
-            item for item in node.decorator_list if _FOLLOWED_DECORATOR not in ast.dump(item)
+            item for item in node.decorator_list if _FEAST_DECORATOR not in ast.dump(item)
         ]
         _drop_docstring(node)
         return self.generic_visit(node)

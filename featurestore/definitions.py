@@ -16,6 +16,7 @@ import linecache
 import os
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,9 @@ def apply(config: RepoConfig, repo: Path) -> str:
     """
     said = io.StringIO()
     before = os.getcwd()  # noqa: PTH109 - the pair of chdir, which Feast calls
-    with _fresh_imports(repo), contextlib.redirect_stdout(said):
+    with _fresh_imports(repo), contextlib.redirect_stdout(said), warnings.catch_warnings():
+        # Feast warns that on-demand views are slow offline: it does not run them here.
+        warnings.filterwarnings("ignore", "On demand feature view", RuntimeWarning)
         try:
             apply_total(config, repo, skip_source_validation=False)
         finally:

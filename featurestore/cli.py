@@ -1,0 +1,290 @@
+"""`steadfeast`: the `store` group, and the groups that other packages add. Top of `featurestore`.
+
+What a command needs is imported inside it: Feast takes seconds, and `--help` must not wait for
+it. What the user can put right is one message on stderr and exit code 2; what an audit finds is
+exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featurestore.errors import UserError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from featurestore.contract import Contract
+    from featurestore.store import Store
+
+app = typer.Typer(
+    help="A Feast-backed feature store that keeps training and serving the same.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+store = typer.Typer(help="Apply, materialize, train, serve and audit.", no_args_is_help=True)
+app.add_typer(store, name="store")
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Service = Annotated[str, typer.Argument(help="Name of the feature service.")]
+DEFAULT = Path("steadfeast.yaml")
+DIFF_WORDS = 3
+
+
+class TimeError(UserError):
+    """A time on the command line that cannot be read.
+
+    Attributes:
+        text: What was given.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(f"{text!r} is not a time; write 2013-03-01 or 2013-03-01T06:00:00Z")
+
+
+class FileError(UserError):
+    """A file on the command line that cannot be read.
+
+    Attributes:
+        path: The file.
+        problem: What is wrong.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: {problem}")
+
+
+@store.command()
+def apply(config: Config = DEFAULT) -> None:
+    """Register the definitions of the Feast repo, and keep each service's contract.
+
+    Does what `feast apply` does in the repo folder.
+
+    Example: steadfeast store apply
+    """
+    with _open(config) as opened:
+        typer.echo(opened.apply().strip())
+        for name in opened.services():
+            typer.echo(f"contract of {name}: {opened.contract(name).sha256}")
+
+
+@store.command()
+def materialize(
+    until: Annotated[
+        str, typer.Argument(help="ISO 8601, UTC if no zone is given; or now.")
+    ] = "now",
+    since: Annotated[str, typer.Option(help="Start; without it, where the last call ended.")] = "",
+    view: Annotated[list[str] | None, typer.Option(help="Only this view; may be repeated.")] = None,
+    config: Config = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Bring the online store to UNTIL: for each key, the newest row known by then.
+
+    Rows that were written late are found too, where the source has a created column. Writes
+    never go back in time, so running it twice, or over an older span, is safe.
+
+    Example: steadfeast store materialize 2013-03-01 --view weather
+    """
+    end = datetime.now(UTC) if until == "now" else _time(until)
+    with _open(config) as opened:
+        written = opened.materialize(
+            end,
+            since=_time(since) if since else None,
+            views=view or (),
+            progress=sys.stderr.isatty() and not as_json,
+        )
+    if as_json:
+        typer.echo(json.dumps(written))
+        return
+    for name, rows in written.items():
+        typer.echo(f"{name}: {rows} keys changed")
+
+
+@store.command()
+def contract(
+    words: Annotated[list[str], typer.Argument(metavar="SERVICE | diff A B", show_default=False)],
+    config: Config = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Print the contract of SERVICE, or say what differs between two contracts.
+
+    A and B are names of services, or the first digits of contracts that were applied once.
+
+    Examples: steadfeast store contract late_arrival
+
+    steadfeast store contract diff 886dcbf2 late_arrival
+    """
+    from featurestore.contract import difference
+
+    with _open(config) as opened:
+        if words[0] == "diff" and len(words) == DIFF_WORDS:
+            lines = difference(_contract(opened, words[1]), _contract(opened, words[2]))
+            if as_json:
+                typer.echo(json.dumps(lines))
+            else:
+                typer.echo("\n".join(lines) or "the same contract")
+            return
+        if len(words) != 1:
+            raise typer.BadParameter("give one service, or diff and two contracts")
+        found = _contract(opened, words[0])
+    described = {"sha256": found.sha256, **found.description}
+    typer.echo(json.dumps(described) if as_json else json.dumps(described, indent=2))
+
+
+@store.command("training-set")
+def training_set(
+    service: Service,
+    entities: Annotated[Path, typer.Option(help="Parquet: keys, event_timestamp, the label.")],
+    label: Annotated[str, typer.Option(help="Column of the label.")] = "",
+    as_known_at: Annotated[str, typer.Option(help="Nothing known later may count.")] = "",
+    config: Config = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Join SERVICE to an entity frame at each row's own time; keep it with a manifest.
+
+    Example: steadfeast store training-set late_arrival --entities examples.parquet --label late
+    """
+    table = _parquet(entities)
+    with _open(config) as opened:
+        built = opened.training_set(
+            table,
+            service,
+            label=label or None,
+            as_known_at=_time(as_known_at) if as_known_at else None,
+        )
+    path = built.path / "manifest.json"
+    if as_json:
+        typer.echo(path.read_text(encoding="utf-8"), nl=False)
+        return
+    manifest = built.manifest
+    typer.echo(f"{path}\n{manifest.rows} rows, content {manifest.sha256}")
+
+
+@store.command()
+def replay(
+    manifest: Annotated[Path, typer.Argument(help="manifest.json of a training set.")],
+    config: Config = DEFAULT,
+) -> None:
+    """Compute a training set anew and compare it to the bit, or say what is gone.
+
+    Example: steadfeast store replay data/training/d8e78f90569251ef/manifest.json
+    """
+    with _open(config) as opened:
+        table = opened.replay(manifest)
+    typer.echo(f"the same {table.num_rows} rows, to the bit")
+
+
+@store.command()
+def audit(
+    service: Service,
+    start: Annotated[str, typer.Option(help="Served rows from here on; all without it.")] = "",
+    end: Annotated[str, typer.Option(help="Served rows before this; all without it.")] = "",
+    config: Config = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Check the invariants of SERVICE over every key and every logged vector.
+
+    Exit code 0 when all hold, 1 when one does not.
+
+    Example: steadfeast store audit late_arrival --start 2013-03-01 --end 2013-04-01
+    """
+    with _open(config) as opened:
+        report = opened.audit(
+            service,
+            start=_time(start) if start else None,
+            end=_time(end) if end else None,
+        )
+    typer.echo(report.to_json() if as_json else report.to_text())
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@store.command()
+def serve(
+    grpc: Annotated[str, typer.Option(help="host:port of the gRPC edge.")] = "127.0.0.1:9467",
+    http: Annotated[str, typer.Option(help="host:port of the HTTP edge.")] = "127.0.0.1:9468",
+    config: Config = DEFAULT,
+) -> None:
+    """Serve online features over gRPC and HTTP until SIGTERM or Ctrl-C.
+
+    Example: steadfeast store serve --grpc 127.0.0.1:9467
+    """
+    with _open(config) as opened:
+        from featurestore.server import serve as run
+
+        run(opened, grpc, http)
+
+
+def _open(config: Path) -> Store:
+    from featurestore.store import Store
+
+    return Store.open(config)
+
+
+def _contract(opened: Store, name: str) -> Contract:
+    if re.fullmatch("[0-9a-f]{4,64}", name) and name not in opened.services():
+        return opened.kept_contract(name)
+    return opened.contract(name)
+
+
+def _parquet(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error}") from error
+    except pa.ArrowInvalid as error:
+        raise FileError(path, f"is not Parquet: {error}") from error
+
+
+def _time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise TimeError(text) from error
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _add_groups() -> None:
+    """Add the commands of the other packages; one that lacks its extra says so when called."""
+    for entry in entry_points(group="steadfeast.commands"):
+        try:
+            group = entry.load()
+        except ImportError as error:
+            group = _missing(entry, error)
+        app.add_typer(group, name=entry.name)
+
+
+def _missing(entry: EntryPoint, error: ImportError) -> typer.Typer:
+    needs = f"needs what is not installed ({error.name}): pip install 'steadfeast[{entry.name}]'"
+    group = typer.Typer(help=needs, invoke_without_command=True)
+
+    @group.callback()
+    def say() -> None:
+        typer.echo(f"steadfeast {entry.name} {needs}", err=True)
+        raise typer.Exit(2)
+
+    return group
+
+
+def main() -> None:
+    """Run the command line."""
+    _add_groups()
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
