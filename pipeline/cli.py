@@ -82,7 +82,7 @@ def train(
     with RunQueue(section.state / "runs.db") as queue:
         work = Retrain(config, section, queue, registry)
         run, _ = queue.accept(request)
-        with Worker(queue, work, section.state, section.threads) as worker:
+        with Worker(queue, work, section.state) as worker:
             run = worker.follow(run.run_id)
     for gate in run.gates:
         typer.echo(f"  {'pass' if gate.passed else 'FAIL'}  {gate.name}: {gate.detail}")

@@ -79,11 +79,14 @@ def examples(config: ModelConfig, as_of: datetime) -> pa.Table:
         if not pa.types.is_timestamp(schema.field(name).type):
             raise ExamplesError(path, f"column {name} is {schema.field(name).type}, not a time")
     # Compared as integers: what DuckDB makes of a time without a zone depends on the machine.
+    at, known_at = (
+        f"epoch_us(CAST({name} AS {'TIMESTAMPTZ' if schema.field(name).type.tz else 'TIMESTAMP'}))"
+        for name in (TIME, KNOWN_AT)
+    )
     query = f"""SELECT * FROM read_parquet($path)
         WHERE {identifier(config.label)} IS NOT NULL
-            AND epoch_us({KNOWN_AT}) <= $as_of
-            AND epoch_us({TIME}) <= $as_of
-            AND ($since IS NULL OR epoch_us({TIME}) > $since)"""
+            AND {known_at} <= $as_of AND {at} <= $as_of
+            AND ($since IS NULL OR {at} > $since)"""
     since = None if config.since is None else _microseconds(as_of - config.since)
     with duckdb.connect() as con:
         table = con.sql(
@@ -195,12 +198,9 @@ class Retrain:
         file = recipe.file_of(config.recipe, folder)
         code = hashlib.sha256(file.read_bytes()).hexdigest()
         fit = recipe.load(config.recipe, folder)
-        fitted = recipe.check(
-            fit(dataclasses.replace(training, table=parts.before)),
-            training.table.column_names,
-            config.recipe,
-            file,
-        )
+        with recipe.limited(self._config.threads):
+            given = fit(dataclasses.replace(training, table=parts.before))
+        fitted = recipe.check(given, training.table.column_names, config.recipe, file)
         scored = recipe.scores(fitted.estimator, parts.held_out, fitted.features)
         measured = metrics(_labels(parts.held_out, config.label), scored)
         facts = Facts(

@@ -307,7 +307,7 @@ def serve(path: Path) -> int:
         queue = stack.enter_context(RunQueue(config.state / "runs.db"))
         registry = Registry.open(config)
         work = Retrain(path, config, queue, registry)
-        worker = Worker(queue, work, config.state, config.threads)
+        worker = Worker(queue, work, config.state)
         server = Server(path, config, queue)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda n, _: inbox.put(n))

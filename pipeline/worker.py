@@ -14,7 +14,6 @@ from multiprocessing.pool import ThreadPool
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
-from pipeline.recipe import limited
 from pipeline.retrain import RunCancelledError, RunInterruptedError
 from pipeline.runs import ENDED, POLL_SECONDS, worker_lock
 from protos.steadfeast.v1 import pipeline_pb2 as pb
@@ -35,7 +34,6 @@ class Worker:
         queue: The runs.
         execute: Brings a run to its end; see `Retrain`.
         folder: The pipeline's state; holds the lock that makes this the only worker.
-        threads: Native threads that a run's libraries may use.
     """
 
     def __init__(
@@ -43,10 +41,9 @@ class Worker:
         queue: RunQueue,
         execute: Callable[[pb.Run, Callable[[], None]], None],
         folder: Path,
-        threads: int,
     ) -> None:
         self._queue, self._execute = queue, execute
-        self._folder, self._threads = folder, threads
+        self._folder = folder
         self._pool = ThreadPool(1)
         self._stopping = threading.Event()
         self._leave_at = float("inf")
@@ -118,8 +115,7 @@ class Worker:
                 raise RunInterruptedError
 
         check()
-        with limited(self._threads):  # here: OpenMP's limit is the calling thread's own
-            self._execute(run, check)
+        self._execute(run, check)
 
     def _record(self, run: pb.Run, error: BaseException) -> None:
         if isinstance(error, RunInterruptedError):
