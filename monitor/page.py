@@ -227,7 +227,11 @@ def _steps(episode: EpisodeRecord, state: State) -> Sequence[Step]:
         if trigger.attempts > 1:
             text += f" after {trigger.attempts} attempts"
         reason = f": {trigger.reason}" if trigger.reason else "."
-        steps.append(Step(TRIGGER_TONES[trigger.state], text + reason, trigger.decided_at))
+        command = ""
+        if trigger.state is TriggerState.WAITING:
+            command = f"steadfeast monitor approve {trigger.request_id}"
+        tone = TRIGGER_TONES[trigger.state]
+        steps.append(Step(tone, text + reason, trigger.decided_at, command))
         if trigger.run is not None:
             state_name = RUN_STATES.get(trigger.run.state, "unknown")
             outcome = _outcome(trigger.run)
@@ -241,7 +245,8 @@ def _steps(episode: EpisodeRecord, state: State) -> Sequence[Step]:
     if episode.acknowledged_by:
         steps.append(Step(Tone.GOOD, f"Acknowledged by {episode.acknowledged_by}."))
     else:
-        steps.append(Step(Tone.UNKNOWN, "Nobody has acknowledged it yet."))
+        command = f"steadfeast monitor acknowledge {episode.episode_id}"
+        steps.append(Step(Tone.UNKNOWN, "Nobody has acknowledged it yet.", command=command))
     return steps
 
 

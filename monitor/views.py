@@ -65,11 +65,12 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something that happened, or that is still to come."""
+    """Something that happened, or that is still to come; `command` is what does it."""
 
     tone: Tone
     text: str
     at: datetime | None = None
+    command: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ def test_the_page_says_what_is_wrong_since_when_and_what_happened(drifting, serv
         "Since 24 Jun 2013 00:00 UTC, 21 days of event time",
         "Retrain trigger delivered after 3 attempts",
         "Run run-2 running",
-        "Nobody has acknowledged it yet",
+        "Nobody has acknowledged it yet. steadfeast monitor acknowledge episode-2",
         "Acknowledged by on call",
         "3 of 8 features over the limit",
         "late_arrival, version 3",
