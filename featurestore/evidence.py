@@ -72,6 +72,38 @@ def _feed(digest: Any, array: pa.Array) -> None:
         digest.update(_fixed(array).tobytes())
 
 
+def differs(a: pa.ChunkedArray, b: pa.ChunkedArray) -> list[int]:
+    """Return the rows in which two columns of one type differ, as `content_sha256` sees them.
+
+    Raises:
+        ValueError: Types or lengths differ.
+    """
+    if a.type != b.type or len(a) != len(b):
+        raise ValueError(f"{len(a)} x {a.type} against {len(b)} x {b.type}")
+    left, right = (pa.concat_arrays(x.chunks) if x.num_chunks else x for x in (a, b))
+    if not len(left):
+        return []
+    nulls = [x.is_null().to_numpy(zero_copy_only=False) for x in (left, right)]
+    different = nulls[0] != nulls[1]
+    if pa.types.is_nested(a.type):
+        values = zip(left, right, strict=True)
+        unequal = [one_sha256(x) != one_sha256(y) for x, y in values]
+        return [int(row) for row in np.flatnonzero(different | np.array(unequal))]
+    if _is_bytes(a.type):
+        unequal = pc.not_equal(left, right).fill_null(value=False)
+        return [int(row) for row in np.flatnonzero(different | unequal.to_numpy(False))]
+    if pa.types.is_null(a.type):
+        return []
+    bits = [_fixed(x).view(np.uint8).reshape(len(left), -1) for x in (left, right)]
+    unequal = (bits[0] != bits[1]).any(axis=1) & ~nulls[0] & ~nulls[1]
+    return [int(row) for row in np.flatnonzero(different | unequal)]
+
+
+def one_sha256(value: pa.Scalar) -> str:
+    """Return the canonical hash of one cell."""
+    return content_sha256(pa.table({"": pa.array([value.as_py()], value.type)}))
+
+
 def _is_bytes(kind: pa.DataType) -> bool:
     return any(
         check(kind)

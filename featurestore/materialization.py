@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME, DUMMY_ENTITY_VAL
 from rich.progress import Progress
 
 from featurestore import sql
@@ -111,8 +112,11 @@ class Materializer:
 
     def _write(self, view: FeatureView, batches: list[pa.RecordBatch]) -> int:
         table = pa.Table.from_batches(batches)
-        names = _online_names(view)
+        names = online_names(view)
         table = table.rename_columns([names.get(name, name) for name in table.column_names])
+        if view.entities == [DUMMY_ENTITY_NAME]:
+            key = pa.array([DUMMY_ENTITY_VAL] * table.num_rows, pa.string())
+            table = table.append_column(DUMMY_ENTITY_ID, key)
         return self._online.write_batch(self._config, view, table)
 
     def _newly_known(
@@ -188,7 +192,7 @@ class _Ahead:
 
     @classmethod
     def of(cls, view: FeatureView, bound: Bound, start: int, end: int, rows: pa.Table) -> _Ahead:
-        names = _online_names(view)
+        names = online_names(view)
         times = [name for name in rows.column_names if name in names]
         known = np.max([rows.column(name).cast(pa.int64()).to_numpy() for name in times], axis=0)
         order = np.argsort(known, kind="stable")
@@ -227,7 +231,7 @@ def _known_between(view: sql.View, since: int, until: int, *, newest: bool) -> s
     return sql.everything(view, None, until)
 
 
-def _online_names(view: FeatureView) -> Mapping[str, str]:
+def online_names(view: FeatureView) -> Mapping[str, str]:
     """Names of the source's time columns -> those of the online store."""
     source = view.batch_source
     if source is None:
