@@ -7,7 +7,7 @@ window, and each block is compared with the rest: so day of week, weather and ro
 that move together are in the noise that is expected. The limit is where the squared distance, on
 a scale on which distances add up, reaches
 
-    factor x its mean over the blocks + what fewer rows add,  and at least a floor.
+    factor x its mean over the blocks, or a floor,  + what fewer rows add.
 
 *The scale.* Statistics saturate: PSI of a shift by 6 standard deviations is hardly above that of
 4. In their own unit a multiple of what restless weather does in eight weeks can lie beyond what
@@ -94,8 +94,8 @@ class Calibration:
     def limit(self, rows: float) -> float:
         """Return the threshold for a window of `rows` usable rows, in the statistic's unit."""
         fewer = max(0.0, 1 / rows - 1 / self.rows) if rows else 0.0
-        shift = math.sqrt(self.factor * self.mean + self.sampling * fewer)
-        return float(np.interp(max(shift, FLOOR), SHIFTS, self.curve))
+        squared = max(self.factor * self.mean, FLOOR**2) + self.sampling * fewer
+        return float(np.interp(math.sqrt(squared), SHIFTS, self.curve))
 
     def shift(self, value: float) -> float:
         """Return the shift of a normal feature that would give `value`, in sd, 0 to 10."""
@@ -131,8 +131,11 @@ def _distance(
     positions: npt.NDArray[np.float64],
 ) -> float:
     if chosen.coarse:
-        return chosen.measure(edges.coarse(reference), edges.coarse(current), positions)
-    return chosen.measure(reference, current, positions)
+        reference, current = edges.coarse(reference), edges.coarse(current)
+        positions = np.arange(len(reference), dtype=np.float64)
+    # A bin that nobody is in is no bin: with a prior it would count where sizes differ.
+    held = (reference + current) > 0
+    return chosen.measure(reference[held], current[held], positions[held])
 
 
 def calibrate(
@@ -200,8 +203,8 @@ def _curve(
     The bins' shares are taken for stretches of a normal axis, which then moves either way; bins
     without order are taken as they come. Ascends strictly, so that it can be inverted.
     """
-    prior = (counts + 0.5) / (counts + 0.5).sum()
-    ends = special.ndtri(np.cumsum(prior)[:-1])
+    # Summed as whole numbers: an empty bin at either end then has no width at all.
+    ends = special.ndtri(np.cumsum(counts)[:-1] / counts.sum())
     values = []
     for shift in SHIFTS:
         moved = [np.diff(special.ndtr(ends - way * shift), prepend=0, append=1) for way in (-1, 1)]
