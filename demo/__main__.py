@@ -49,14 +49,22 @@ class CommandFailedError(SteadfeastError):
         super().__init__(f"exit code {code} from: {' '.join(command)}")
 
 
+class NoChampionError(SteadfeastError):
+    """The first model did not pass its gates, so there is nothing to serve."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        super().__init__(f"model {model} has no champion; see what its gates said above")
+
+
 def main(
     repo: Annotated[
         Path, typer.Option(help="Folder of the feature repository; its data/ is made anew.")
     ] = ROOT / "feature_repo",
     until: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Replay up to.")] = END,
     share: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Share of the hours whose requests are served.")
-    ] = 1 / 3,
+        float, typer.Option(min=0.01, max=1, help="Share of the requests that is served.")
+    ] = 1.0,
     report: Annotated[Path | None, typer.Option(help="Write the table here too, as JSON.")] = None,
     *,
     up: Annotated[
@@ -88,7 +96,8 @@ def tell(repo: Path, until: datetime, share: float) -> list[Month]:
     _heading(2, "Register with Feast, materialize to the online store")
     from demo import replay, report  # noqa: PLC0415 - heavy; --help and mistakes come before
     from featurestore import Store  # noqa: PLC0415 - heavy
-    from pipeline import registry  # noqa: PLC0415 - heavy
+    from pipeline import config as pipeline_config  # noqa: PLC0415 - heavy
+    from pipeline.registry import Registry  # noqa: PLC0415 - heavy
 
     config = repo / "steadfeast.yaml"
     with ExitStack() as stack:
@@ -105,16 +114,17 @@ def tell(repo: Path, until: datetime, share: float) -> list[Month]:
         stack.enter_context(servers(repo, addresses))
         console.print(f"  monitor  gRPC {monitor}, http://{http}/\n  pipeline gRPC {pipeline}")
 
-        _heading(5, f"The year replayed from {START:%d %B}, one hour in {1 / share:.2g} served")
-        models = registry.open_registry(config)
+        _heading(5, f"The year replayed from {START:%d %B}, {share:.0%} of the requests served")
+        models = Registry.open(pipeline_config.load(config)[0])
         first = models.champion(replay.MODEL)
+        if first is None:
+            raise NoChampionError(replay.MODEL)
         examples = replay.Examples.read(data / "sources" / "examples.parquet", START, until, share)
         channel = stack.enter_context(grpc.insecure_channel(monitor))
         with _replay_bar(len(examples.table)) as advance:
             statuses = replay.replay(
-                store, examples, replay.Daemon(channel), lambda: models.champion(replay.MODEL),
-                advance,
-            )  # fmt: skip
+                store, examples, replay.Daemon(channel), replay.Champion(models, first), advance
+            )
         rows = report.months(data / "served" / replay.SERVICE, data / "labels" / replay.SERVICE,
                              first, statuses)  # fmt: skip
     console.print(report.render(rows))

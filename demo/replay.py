@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import grpc
 
     from featurestore import Store
-    from pipeline.registry import LoadedModel
+    from pipeline.registry import LoadedModel, Registry
 
 SERVICE = MODEL = "late_arrival"
 REQUEST_COLUMNS = ("origin", "dest", "carrier_origin", "route", "tailnum",
@@ -63,13 +63,12 @@ class Examples:
 
     @classmethod
     def read(cls, path: Path, since: datetime, until: datetime, share: float) -> Examples:
-        """Read the requests in `[since, until)`, those of a `share` of the hours, drawn by hash."""
+        """Read a `share` of the requests in `[since, until)`, drawn by the hash of their id."""
         times = pc.field("event_timestamp")
         table = pq.read_table(path, filters=(times >= since) & (times < until))
         table = table.sort_by([("event_timestamp", "ascending"), ("request_id", "ascending")])
-        hours = _microseconds(table["event_timestamp"])
-        drawn = {h for h in np.unique(hours).tolist() if _uniform(h) < share}
-        table = table.filter(pa.array([h in drawn for h in hours.tolist()], pa.bool_()))
+        drawn = [_uniform(request_id) < share for request_id in table["request_id"].to_pylist()]
+        table = table.filter(pa.array(drawn, pa.bool_()))
         distinct, starts = np.unique(_microseconds(table["event_timestamp"]), return_index=True)
         return cls(table, distinct, np.append(starts, len(table)))
 
@@ -105,11 +104,25 @@ class Daemon:
             time.sleep(0.05)
 
 
+class Champion:
+    """The live model, as an application that serves it would follow it."""
+
+    def __init__(self, models: Registry, first: LoadedModel) -> None:
+        self._models, self.model = models, first
+
+    def follow(self) -> LoadedModel:
+        """Return the live model, loaded anew only if another version is the champion now."""
+        version = self._models.champion_version(MODEL)
+        if version is not None and version != self.model.version:
+            self.model = self._models.load(MODEL, version)
+        return self.model
+
+
 def replay(
     store: Store,
     examples: Examples,
     daemon: Daemon,
-    champion: Callable[[], LoadedModel],
+    champion: Champion,
     report: Callable[[datetime, int, str], None],
 ) -> list[monitor_pb2.GetStatusResponse]:
     """Serve every request of `examples` and return the daemon's status at each week's end.
@@ -118,11 +131,11 @@ def replay(
         store: Registered and materialized up to the first request.
         examples: What is asked, and what turned out to be true.
         daemon: Watches what is served.
-        champion: Gives the live model; asked at each week's start.
+        champion: The live model; followed at each week's start.
         report: Called with the time, the requests served so far and the model's version.
     """
     statuses = []
-    model = champion()
+    model = champion.follow()
     labels = _Labels(examples.table)
     served, last = 0, _time(int(examples.hours[0]))
     week_end = last + WEEK
@@ -130,7 +143,7 @@ def replay(
         if now >= week_end:
             store.served.flush()
             statuses.append(daemon.wait_until_idle(last))
-            model = champion()
+            model = champion.follow()
             week_end += WEEK
         store.materialize(now)
         features = store.online_features(
@@ -173,8 +186,8 @@ class _Labels:
         return self._table.slice(start, stop - start)
 
 
-def _uniform(hour: int) -> float:
-    digest = blake2b(hour.to_bytes(8, "big"), digest_size=8).digest()
+def _uniform(text: str) -> float:
+    digest = blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
