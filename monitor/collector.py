@@ -203,5 +203,7 @@ def _consequences(monitor: str, state: State, out: _Exposition) -> None:
     for number, name in metrics.RUN_STATES.items():
         mine_in = [run for run in runs if run.state == number]
         out.add(metrics.RUNS, [monitor, name], len(mine_in))
-        changed = max((run.updated_at.ToMilliseconds() for run in mine_in), default=None)
-        out.add(metrics.RUN_CHANGED, [monitor, name], None if changed is None else changed / 1e3)
+        changed = [
+            run.updated_at.ToMicroseconds() / 1e6 for run in mine_in if run.HasField("updated_at")
+        ]
+        out.add(metrics.RUN_CHANGED, [monitor, name], max(changed, default=None))

@@ -11,6 +11,7 @@ like the year that it replays.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from monitor import charts
@@ -31,7 +32,7 @@ from monitor.views import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from monitor.charts import Chart
     from monitor.detect import Verdict
@@ -68,6 +69,9 @@ ADVICE = {
 
 FULL_BAR = 2.0
 """The ratio that fills a bar: the limit stands in its middle."""
+
+LABELS = "labels"
+"""The source of evidence that is a figure of the live model rather than a feature."""
 
 LISTED = 20
 """Rows of each history; the rest is in the ledger."""
@@ -159,7 +163,7 @@ def _headline(state: State, problems: Sequence[Problem], unhealthy: str) -> tupl
         return Tone.UNKNOWN, "Too little data to judge", text
     over = sum(verdict.level is Level.DRIFT for verdict in verdicts)
     if over:
-        text = f"{_count(over, 'feature')} over the limit, not for long enough to open an episode."
+        text = f"{_count(over, 'feature')} over the limit in the last window, with no open episode."
         return Tone.GOOD, "No problem is open", text
     return Tone.GOOD, "No problem is open", f"{_count(len(verdicts), 'feature')} judged."
 
@@ -192,7 +196,6 @@ def _broken(monitor: MonitorState, incident: Incident, number: int) -> Problem:
 
 def _episode(episode: EpisodeRecord, state: State) -> Problem:
     monitor = state.monitors.get(episode.monitor)
-    now = {verdict.feature: verdict for verdict in monitor.verdicts} if monitor else {}
     watermark = monitor.watermark if monitor else None
     return Problem(
         anchor=f"episode-{episode.episode_id}",
@@ -210,7 +213,7 @@ def _episode(episode: EpisodeRecord, state: State) -> Problem:
                 value=_value(one.value),
                 threshold=_value(one.threshold),
                 then=_times(one),
-                now=_times(now[one.feature]) if one.feature in now else "no verdict",
+                now=_now(one, monitor),
             )
             for one in episode.features
         ),
@@ -283,8 +286,7 @@ def _monitor(monitor: MonitorState) -> MonitorView:
 def _age(seconds: float | None) -> str:
     if seconds is None:
         return "more than half of the requests found no value"
-    hours = seconds / 3600
-    return f"median age {charts.number(hours)} hours when served"
+    return f"median age {lasting(timedelta(seconds=seconds))} when served"
 
 
 def _facts(monitor: MonitorState) -> Sequence[Fact]:
@@ -376,7 +378,33 @@ def _times(verdict: Verdict) -> str:
     """Write how many times its limit a feature is."""
     if verdict.value is None or verdict.threshold is None:
         return "no value"
-    return f"{charts.number(verdict.ratio)}\N{MULTIPLICATION SIGN}"
+    return _multiple(verdict.ratio)
+
+
+def _multiple(ratio: float) -> str:
+    whole = 10  # from here on the fraction says nothing
+    return (
+        f"{ratio:,.0f}\N{MULTIPLICATION SIGN}"
+        if ratio >= whole
+        else f"{ratio:.2f}\N{MULTIPLICATION SIGN}"
+    )
+
+
+def _now(evidence: Verdict, monitor: MonitorState | None) -> str:
+    """Write how many times its limit what opened an episode is by now."""
+    if monitor is None:
+        return "not watched any more"
+    if evidence.source == LABELS:
+        live = monitor.performance.metrics if monitor.performance else {}
+        held_out = monitor.reference.performance if monitor.reference else {}
+        metric = evidence.feature
+        if metric not in live or metric not in held_out or evidence.threshold is None:
+            return "no value"
+        drop = held_out[metric] - live[metric]
+        worse = -drop if metric == "log_loss" else drop
+        return _multiple(max(worse, 0.0) / evidence.threshold)
+    verdicts = [one for one in monitor.verdicts if one.feature == evidence.feature]
+    return _times(verdicts[0]) if verdicts else "no verdict"
 
 
 def _retrain(trigger: TriggerRecord, state: State) -> RetrainView:

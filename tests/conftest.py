@@ -8,6 +8,7 @@ the program's name, and with STEADFEAST_REQUIRE_SERVICES=1 it fails instead.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import socket
@@ -201,6 +202,9 @@ def drifting() -> State:
         ),
         history=history,
     )
+    drop = dataclasses.replace(
+        verdicts[0], source="labels", feature="auc", statistic="drop", value=0.06, threshold=0.05
+    )
     cause = pipeline_pb2.Cause(policy="flights", summary="weather__temp 3.1 times its limit")
     promoted = pipeline_pb2.Run(
         run_id="run-1",
@@ -222,7 +226,7 @@ def drifting() -> State:
             Kind.PERFORMANCE,
             MONDAY - timedelta(days=7),
             None,
-            (),
+            (drop,),
             "auc .684, .752 when it was trained",
             acknowledged_by="on call",
         ),

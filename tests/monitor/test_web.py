@@ -17,6 +17,7 @@ from monitor.state import MonitorState, State
 from monitor.web import HEADERS, Health
 
 WELL = Health(ok=True)
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def get(url: str, **headers: str) -> tuple[int, dict[str, str], str]:
@@ -57,6 +58,8 @@ class Text(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+        if tag in {"td", "th"}:
+            self.words.append(" ")
 
     def handle_data(self, data):
         self.words.append(data)
@@ -81,6 +84,9 @@ def test_the_page_says_what_is_wrong_since_when_and_what_happened(drifting, serv
         "Run run-2 running",
         "Nobody has acknowledged it yet. steadfeast monitor acknowledge episode-2",
         "Acknowledged by on call",
+        f"auc 1.20{TIMES} 1.36{TIMES} drop 0.06, limit 0.05",
+        f"weather__temp 6.40{TIMES} 6.40{TIMES} psi 1.28, limit 0.2",
+        "median age 68 minutes when served",
         "3 of 8 features over the limit",
         "late_arrival, version 3",
         "version 3, auc 0.771",
