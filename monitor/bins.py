@@ -153,11 +153,11 @@ def edges_of(
         while rows > 2 * EDGE_ROWS * step:
             # Rows 0, step, 2 step, ... are kept; keep every other one of them, in one piece.
             step *= 2
-            thin = pa.Table.from_batches(kept).take(range(0, sum(map(len, kept)), 2))
-            kept = thin.combine_chunks().to_batches()
-    if not kept:
-        return Edges({})
-    table = pa.Table.from_batches(kept)
+            held = pa.Table.from_batches(kept).combine_chunks().to_batches()
+            kept = [_every(one, 0, 2) for one in held]
+    schema = kept[0].schema if kept else getattr(source, "schema", pa.schema([]))
+    table = pa.Table.from_batches(kept, schema)
+    table = table.select([name for name in columns if name in table.column_names])
     return Edges({name: _column_edges(table[name]) for name in table.column_names})
 
 

@@ -171,17 +171,16 @@ def total_variation(reference: Counts, current: Counts) -> float:
 
 
 def cramer_von_mises(reference: Counts, current: Counts) -> float:
-    """Return the mean squared gap of the two CDFs over the pooled rows, 0 to 1/3.
+    """Return the mean squared gap of the two CDFs, 0 to 1/3, or to 2/3 where rows share bins.
 
-    Ordered bins. This is the two-sample T of Anderson divided by nm/(n+m), so that it does not
-    grow with the rows; of the bins' upper ends. Arguments and errors as in `psi`.
+    Ordered bins. For equal sizes this is the two-sample T of Anderson divided by nm/(n+m); for
+    others both sides have the same weight all the same, so that sizes do not matter. Arguments
+    and errors as in `psi`.
 
     Reference: Anderson (1962), Ann. Math. Statist. 33:1148.
     """
-    left, right = _checked(reference, current)
-    gap = np.cumsum(left / left.sum() - right / right.sum())
-    pooled = (left + right) / (left.sum() + right.sum())
-    return float(pooled @ gap**2)
+    p, q = _shares(reference, current)
+    return float((p + q) / 2 @ np.cumsum(p - q) ** 2)
 
 
 def chi_square(reference: Counts, current: Counts) -> float:
