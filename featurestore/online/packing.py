@@ -154,7 +154,7 @@ def _greatest(
         group[-1]: max(group, key=lambda position: canonical_bytes(rows[position]))
         for group in groups.values()
     }
-    return np.sort([settled.get(winner, winner) for winner in winners.tolist()])
+    return np.sort(np.array([settled.get(i, i) for i in winners.tolist()], np.int64))
 
 
 def _micros(table: pa.Table, name: str, view: str) -> NDArray[np.int64]:

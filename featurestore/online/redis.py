@@ -135,7 +135,10 @@ class RedisOnlineStore(PackedOnlineStore):
                 pipeline = client.pipeline(transaction=False)
                 for call in some:
                     names = [_name(space, key) for key, _ in call]
-                    pipeline.eval(_PUT, len(names), *names, *[row for _, row in call])
+                    # redis-py has no eval() on a cluster's pipeline, yet routes EVAL by its key.
+                    pipeline.execute_command(
+                        "EVAL", _PUT, len(names), *names, *[row for _, row in call]
+                    )
                 for call, (count, tied) in zip(some, pipeline.execute(), strict=True):
                     changed += count
                     for place, old in zip(tied[::2], tied[1::2], strict=True):

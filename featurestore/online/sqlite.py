@@ -205,7 +205,8 @@ def _create(connection: sqlite3.Connection, space: str) -> None:
 
 
 def _upsert(space: str) -> str:
-    mine, theirs = (f"substr({row}, 1, {ORDER_BYTES})" for row in ("excluded.row", "stored.row"))
+    mine = f"substr(excluded.row, 1, {ORDER_BYTES})"
+    theirs = f"coalesce(substr(stored.row, 1, {ORDER_BYTES}), x'')"  # of an empty blob it is NULL
     return f"""INSERT INTO {_table(space)} AS stored (key, row) VALUES (?, ?)
         ON CONFLICT (key) DO UPDATE SET row = excluded.row
         WHERE {mine} > {theirs} OR ({mine} = {theirs} AND excluded.row <> stored.row

@@ -1,21 +1,28 @@
-"""Online stores on real servers: SQLite files, a Redis, and a Redis cluster of one node."""
+"""Online stores on real servers: SQLite files, a Redis, and a Redis cluster of one node.
+
+And `shop`, a small Feast repo of its own for tests of what stands above the stores.
+"""
 
 from __future__ import annotations
 
 import itertools
+import shutil
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import redis
 from feast.repo_config import RepoConfig
 
+from featurestore import Store
 from featurestore.online import RedisOnlineStore, SQLiteOnlineStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from featurestore.online import PackedOnlineStore
 
@@ -57,9 +64,7 @@ def _start(program: Path, folder: Path, port: int, *more: str) -> subprocess.Pop
     return None
 
 
-def _serve(
-    program: Path, folder: Path, free_port: Callable[[], int], *more: str
-) -> Iterator[int]:
+def _serve(program: Path, folder: Path, free_port: Callable[[], int], *more: str) -> Iterator[int]:
     for _ in range(5):
         port = free_port()
         server = _start(program, folder, port, *more)
@@ -98,7 +103,9 @@ def cluster_port(
     ):
         with redis.Redis(port=port) as client:
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO", NEVER_DECODE=True):
+            while b"cluster_state:ok" not in client.execute_command(
+                "CLUSTER", "INFO", NEVER_DECODE=True
+            ):
                 time.sleep(0.05)
         yield port
 
@@ -134,3 +141,65 @@ def online(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Online]:
     store = SQLiteOnlineStore() if request.param == "sqlite" else RedisOnlineStore()
     yield Online(request.param, store, repo_config(options, tmp_path), options)
     store.release()
+
+
+class Shop:
+    """A Feast repo of its own, applied, with the sources that a test gives it."""
+
+    USERS = pa.schema(
+        [
+            ("user_id", pa.int64()),
+            ("spend", pa.float64()),
+            ("visits", pa.int64()),
+            ("city", pa.string()),
+            ("at", pa.timestamp("us", tz="UTC")),
+            ("written", pa.timestamp("us", tz="UTC")),
+        ]
+    )
+    ITEMS = pa.schema(
+        [
+            ("item_id", pa.string()),
+            ("price", pa.float32()),
+            ("listed", pa.timestamp("us", tz="UTC")),
+            ("at", pa.timestamp("us", tz="UTC")),
+        ]
+    )
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.config = folder, folder / "steadfeast.yaml"
+        self.data = folder / "data"
+
+    def write(self, users: list[dict[str, Any]], items: list[dict[str, Any]]) -> None:
+        """Replace both sources; a column that a row leaves out is null."""
+        sources = self.data / "sources"
+        sources.mkdir(parents=True, exist_ok=True)
+        for name, rows, schema in (
+            ("users", users, self.USERS),
+            ("items", items, self.ITEMS),
+        ):
+            pq.write_table(pa.Table.from_pylist(rows, schema), sources / f"{name}.parquet")
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        """Change the definitions; `old` must be there."""
+        path = self.folder / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+
+@pytest.fixture(scope="session")
+def _applied_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shop") / "repo"
+    shutil.copytree(Path(__file__).parent / "shop", folder)
+    Shop(folder).write([], [])
+    with Store.open(folder / "steadfeast.yaml") as store:
+        store.apply()
+    return folder
+
+
+@pytest.fixture
+def shop(_applied_shop: Path, tmp_path: Path) -> Shop:
+    """Give a copy of the applied shop: paths in its registry are relative."""
+    folder = tmp_path / "repo"
+    shutil.copytree(_applied_shop, folder)
+    return Shop(folder)

@@ -26,9 +26,7 @@ from featurestore.rows import (
 
 UTC = dt.UTC
 micros = st.integers(-(2**63) + 1, 2**63 - 1)
-stamps = st.datetimes(
-    dt.datetime(1678, 1, 1), dt.datetime(2262, 1, 1), timezones=st.just(UTC)
-)
+stamps = st.datetimes(dt.datetime(1678, 1, 1), dt.datetime(2262, 1, 1), timezones=st.just(UTC))
 SCALARS = {
     pa.bool_(): st.booleans(),
     pa.int8(): st.integers(-(2**7), 2**7 - 1),
@@ -195,7 +193,14 @@ def test_casts_lose_digits_and_nothing_else():
 
 @pytest.mark.parametrize(
     ("age", "ttl", "expected"),
-    [(9, 10, True), (10, 10, True), (11, 10, False), (10**15, 0, True), (-1, 10, False), (-1, 0, False)],
+    [
+        (9, 10, True),
+        (10, 10, True),
+        (11, 10, False),
+        (10**15, 0, True),
+        (-1, 10, False),
+        (-1, 0, False),
+    ],
 )
 def test_usable_from_its_time_until_the_ttl_inclusive(age, ttl, expected):
     at = 1_700_000_000_000_000
