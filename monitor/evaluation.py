@@ -27,6 +27,7 @@ from monitor.policy import approve, decide, move_reference, reject
 from monitor.profile import Profile, Window, profile, total
 from monitor.quality import figures, freshness, incidents
 from monitor.snapshot import EPOCH, Bucket, Snapshot, bucket_path, buckets, freeze, load
+from monitor.statistics import statistic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,10 +63,33 @@ class Evaluator:
         self._profiles: dict[tuple[str, datetime, str], Profile] = {}
         self._first: dict[str, datetime] = {}
 
-    def configure(self, config: DaemonConfig) -> None:
-        """Go on with another configuration from the next call on."""
+    def prepare(self, config: DaemonConfig) -> dict[str, Reference]:
+        """Build the references that `config` needs anew; changes nothing.
+
+        Raises:
+            UserError: The configuration does not fit the reference's training set.
+        """
+        built: dict[str, Reference] = {}
+        with duckdb.connect() as con:
+            for name, monitor in config.monitors.items():
+                statistic(monitor.statistic)
+                held = self._ledger.held(name)
+                old = held.reference
+                if old is not None and held.reference_key != _key(old, monitor):
+                    built[name] = build_reference(
+                        con,
+                        Path(old.uri),
+                        monitor,
+                        model_version=old.model_version,
+                        performance=old.performance,
+                    )
+        return built
+
+    def configure(self, config: DaemonConfig, prepared: Mapping[str, Reference]) -> None:
+        """Go on with another configuration, and what was prepared for it, from now on."""
         with self._busy:
             self.config = config
+            self.move(prepared, "the configuration changed")
 
     def close(self) -> None:
         """Wait for an evaluation under way and let go of the connection."""
@@ -78,14 +102,22 @@ class Evaluator:
         """Return the latest request in the monitor's served log; reads file names only."""
         return self._log.watermark(self.config.monitors[monitor].service)
 
-    def due(self, monitor: str, limit: int | None = None) -> list[Bucket]:
-        """Return the closed buckets that are not yet evaluated, in order, at most `limit`."""
+    def due(
+        self, monitor: str, limit: int | None = None, *, latest: datetime | None = None
+    ) -> list[Bucket]:
+        """Return the closed buckets that are not yet evaluated, in order, at most `limit`.
+
+        Args:
+            monitor: Which.
+            limit: None means all.
+            latest: What `latest(monitor)` said, to look no further.
+        """
         config = self.config.monitors[monitor]
-        latest = self.latest(monitor)
+        latest = latest or self.latest(monitor)
         if latest is None:
             return []
         now = latest if self.config.clock == "watermark" else datetime.now(UTC)
-        after = self._ledger.held(monitor).watermark or self._start(monitor, now)
+        after = self._ledger.held(monitor).watermark or self._start(monitor, latest)
         until = now - config.lateness
         if limit is not None:
             until = min(until, after + (limit + 1) * config.bucket)
@@ -114,7 +146,6 @@ class Evaluator:
         """
         done = 0
         with self._busy:
-            self._refresh(monitor)
             for bucket in self.due(monitor, limit):
                 held = self._ledger.held(monitor)
                 while held.reference is not None and not stop():
@@ -140,6 +171,7 @@ class Evaluator:
         parts = [self._profile(monitor, kept, held.reference_key, reference) for kept in before]
         whole = total([*parts, current], reference.edges)
         first = before[0].bucket.start if before else bucket.start
+        earlier = [(kept.path, kept.rows) for kept in before if kept.path.exists()]
         window = Window(start, bucket.end, whole.rows)
         ages = freshness(self._con, snapshot)
         broken = incidents(
@@ -147,7 +179,8 @@ class Evaluator:
         )
         live = measure(
             self._con,
-            [*(kept.path for kept in before if kept.path.exists()), snapshot.path],
+            # A snapshot without rows has no columns to read.
+            [path for path, rows in (*earlier, (snapshot.path, snapshot.rows)) if rows],
             self._log.label_files(config.service, start, bucket.end + config.lateness),
             window,
             bucket.end + config.lateness,
@@ -312,21 +345,6 @@ class Evaluator:
                     model_version=reference.model_version,
                     reason=reason,
                 )
-
-    def _refresh(self, monitor: str) -> None:
-        """Build the reference again if the configuration that it was built for has changed."""
-        config, held = self.config.monitors[monitor], self._ledger.held(monitor)
-        old = held.reference
-        if old is None or held.reference_key == _key(old, config):
-            return
-        new = build_reference(
-            self._con,
-            Path(old.uri),
-            config,
-            model_version=old.model_version,
-            performance=old.performance,
-        )
-        self.move({monitor: new}, "the configuration changed")
 
     # People
 

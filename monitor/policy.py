@@ -182,6 +182,8 @@ class _Draft:
         episode = replace(episode, outcome=outcome, request_id=request)
         self.keep(episode)
         self.triggers.append(Trigger(request, episode, outcome, at, reason))
+        if outcome is Outcome.EXPIRED:
+            return  # the alert that tells of the episode's end says it
         self._tell(
             episode,
             Severity.WARNING if outcome is Outcome.WAITING else Severity.INFO,
