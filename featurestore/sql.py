@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from featurestore.order import canonical_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from featurestore.order import Type
 
@@ -145,88 +145,136 @@ def _keys(view: View) -> list[str]:
     return [f"k{i}" for i in range(len(view.keys))]
 
 
-def _selected(prefix: str, names: Iterable[str]) -> str:
-    return "".join(f"{prefix}.{name}, " for name in names)
+def numbering(view: View, *, spine: str = "spine") -> str:
+    """Return the query that numbers the distinct keys of the spine: `k0`..., `id`, `n` rows.
 
-
-def crowding(view: View) -> str:
-    """Return the query of the most and the mean rows of the spine that share their keys."""
+    A number is cheaper to sort and to compare than keys, whatever their count and types, and
+    source rows of keys that nobody asks for drop out when they are numbered.
+    """
     keys = _keys(view)
-    there = " AND ".join(f"{key} IS NOT NULL" for key in keys) or "true"
-    group = f" GROUP BY {', '.join(keys)}" if keys else ""
+    if not keys:
+        return f"SELECT 0::INTEGER AS id, count(*) AS n FROM {spine}"
+    there = " AND ".join(f"{key} IS NOT NULL" for key in keys)
     return (
-        "SELECT coalesce(max(n), 0), coalesce(avg(n), 0) "
-        f"FROM (SELECT count(*) AS n FROM spine WHERE {there}{group})"
+        f"SELECT {', '.join(keys)}, (row_number() OVER () - 1)::INTEGER AS id, count(*) AS n "
+        f"FROM {spine} WHERE {there} GROUP BY ALL"
     )
+
+
+def asked(view: View, *, spine: str = "spine", ids: str = "ids") -> str:
+    """Return the query of the spine rows that can have a value: `i`, `t`, `id`."""
+    return (
+        f"SELECT s.i::INTEGER AS i, s.t, ids.id FROM {spine} AS s "
+        f"{_numbered(view, 's', ids)} WHERE s.t IS NOT NULL"
+    )
+
+
+def _numbered(view: View, rows: str, ids: str) -> str:
+    keys = _keys(view)
+    on = " AND ".join(f"{rows}.{key} = ids.{key}" for key in keys)
+    return f"JOIN {ids} AS ids ON {on}" if keys else f"CROSS JOIN {ids} AS ids"
+
+
+def _asked_of(
+    view: View, span: Span, ids: str, *, made: bool = False, wide: bool = False, order: bool = False
+) -> str:
+    """Return the source rows of the spine's keys: `id`, `ts` and what is asked for."""
+    rows = source(view, span.since, span.until, made=made, wide=wide, order=order)
+    columns = ", ".join(f"k{i}" for i in range(len(view.keys)))
+    drop = f" EXCLUDE ({columns})" if columns else ""
+    return f"SELECT f.*{drop}, ids.id FROM ({rows}) AS f {_numbered(view, 'f', ids)}"
+
+
+def earliest(view: View, until: int | None) -> str:
+    """Return the query of the least event time in the source."""
+    return f"SELECT min(ts) FROM ({source(view, None, until)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The event times that any spine row can use, both ends included; None is no bound.
+
+    `width` is the distance between them where `(id, ts)` fits one 64-bit number, `id * width +
+    (ts - since)`: one number sorts in two thirds of the time that two take. Else None.
+    """
+
+    since: int | None
+    until: int | None
+    width: int | None = None
 
 
 def winners(
     view: View,
-    since: int | None,
-    until: int | None,
+    span: Span,
     *,
     as_known: bool,
     crowded: bool,
-    spine: str = "spine",
+    asked: str = "asked",
+    ids: str = "ids",
 ) -> str:
-    """Return the query that finds each spine row's event time: keys and times only.
-
-    Spine: `i`, `t` and `k0`...; result: those and `ts`, for rows that have a usable value.
+    """Return the query that finds each row's event time: `i`, `id`, `ts` and, if known by, `t`.
 
     Args:
         view: The feature view.
-        since: Least event time that any spine row can use.
-        until: Greatest event time that any spine row can use.
+        span: The event times in question.
         as_known: Use a source row only from its created time on.
-        crowded: Many spine rows share their keys: sort both sides and merge them (ASOF). Else
-            hash the spine, stream the source past it and keep the greatest event time of each
-            row: without a sort, but at the cost of every pair of one key.
-        spine: Name of the spine.
+        crowded: Many rows ask for the same keys: sort both sides and merge them (ASOF). Else
+            hash those who ask, stream the source past them and keep each one's greatest event
+            time: without a sort, but at the cost of every pair of one key.
+        asked: Name of the rows that ask.
+        ids: Name of their keys' numbers.
     """
     known = as_known and view.created is not None
-    columns = "s.i, s.t, " + _selected("s", _keys(view))
-    equal = "".join(f"s.{key} = f.{key} AND " for key in _keys(view))
+    rows = _asked_of(view, span, ids, made=known)
     fresh = f"s.t - f.ts <= {view.ttl}" if view.ttl else "true"
-    rows = source(view, since, until, made=known)
     if not crowded:
-        usable = f"{equal}s.t >= f.ts AND {fresh}" + (" AND s.t >= f.made" if known else "")
+        usable = f"s.t >= f.ts AND {fresh}" + (" AND s.t >= f.made" if known else "")
         return (
-            f"SELECT {columns}f.ts FROM (SELECT s.i, max(f.ts) AS ts FROM {spine} AS s "
-            f"JOIN ({rows}) AS f ON {usable} GROUP BY s.i) AS f JOIN {spine} AS s ON s.i = f.i"
+            f"SELECT s.i, any_value(s.id) AS id, any_value(s.t) AS t, max(f.ts) AS ts "
+            f"FROM {asked} AS s JOIN ({rows}) AS f ON s.id = f.id AND {usable} GROUP BY s.i"
         )
     if known:
-        rows = _as_they_became_known(view, rows)
+        rows = _as_they_became_known(rows)
     at = "seen" if known else "ts"
+    if span.width is None:
+        kept = ", s.t" if known else ""
+        return (
+            f"SELECT s.i, s.id{kept}, f.ts FROM {asked} AS s "
+            f"ASOF JOIN ({rows}) AS f ON s.id = f.id AND s.t >= f.{at} WHERE {fresh}"
+        )
+    place = f"id::BIGINT * {span.width} + "
+    mine = f"SELECT i, id, t, {place}(t - {span.since}) AS at FROM {asked}"
+    ts = ", ts" if known else ""
+    theirs = f"SELECT {place}({at} - {span.since}) AS at{ts} FROM ({rows})"
+    found = "f.ts" if known else f"f.at - s.id::BIGINT * {span.width} + {span.since}"
     return (
-        f"SELECT {columns}f.ts FROM {spine} AS s ASOF JOIN ({rows}) AS f "
-        f"ON {equal}s.t >= f.{at} WHERE {fresh}"
+        f"SELECT i, id, t, ts FROM (SELECT s.i, s.id, s.t, f.at >= s.id::BIGINT * {span.width} "
+        f"AS mine, {found} AS ts FROM ({mine}) AS s ASOF JOIN ({theirs}) AS f ON s.at >= f.at) "
+        f"AS s WHERE mine AND {fresh.replace('f.ts', 's.ts')}"
     )
 
 
-def _as_they_became_known(view: View, rows: str) -> str:
+def _as_they_became_known(rows: str) -> str:
     """Return, for each instant a row of a key is both due and known, the newest event time then.
 
     ASOF compares one pair of times, and here a row has two. From `seen = max(ts, made)` on a row
     can be used, and what it then yields to is decided by a running maximum of `ts` over `seen`.
     """
-    keys = _keys(view)
-    partition = f"PARTITION BY {', '.join(keys)} " if keys else ""
     return (
-        f"SELECT {_selected('r', keys)}r.seen, "
-        f"max(r.ts) OVER ({partition}ORDER BY r.seen) AS ts "
-        f"FROM (SELECT *, greatest(ts, made) AS seen FROM ({rows}) "
-        f"WHERE ts IS NOT NULL AND made IS NOT NULL) AS r"
+        "SELECT id, seen, max(ts) OVER (PARTITION BY id ORDER BY seen) AS ts "
+        f"FROM (SELECT id, ts, greatest(ts, made) AS seen FROM ({rows}) "
+        "WHERE ts IS NOT NULL AND made IS NOT NULL)"
     )
 
 
 def values(
     view: View,
-    since: int | None,
-    until: int | None,
+    span: Span,
     *,
     as_known: bool,
     ties: bool,
     won: str = "won",
+    ids: str = "ids",
 ) -> str:
     """Return the query that fetches the winners' features: `i`, `f0`...
 
@@ -235,18 +283,17 @@ def values(
     order.
     """
     known = as_known and view.created is not None
-    rows = source(view, since, until, made=ties or known, wide=True, order=ties)
-    equal = "".join(f"w.{key} = f.{key} AND " for key in _keys(view))
+    rows = _asked_of(view, span, ids, made=ties or known, wide=True, order=ties)
     usable = " AND f.made <= w.t" if known else ""
-    features = [f"f{i}" for i in range(len(view.features))]
-    joined = f"FROM {won} AS w JOIN ({rows}) AS f ON {equal}w.ts = f.ts{usable}"
+    features = ", ".join(f"f.f{i}" for i in range(len(view.features)))
+    joined = f"FROM {won} AS w JOIN ({rows}) AS f ON w.id = f.id AND w.ts = f.ts{usable}"
     if not ties:
-        return f"SELECT {_selected('f', features)}w.i {joined}"
+        return f"SELECT w.i, {features} {joined}"
     made = ["f.made"] if view.created is not None else []
     canonical = [f"f.c{i}" for i in range(len(_order(view)))]
     by = ", ".join(f"{key} DESC NULLS LAST" for key in [*made, *canonical]) or "1"
     return (
-        f"SELECT i, {', '.join(features)} FROM (SELECT w.i, {_selected('f', features)}"
+        f"SELECT * EXCLUDE (place) FROM (SELECT w.i, {features}, "
         f"row_number() OVER (PARTITION BY w.i ORDER BY {by}) AS place {joined}) WHERE place = 1"
     )
 
@@ -255,7 +302,7 @@ def point_in_time(
     entities: str,
     columns: Sequence[str],
     time: str,
-    joins: Sequence[tuple[View, Sequence[str], tuple[int | None, int | None]]],
+    joins: Sequence[tuple[View, Sequence[str], Span]],
     *,
     as_known: bool,
 ) -> str:
@@ -265,7 +312,7 @@ def point_in_time(
         entities: Table or subquery of the entity frame.
         columns: Its columns.
         time: The one that says when, of a type of times or ISO text.
-        joins: `(view, entity columns of its keys, (since, until))` of each view.
+        joins: `(view, entity columns of its keys, span)` of each view.
         as_known: Use a source row only from its created time on.
     """
     row = "row"
@@ -280,13 +327,16 @@ def point_in_time(
     parts = [f"entity AS MATERIALIZED ({given})"]
     selected = [f"e.{identifier(name)}" for name in columns]
     joined = ["FROM entity AS e"]
-    for n, (view, names, (since, until)) in enumerate(joins):
+    for n, (view, names, span) in enumerate(joins):
         keys = "".join(f", {identifier(name)} AS k{i}" for i, name in enumerate(names))
-        first = winners(view, since, until, as_known=as_known, crowded=True, spine=f"spine_{n}")
-        then = values(view, since, until, as_known=as_known, ties=True, won=f"won_{n}")
+        spine, ids, rows, won = f"spine_{n}", f"ids_{n}", f"asked_{n}", f"won_{n}"
+        first = winners(view, span, as_known=as_known, crowded=True, asked=rows, ids=ids)
+        then = values(view, span, as_known=as_known, ties=True, won=won, ids=ids)
         parts += [
-            f"spine_{n} AS (SELECT {numbered} AS i, epoch_us({when}) AS t{keys} FROM entity)",
-            f"won_{n} AS ({first})",
+            f"{spine} AS (SELECT {numbered} AS i, epoch_us({when}) AS t{keys} FROM entity)",
+            f"{ids} AS MATERIALIZED ({numbering(view, spine=spine)})",
+            f"{rows} AS ({asked(view, spine=spine, ids=ids)})",
+            f"{won} AS ({first})",
             f"view_{n} AS ({then})",
         ]
         selected += [f"v{n}.f{i} AS {identifier(out)}" for i, (_, out) in enumerate(view.features)]

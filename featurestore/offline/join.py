@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from featurestore.offline.entities import Entities
     from featurestore.offline.views import Bound
 
+_INT64 = 2**63
 _MEAN_UNCROWDED, _MOST_UNCROWDED = 3, 16
 """Up to so many entity rows per key, on average and at most, pairs cost less than two sorts."""
 
@@ -39,7 +40,7 @@ def point_in_time(
     """Return the entity table with each view's features appended, row for row.
 
     Args:
-        connection: Where the join runs; its relations `spine`, `won` and `tied` are overwritten.
+        connection: Where the join runs; it overwrites `spine`, `ids`, `asked`, `won`, `tied`.
         entities: The rows asked for.
         bounds: The views.
         as_known: Use a source row only from its created time on.
@@ -75,37 +76,75 @@ def features_of(
     view, rows = bound.view, entities.table.num_rows
     if not view.features:
         return []
-    since, until = reach(entities, view)
     connection.register("spine", _spine(entities, bound))
-    try:
-        most, mean = connection.execute(sql.crowding(view)).fetchall()[0]
-        crowded = most > _MOST_UNCROWDED or mean > _MEAN_UNCROWDED
-        winners = sql.winners(view, since, until, as_known=as_known, crowded=crowded)
-        connection.execute(f"CREATE OR REPLACE TEMP TABLE won AS {winners}")
-        connection.unregister("spine")
-        query = sql.values(view, since, until, as_known=as_known, ties=False)
-        fetched = connection.sql(query).to_arrow_table()
-        place, tied = _places(fetched["i"], rows)
-        if len(tied):
-            connection.register("tied", pa.table({"i": tied}))
-            connection.execute("DELETE FROM won WHERE i NOT IN (SELECT i FROM tied)")
-            connection.unregister("tied")
-            query = sql.values(view, since, until, as_known=as_known, ties=True)
-            settled = connection.sql(query).to_arrow_table()
-            place[settled["i"].to_numpy()] = fetched.num_rows + np.arange(settled.num_rows)
-            fetched = pa.concat_tables([fetched, settled.select(fetched.column_names)])
-    finally:
-        connection.execute("DROP TABLE IF EXISTS won")
-    at = pa.array(place, mask=place < 0)
-    return [(name, fetched[f"f{i}"].take(at)) for i, (_, name) in enumerate(view.features)]
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE ids AS {sql.numbering(view)}")
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE asked AS {sql.asked(view)}")
+    connection.unregister("spine")
+    count, most, mean = connection.execute(
+        "SELECT count(*), coalesce(max(n), 0), coalesce(avg(n), 0) FROM ids"
+    ).fetchall()[0]
+    crowded = most > _MOST_UNCROWDED or mean > _MEAN_UNCROWDED
+    reach = span(entities, view)
+    if crowded:
+        reach = _packed(connection, view, reach, count)
+    winners = sql.winners(view, reach, as_known=as_known, crowded=crowded)
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE won AS {winners}")
+    connection.execute("DROP TABLE asked")
+    query = sql.values(view, reach, as_known=as_known, ties=False)
+    fetched = connection.sql(query).to_arrow_table()
+    place, tied = _places(fetched["i"], rows)
+    if len(tied):
+        connection.register("tied", pa.table({"i": tied}))
+        connection.execute("DELETE FROM won WHERE i NOT IN (SELECT i FROM tied)")
+        connection.unregister("tied")
+        query = sql.values(view, reach, as_known=as_known, ties=True)
+        settled = connection.sql(query).to_arrow_table()
+        place[settled["i"].to_numpy()] = fetched.num_rows + np.arange(settled.num_rows)
+        fetched = pa.concat_tables([fetched, settled])
+    connection.execute("DROP TABLE won")
+    connection.execute("DROP TABLE ids")
+    nowhere = place < 0
+    found = []
+    for i, (_, name) in enumerate(view.features):
+        found.append((name, _gathered(fetched["f" + str(i)], place, nowhere)))
+        fetched = fetched.drop_columns("f" + str(i))
+    return found
 
 
-def reach(entities: Entities, view: sql.View) -> tuple[int | None, int | None]:
+def span(entities: Entities, view: sql.View) -> sql.Span:
     """Return the event times between which every usable source row lies."""
-    span = entities.range()
-    if span is None:
-        return 1, 0
-    return (span[0] - view.ttl if view.ttl else None), span[1]
+    reach = entities.range()
+    if reach is None:
+        return sql.Span(1, 0)
+    return sql.Span(reach[0] - view.ttl if view.ttl else None, reach[1])
+
+
+def _packed(
+    connection: duckdb.DuckDBPyConnection, view: sql.View, reach: sql.Span, ids: int
+) -> sql.Span:
+    """Bound the span on both sides, and set its width if key and time fit one number."""
+    since, until = reach.since, reach.until
+    if since is None:
+        since = connection.execute(sql.earliest(view, until)).fetchall()[0][0]
+    if since is None or until is None or until < since:
+        return reach
+    width = until - since + 1
+    return sql.Span(since, until, width if (ids + 1) * width < _INT64 else None)
+
+
+def _gathered(
+    column: pa.ChunkedArray, place: NDArray[np.int64], nowhere: NDArray[np.bool_]
+) -> pa.Array:
+    """Return the values at `place`, null where there is none.
+
+    numpy gathers plain numbers three times as fast as Arrow's take.
+    """
+    kind = column.type
+    if column.null_count or not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        return column.combine_chunks().take(pa.array(place, mask=nowhere))
+    if len(column) == 0:
+        return pa.nulls(len(place), kind)
+    return pa.array(column.to_numpy()[place], type=kind, mask=nowhere)
 
 
 def _spine(entities: Entities, bound: Bound) -> pa.Table:

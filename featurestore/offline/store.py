@@ -24,7 +24,7 @@ from featurestore import sql
 from featurestore.errors import SourceError
 from featurestore.offline.entities import MissingColumnsError, read_entities
 from featurestore.offline.job import DuckDBRetrievalJob
-from featurestore.offline.join import check_names, point_in_time, reach
+from featurestore.offline.join import check_names, point_in_time, span
 from featurestore.offline.session import session
 from featurestore.offline.sources import open_source
 from featurestore.offline.times import instant, micros
@@ -126,7 +126,7 @@ class DuckDBOfflineStore(OfflineStore):
         if missing:
             raise MissingColumnsError(missing, entities.table.column_names)
         check_names(entities, bounds)
-        span = entities.range()
+        reach = entities.range()
 
         def tables(rows: int | None) -> Iterator[pa.Table]:
             with session(config) as connection:
@@ -142,7 +142,7 @@ class DuckDBOfflineStore(OfflineStore):
                 entities.table.column_names,
                 entities.time,
                 [
-                    (b.view, b.entity_columns, reach(entities, b.view))
+                    (b.view, b.entity_columns, span(entities, b.view))
                     for b in bounds
                     if b.view.features
                 ],
@@ -158,8 +158,8 @@ class DuckDBOfflineStore(OfflineStore):
             metadata=RetrievalMetadata(
                 features=feature_refs,
                 keys=[n for n in entities.table.column_names if n != entities.time],
-                min_event_timestamp=span and instant(span[0]),
-                max_event_timestamp=span and instant(span[1]),
+                min_event_timestamp=reach and instant(reach[0]),
+                max_event_timestamp=reach and instant(reach[1]),
             ),
         )
 
