@@ -39,12 +39,15 @@ class TimeError(UserError):
 
     def __init__(self, text: str) -> None:
         self.text = text
-        super().__init__(f"--as-of {text}: not a time; write 2013-03-01 or 2013-03-01T06:00:00Z")
+        super().__init__(f"{text!r} is not a time; write 2013-03-01 or 2013-03-01T06:00:00Z")
 
 
 @app.command()
 def serve(config: Config = DEFAULT) -> None:
-    """Serve PipelineService and work on runs until SIGTERM or Ctrl-C."""
+    """Serve PipelineService and work on runs until SIGTERM or Ctrl-C.
+
+    Example: steadfeast pipeline serve --config steadfeast.yaml
+    """
     from pipeline.server import serve as run
 
     _log_to_stderr()
@@ -61,6 +64,8 @@ def train(
 
     Exit code 0 when promoted, 3 when refused, 1 when failed or cancelled. While a server runs
     on the same state, the server does the work.
+
+    Example: steadfeast pipeline train late_arrival --as-of 2013-03-01
     """
     from pipeline.registry import Registry
     from pipeline.retrain import Retrain
@@ -98,7 +103,10 @@ def runs(
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """List runs, last changed first."""
+    """List runs, last changed first.
+
+    Example: steadfeast pipeline runs --json
+    """
     from google.protobuf.json_format import MessageToDict
 
     from pipeline.runs import RunQueue
@@ -119,7 +127,10 @@ def promote(
     version: Annotated[str, typer.Argument(help="Version in the registry.")],
     config: Config = DEFAULT,
 ) -> None:
-    """Make VERSION of MODEL the champion."""
+    """Make VERSION of MODEL the champion.
+
+    Example: steadfeast pipeline promote late_arrival 3
+    """
     from pipeline import promote as promotion
     from pipeline.registry import Registry
     from pipeline.runs import RunQueue
@@ -131,7 +142,10 @@ def promote(
 
 @app.command()
 def rollback(model: Model, config: Config = DEFAULT) -> None:
-    """Make the champion before this one the champion of MODEL again."""
+    """Make the champion before this one the champion of MODEL again.
+
+    Example: steadfeast pipeline rollback late_arrival
+    """
     from pipeline import promote as promotion
     from pipeline.registry import Registry
     from pipeline.runs import RunQueue

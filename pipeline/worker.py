@@ -14,6 +14,7 @@ from multiprocessing.pool import ThreadPool
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
+from featurestore.errors import SteadfeastError
 from pipeline.retrain import RunCancelledError, RunInterruptedError
 from pipeline.runs import ENDED, POLL_SECONDS, worker_lock
 from protos.steadfeast.v1 import pipeline_pb2 as pb
@@ -27,8 +28,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class RunExitedError(SteadfeastError):
+    """What a run calls wanted to end the process.
+
+    Attributes:
+        code: The exit code it asked for.
+    """
+
+    def __init__(self, code: object) -> None:
+        self.code = code
+        super().__init__(f"called for the process to exit with {code}")
+
+
 class Worker:
-    """Takes runs from `queue` and gives them to `execute`.
+    """Takes runs from `queue` and gives them to `execute`, from its entering to its exit.
 
     Args:
         queue: The runs.
@@ -44,7 +57,7 @@ class Worker:
     ) -> None:
         self._queue, self._execute = queue, execute
         self._folder = folder
-        self._pool = ThreadPool(1)
+        self._pool: ThreadPool
         self._stopping = threading.Event()
         self._leave_at = float("inf")
         self._loop = threading.Thread(target=self._work, name="pipeline-worker", daemon=True)
@@ -52,6 +65,7 @@ class Worker:
         """Set when the worker has ended, whether asked to or not."""
 
     def __enter__(self) -> Self:
+        self._pool = ThreadPool(1)
         self._loop.start()
         return self
 
@@ -62,8 +76,7 @@ class Worker:
         """Stop at the run's next step, or leave it to the next start after the grace."""
         self._leave_at = monotonic() + grace_seconds
         self._stopping.set()
-        if self._loop.is_alive():
-            self._loop.join()
+        self._loop.join()
         self._pool.terminate()
 
     def _work(self) -> None:
@@ -115,7 +128,10 @@ class Worker:
                 raise RunInterruptedError
 
         check()
-        self._execute(run, check)
+        try:
+            self._execute(run, check)
+        except SystemExit as error:  # would end the thread, and with it the queue
+            raise RunExitedError(error.code) from error
 
     def _record(self, run: pb.Run, error: BaseException) -> None:
         if isinstance(error, RunInterruptedError):
