@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from featurestore import offline
 from featurestore.evidence import content_sha256, differs
-from featurestore.materialization import online_names
+from featurestore.materialization import as_online
 from featurestore.rows import cast_array
 from featurestore.served import microseconds
 from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP, arrow_type
@@ -183,7 +183,7 @@ def online_against_offline(store: Audited, view: FeatureView) -> Check:
         connection.execute("SET TimeZone = 'UTC'").fetchall()
         sides = {
             "online_rows": store.online.scan(config, view),
-            "offline_rows": _renamed(there, view),
+            "offline_rows": (as_online(view, batch) for batch in there),
         }
         for name, batches in sides.items():
             connection.register(name, _reader(schema, batches))
@@ -214,12 +214,6 @@ def _schema(view: FeatureView) -> pa.Schema:
         + [(EVENT_TIMESTAMP, TIMESTAMP)]
         + [(item.name, arrow_type(item)) for item in view.features]
     )
-
-
-def _renamed(batches: pa.RecordBatchReader, view: FeatureView) -> Iterator[pa.RecordBatch]:
-    names = online_names(view)
-    for batch in batches:
-        yield batch.rename_columns([names.get(name, name) for name in batch.schema.names])
 
 
 def _reader(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:

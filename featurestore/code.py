@@ -72,7 +72,7 @@ class _Closure:
             self._code(f"{label} wrapped", wrapped, name)
             return
         tree = _syntax(item, name)
-        self.parts[label] = _canonical(tree)
+        self._keep(label, _canonical(tree))
         namespace, outer = _namespace(item), _outer_names(item, tree)
         for chain in sorted(_chains(tree)):
             root, *attributes = chain
@@ -84,6 +84,12 @@ class _Closure:
             for chain in sorted(_chains(tree)):
                 if chain[0] == alias:
                     self._name(alias, value, chain[1:], name)
+
+    def _keep(self, label: str, part: Any) -> None:
+        """Two modules may use one name for two things: both count."""
+        while label in self.parts and self.parts[label] != part:
+            label += "'"
+        self.parts[label] = part
 
     def _name(self, name: str, value: Any, attributes: Any, user: str) -> None:
         attributes = list(attributes)
@@ -98,14 +104,15 @@ class _Closure:
             self._code(name, value, value.__qualname__)
         elif isinstance(value, functools.partial):
             self._name(f"{name}.func", value.func, (), user)
-            self.parts[f"{name}.arguments"] = self._value([*value.args, value.keywords], name, user)
+            arguments = self._value([*value.args, value.keywords], name, user)
+            self._keep(f"{name}.arguments", arguments)
         elif isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
             self._name(name, value.__wrapped__, (), user)  # a function behind a cache
         elif callable(value):
             self._library(getattr(value, "__module__", None) or type(value).__module__)
-            self.parts[name] = {"external": _qualified(value)}
+            self._keep(name, {"external": _qualified(value)})
         else:
-            self.parts[name] = {"value": self._value(value, name, user)}
+            self._keep(name, {"value": self._value(value, name, user)})
 
     def _value(self, value: Any, name: str, user: str) -> Any:
         if isinstance(value, _PLAIN):

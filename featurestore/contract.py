@@ -157,7 +157,8 @@ _MISSING = object()
 def _walk(
     old: object, new: object, path: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], object, object]]:
-    if isinstance(old, dict) and isinstance(new, dict):
+    whole = path[2:3] == ("code",) and len(path) > len(("on_demand", "view", "code"))
+    if isinstance(old, dict) and isinstance(new, dict) and not whole:
         for key in sorted({*old, *new}):
             yield from _walk(old.get(key, _MISSING), new.get(key, _MISSING), (*path, key))
     elif path == ("features",) and isinstance(old, list) and isinstance(new, list):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 CREATED_TIMESTAMP = "created_timestamp"
 _BATCH_ROWS = 65_536
 _AHEAD_STEPS = 128
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -111,12 +112,7 @@ class Materializer:
         return changed + (self._write(view, waiting) if size else 0)
 
     def _write(self, view: FeatureView, batches: list[pa.RecordBatch]) -> int:
-        table = pa.Table.from_batches(batches)
-        names = online_names(view)
-        table = table.rename_columns([names.get(name, name) for name in table.column_names])
-        if view.entities == [DUMMY_ENTITY_NAME]:
-            key = pa.array([DUMMY_ENTITY_VAL] * table.num_rows, pa.string())
-            table = table.append_column(DUMMY_ENTITY_ID, key)
+        table = as_online(view, pa.Table.from_batches(batches))
         return self._online.write_batch(self._config, view, table)
 
     def _newly_known(
@@ -229,6 +225,16 @@ def _known_between(view: sql.View, since: int, until: int, *, newest: bool) -> s
     if newest:
         return sql.newest(view, None, until, known_by=until)
     return sql.everything(view, None, until)
+
+
+def as_online(view: FeatureView, rows: Rows) -> Rows:
+    """Return rows of a source under the online store's names."""
+    names = online_names(view)
+    rows = rows.rename_columns([names.get(name, name) for name in rows.schema.names])
+    if view.entities == [DUMMY_ENTITY_NAME]:  # Feast's key of views without entities
+        key = pa.array([DUMMY_ENTITY_VAL] * rows.num_rows, pa.string())
+        rows = rows.append_column(DUMMY_ENTITY_ID, key)
+    return rows
 
 
 def online_names(view: FeatureView) -> Mapping[str, str]:
