@@ -83,7 +83,7 @@ class PipelineServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListRuns(self, request, context):
-        """Runs, newest first.
+        """Runs, last changed first: the first promoted one of a model is behind its champion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,7 @@ class PipelineServiceStub:
     GetRun: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.GetRunRequest, _pipeline_pb2.GetRunResponse]
     """One run by its id; NOT_FOUND if there is none."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.ListRunsRequest, _pipeline_pb2.ListRunsResponse]
-    """Runs, newest first."""
+    """Runs, last changed first: the first promoted one of a model is behind its champion."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_pipeline_pb2.WatchRunRequest, _pipeline_pb2.WatchRunResponse]
     """Every event of a run from a sequence number on, until its end; the stream then closes
     with OK. While nothing happens a heartbeat is sent at least every heartbeat_interval.
@@ -69,7 +69,7 @@ class PipelineServiceAsyncStub(PipelineServiceStub):
     GetRun: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.GetRunRequest, _pipeline_pb2.GetRunResponse]  # type: ignore[assignment]
     """One run by its id; NOT_FOUND if there is none."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.ListRunsRequest, _pipeline_pb2.ListRunsResponse]  # type: ignore[assignment]
-    """Runs, newest first."""
+    """Runs, last changed first: the first promoted one of a model is behind its champion."""
     WatchRun: _aio.UnaryStreamMultiCallable[_pipeline_pb2.WatchRunRequest, _pipeline_pb2.WatchRunResponse]  # type: ignore[assignment]
     """Every event of a run from a sequence number on, until its end; the stream then closes
     with OK. While nothing happens a heartbeat is sent at least every heartbeat_interval.
@@ -107,7 +107,7 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pipeline_pb2.ListRunsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pipeline_pb2.ListRunsResponse, _abc.Awaitable[_pipeline_pb2.ListRunsResponse]]:
-        """Runs, newest first."""
+        """Runs, last changed first: the first promoted one of a model is behind its champion."""
 
     @_abc_1.abstractmethod
     def WatchRun(
