@@ -122,14 +122,15 @@ def _episode_rates(directions: int, plan: Plan) -> tuple[Floats, Floats]:
 
 def _episodes(values: Floats, level: float, plan: Plan) -> int:
     """Count episodes, at least 1, by the rule that the policy applies."""
-    over = np.convolve(values > level, np.ones(plan.n))[: len(values)]
-    calm = np.convolve(values < CLOSE_BELOW * level, np.ones(plan.close))[: len(values)]
-    opens, closes = np.flatnonzero(over >= plan.k), np.flatnonzero(calm >= plan.close)
-    count, at = 0, 0
-    while (i := np.searchsorted(opens, at)) < len(opens):
-        count += 1
-        j = np.searchsorted(closes, opens[i] + 1)
-        if j == len(closes):
-            break
-        at = closes[j] + 1
-    return max(1, count)
+    opens = _in_last(values > level, plan.n) >= plan.k
+    closes = (_in_last(values < CLOSE_BELOW * level, plan.close) >= plan.close) & ~opens
+    # What came last decides; an episode begins where an opening follows a closing.
+    open_then = opens[opens | closes]
+    return max(1, int(np.count_nonzero(open_then[1:] & ~open_then[:-1]) + open_then[:1].sum()))
+
+
+def _in_last(flags: npt.NDArray[np.bool_], many: int) -> npt.NDArray[np.int32]:
+    """Return for each step how many of the last `many` flags are set."""
+    sums = np.cumsum(flags, dtype=np.int32)
+    sums[many:] -= sums[:-many].copy()
+    return sums
