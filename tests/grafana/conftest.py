@@ -8,9 +8,12 @@ import re
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,28 +55,20 @@ def grafana() -> Iterator[Callable[[str], ModuleType]]:
     sys.path.remove(str(ROOT / "grafana"))
 
 
-@pytest.fixture(scope="session")
-def prometheus(
-    drifting: State,
-    served: Callable[..., AbstractContextManager[str]],
-    service_binary: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Prometheus]:
-    """Give a Prometheus that has scraped a daemon in trouble a few times."""
-    binary = service_binary("prometheus")
-    folder = tmp_path_factory.mktemp("prometheus")
-    with served(drifting) as url, (folder / "log").open("w+", encoding="utf-8") as log:
-        config = {
-            "global": {"scrape_interval": "200ms", "evaluation_interval": "200ms"},
-            "rule_files": [str(ROOT / "grafana" / "rules" / "steadfeast.rules.yml")],
-            "scrape_configs": [
-                {
-                    "job_name": "steadfeast",
-                    "static_configs": [{"targets": [url.removeprefix("http://")]}],
-                }
-            ],
-        }
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+@contextmanager
+def _scraping(binary: Path, url: str, folder: Path) -> Iterator[Prometheus]:
+    config = {
+        "global": {"scrape_interval": "200ms", "evaluation_interval": "200ms"},
+        "rule_files": [str(ROOT / "grafana" / "rules" / "steadfeast.rules.yml")],
+        "scrape_configs": [
+            {
+                "job_name": "steadfeast",
+                "static_configs": [{"targets": [url.removeprefix("http://")]}],
+            }
+        ],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with (folder / "log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(
             [
                 binary,
@@ -91,8 +86,28 @@ def prometheus(
             server.wait(timeout=20)
 
 
+@pytest.fixture(scope="session")
+def scraping(
+    service_binary: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], AbstractContextManager[Prometheus]]:
+    """Give what starts a Prometheus on a daemon's address: `with scraping(url) as prometheus`."""
+    binary = service_binary("prometheus")
+    return lambda url: _scraping(binary, url, tmp_path_factory.mktemp("prometheus"))
+
+
+@pytest.fixture(scope="session")
+def prometheus(
+    drifting: State,
+    served: Callable[..., AbstractContextManager[str]],
+    scraping: Callable[[str], AbstractContextManager[Prometheus]],
+) -> Iterator[Prometheus]:
+    """Give a Prometheus that has scraped a daemon in trouble a few times."""
+    with served(drifting) as url, scraping(url) as running:
+        yield running
+
+
 def _ready(server: subprocess.Popen[bytes], log: Path) -> Prometheus:
-    """Wait until the server has the newest of our series three times over."""
+    """Wait until the server has scraped three times and judged every rule."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         text = log.read_text(encoding="utf-8")
@@ -100,11 +115,19 @@ def _ready(server: subprocess.Popen[bytes], log: Path) -> Prometheus:
             pytest.fail(f"prometheus ended with {server.returncode}:\n{text}")
         # It binds a port that is free and says which in its log.
         listening = re.search(r'"Listening on" address=(\S+)', text)
-        if listening is not None:
-            running = Prometheus(f"http://{listening[1]}")
-            scraped = running.query("count_over_time(steadfeast_build_info[1m])")
-            alerts = running.query('ALERTS{alertstate="firing"}')
-            if scraped and float(scraped[0]["value"][1]) >= 3 and alerts:
-                return running
+        if listening is not None and _has_data(Prometheus(f"http://{listening[1]}")):
+            return Prometheus(f"http://{listening[1]}")
         time.sleep(0.1)
     pytest.fail(f"prometheus has scraped nothing in a minute:\n{log.read_text(encoding='utf-8')}")
+
+
+def _has_data(running: Prometheus) -> bool:
+    try:
+        scraped = running.query("count_over_time(steadfeast_build_info[1m])")
+        rules = [rule for group in running.get("rules")["groups"] for rule in group["rules"]]
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.SERVICE_UNAVAILABLE:  # while it opens its storage
+            raise
+        return False
+    judged = bool(rules) and all(rule["health"] == "ok" for rule in rules)
+    return judged and bool(scraped) and int(scraped[0]["value"][1]) >= 3
