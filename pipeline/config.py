@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
 
@@ -59,6 +59,14 @@ class ModelConfig(Section):
     gates: GatesConfig = GatesConfig()
     trusted_types: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Self:
+        if self.holdout <= timedelta(0):
+            raise ValueError("holdout must be longer than nothing")
+        if self.since is not None and self.since <= self.holdout:
+            raise ValueError(f"since ({self.since}) must be longer than holdout ({self.holdout})")
+        return self
+
 
 class PipelineConfig(Section):
     """The whole section.
@@ -66,7 +74,7 @@ class PipelineConfig(Section):
     Attributes:
         state: Folder for the run queue and MLflow's artifacts.
         grpc: Address of PipelineService.
-        tracking_uri: MLflow's; unset means a SQLite file in `state`.
+        tracking_uri: MLflow's; unset means a SQLite file in `state`, and model files beside it.
         threads: Native threads that a recipe's libraries may use; on few cores one is fastest.
         models: Registered model name to how it is retrained.
     """

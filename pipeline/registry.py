@@ -170,7 +170,7 @@ class Registry:
 
     Args:
         tracking_uri: MLflow's.
-        artifacts: Folder that model files go to.
+        artifacts: Folder that model files go to; None leaves it to the backend.
         trusted: Types that skops may build in addition to `TRUSTED_TYPES`, per model.
 
     Raises:
@@ -178,13 +178,13 @@ class Registry:
     """
 
     def __init__(
-        self, tracking_uri: str, artifacts: Path, trusted: Mapping[str, tuple[str, ...]]
+        self, tracking_uri: str, artifacts: Path | None, trusted: Mapping[str, tuple[str, ...]]
     ) -> None:
         # Read when mlflow is imported, and no other switch turns its reports off.
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         import mlflow  # noqa: PLC0415 - after the switch
 
-        self._artifacts, self._trusted = artifacts, trusted
+        self._uri, self._artifacts, self._trusted = tracking_uri, artifacts, trusted
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         with warnings.catch_warnings():
             # MLflow's mapping uses a loader that SQLAlchemy 2.1 deprecates; said once, here.
@@ -201,7 +201,7 @@ class Registry:
         config.state.mkdir(parents=True, exist_ok=True)
         return cls(
             config.tracking_uri or f"sqlite:///{config.state / 'mlflow.db'}",
-            config.state / "artifacts",
+            config.state / "artifacts" if config.tracking_uri is None else None,
             {name: model.trusted_types for name, model in config.models.items()},
         )
 
@@ -226,7 +226,9 @@ class Registry:
 
         found = self._version(model, version)
         what = f"model {model} version {version}"
-        folder = mlflow.artifacts.download_artifacts(artifact_uri=found.source)
+        folder = mlflow.artifacts.download_artifacts(
+            artifact_uri=found.source, tracking_uri=self._uri
+        )
         content = Path(folder, "model.skops").read_bytes()
         if hashlib.sha256(content).hexdigest() != found.tags.get(f"{_PREFIX}model_sha256"):
             raise UntrustedModelError(what, "the file is not the one that was registered")
@@ -355,7 +357,7 @@ class Registry:
         tags = {name: value for name, value in tags.items() if name != f"{_PREFIX}features"}
         experiment = self._client.get_experiment_by_name(model)
         if experiment is None:
-            location = self._artifacts.absolute().as_uri()
+            location = self._artifacts.absolute().as_uri() if self._artifacts else None
             experiment_id = self._client.create_experiment(model, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id

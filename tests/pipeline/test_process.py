@@ -177,6 +177,8 @@ def test_a_model_is_trained_listed_and_rolled_back_by_hand(shops, monkeypatch, c
         (["serve"], {"recipe": "train"}, "pipeline.models.sale.recipe: String should match"),
         (["serve"], {"labels": "sold"}, "pipeline.models.sale.labels: unknown key"),
         (["serve"], {"holdout": "a week"}, "pipeline.models.sale.holdout: Value error"),
+        (["serve"], {"since": "7d"}, "since (7 days, 0:00:00) must be longer than holdout (7 days"),
+        (["serve"], {"holdout": "0d"}, "holdout must be longer than nothing"),
         (["serve"], {"grpc": "0.0.0.0:0"}, "pipeline.grpc: 0.0.0.0 is not loopback"),
         (["serve", "--config", "nowhere.yaml"], {}, "nowhere.yaml: cannot be read"),
     ],
