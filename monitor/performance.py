@@ -94,7 +94,8 @@ def measure(
             WHERE known_at <= $as_of AND label IS NOT NULL AND NOT isnan(label)
             GROUP BY request_id
         )
-        SELECT prediction, label FROM predicted LEFT JOIN known USING (request_id)"""
+        SELECT prediction, label FROM predicted LEFT JOIN known USING (request_id)
+        ORDER BY request_id"""  # sums of floats depend on the order
     table = con.sql(query, params=values).to_arrow_table()
     both = table.drop_null()
     if both.num_rows < config.performance.min_labels:
