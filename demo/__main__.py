@@ -7,6 +7,7 @@ daemon and the pipeline server, replays the rest of the year, and prints what ca
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,8 @@ START = datetime(2013, 3, 1, tzinfo=NEW_YORK)
 END = datetime(2014, 1, 1, tzinfo=NEW_YORK)
 UP_ADDRESSES = ("127.0.0.1:9464", "127.0.0.1:9465", "127.0.0.1:9466")
 
-console = Console()
+# Piped output has no width of its own; the table wants about this much.
+console = Console() if sys.stdout.isatty() else Console(width=110)
 
 
 class CommandFailedError(SteadfeastError):
@@ -133,7 +135,7 @@ def tell(repo: Path, until: datetime, share: float) -> list[Month]:
         f"Retrained when the data asked for it: mean AUC {live:.3f}; the first model left alone: "
         f"{abandoned:.3f}.\nDone in {time.monotonic() - began:.0f} s; nothing is left running."
     )
-    console.print(_where_next(repo))
+    console.print(_where_next(repo), soft_wrap=True)
     return rows
 
 
@@ -146,7 +148,7 @@ def keep_up(repo: Path) -> None:
     if not (repo / "data" / "monitor").is_dir():
         raise UserError(f"{repo / 'data'} holds no state yet; run: make demo")
     with servers(repo, list(UP_ADDRESSES)):
-        console.print(_where_next(repo))
+        console.print(_where_next(repo), soft_wrap=True)
         console.print("Running until Ctrl-C.")
         try:
             while True:
@@ -191,14 +193,17 @@ def _replay_bar(total: int) -> Iterator[Callable[[datetime, int, str], None]]:
 
 def _where_next(repo: Path) -> str:
     http = UP_ADDRESSES[0]
-    return (
-        "Where to look next:\n"
-        f"  make up                        the daemon and the pipeline on this state\n"
-        f"  http://{http}/          the page: monitors, features, episodes, retrainings\n"
-        f"  http://{http}/metrics   what Prometheus scrapes\n"
-        f"  grafana/                       dashboards, rules and provisioning for Grafana\n"
-        f"  {repo / 'data'}  logs, training sets, models, the daemon's DuckDB file"
-    )
+    lines = {
+        "make up": "keeps the daemon and the pipeline running on this state; then",
+        f"http://{http}/": "is the page: monitors, features, episodes, retrainings,",
+        f"http://{http}/metrics": "what Prometheus scrapes, and",
+        "grafana/": "has dashboards, rules and provisioning for Grafana",
+        os.path.relpath(
+            repo / "data"
+        ): "holds logs, training sets, models, the daemon's DuckDB file",
+    }
+    width = max(map(len, lines))
+    return "\n".join(["Where to look next:", *(f"  {k:{width}}  {v}" for k, v in lines.items())])
 
 
 def _heading(number: int, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import UTC
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from rich import box
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     from pipeline.registry import LoadedModel
 
 NEW_YORK = ZoneInfo("America/New_York")
+_WORDS = {
+    monitor_pb2.TRIGGER_STATE_WAITING: "waits",
+    monitor_pb2.TRIGGER_STATE_PENDING: "under way",
+    monitor_pb2.TRIGGER_STATE_DELIVERED: "fired",
+    monitor_pb2.TRIGGER_STATE_SUPPRESSED: "held",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,8 @@ class Month:
         rows: Requests served.
         top: The watched feature furthest over its threshold at a week's end, and its ratio.
         verdict: The worst level at a week's end.
-        triggers: Triggers decided, by state.
+        triggers: Triggers decided, by what became of them: fired, or held by a data incident,
+            the cooldown or the budget until the episode was over.
         runs: Runs that ended, as `v3 promoted`.
         auc_live: Of what was served; NaN if nothing was labelled.
         auc_abandoned: Of the same rows, had the first model been left alone.
@@ -82,6 +90,7 @@ def months(
     rows = []
     for name in sorted(set(local.to_pylist())):
         own = [t for t in triggers if _month(_decided(t)) == name]
+        counted = Counter(sorted(_WORDS.get(t.state, "given up") for t in own))
         known = labelled.filter(pc.field("month") == name)
         rows.append(
             Month(
@@ -89,7 +98,7 @@ def months(
                 rows=pc.sum(pc.equal(table["month"], name)).as_py(),
                 top=_top(by_month[name]),
                 verdict=_worst(by_month[name]),
-                triggers=", ".join(_trigger(t) for t in own) or "-",
+                triggers=", ".join(f"{n} {word}" for word, n in counted.items()) or "-",
                 runs=", ".join(_run(t.run) for t in own if t.HasField("run")) or "-",
                 auc_live=_auc(known["label"], known["prediction"]),
                 auc_abandoned=_auc(known["label"], known["abandoned"]),
@@ -100,7 +109,8 @@ def months(
 
 def render(rows: Iterable[Month]) -> Table:
     """Return the table as `rich` prints it."""
-    table = Table(title="The year replayed", caption="AUC over labelled requests of the month")
+    rows = list(rows)
+    table = Table(box=box.SIMPLE, title="The year replayed", title_justify="left")
     for heading, justify in COLUMNS.items():
         table.add_column(heading, justify=justify, overflow="fold")
     for row in rows:
@@ -115,7 +125,7 @@ def render(rows: Iterable[Month]) -> Table:
 
 COLUMNS: Mapping[str, str] = {
     "month": "left", "rows": "right", "top drifted feature": "left", "verdict": "left",
-    "trigger": "left", "run": "left", "AUC live": "right", "AUC left alone": "right",
+    "trigger": "left", "run": "left", "AUC live": "right", "left alone": "right",
 }  # fmt: skip
 
 
@@ -159,10 +169,6 @@ def _worst(verdicts: Sequence[monitor_pb2.Verdict]) -> str:
     if not levels:
         return "-"
     return _word(monitor_pb2.Level.Name(max(levels, key=severity.index)), "LEVEL_")
-
-
-def _trigger(trigger: monitor_pb2.Trigger) -> str:
-    return _word(monitor_pb2.TriggerState.Name(trigger.state), "TRIGGER_STATE_")
 
 
 def _run(run: pipeline_pb2.Run) -> str:
