@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP
+from featurestore.rows import TIMESTAMP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -265,6 +265,9 @@ def microseconds(time: datetime) -> int:
 
 def _served_table(items: list[_Served]) -> pa.Table:
     """One table from the calls that wait, all with the same columns."""
+    # Here, because whoever only reads the log needs no Feast, which takes seconds to import.
+    from featurestore.service import EVENT_TIMESTAMP  # noqa: PLC0415
+
     rows = [item.features.table.num_rows for item in items]
 
     def repeated(values: list[str]) -> pa.Array:
