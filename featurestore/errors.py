@@ -316,3 +316,27 @@ class MissingExtraError(UserError):
     def __init__(self, extra: str) -> None:
         self.extra = extra
         super().__init__(f"this needs the extra {extra!r}: pip install 'steadfeast[{extra}]'")
+
+
+class RequestError(UserError):
+    """A request to the edge cannot be read.
+
+    Attributes:
+        field: The part at fault.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {problem}")
+
+
+class AddressError(UserError):
+    """An address cannot be served on.
+
+    Attributes:
+        address: It, as given.
+    """
+
+    def __init__(self, address: str, problem: str) -> None:
+        self.address = address
+        super().__init__(f"address {address}: {problem}")

@@ -6,10 +6,11 @@ expired ones included, so the stores fill the response here.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from feast import metrics, utils
+from feast import utils
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -111,7 +112,11 @@ def extend(
                 values=answer.values[feature], statuses=kinds.tolist(), event_timestamps=times
             )
         )
-    metrics.track_feature_statuses(view.name, present, len(features) * len(times) - present)
+    # Feast counts these if it is asked to; importing its metrics would change how every metric
+    # of this process is kept, so it is left to Feast.
+    metrics = sys.modules.get("feast.metrics")
+    if metrics is not None:
+        metrics.track_feature_statuses(view.name, present, len(features) * len(times) - present)
 
 
 def _add_version(response: GetOnlineFeaturesResponse, view: FeatureView) -> None:
