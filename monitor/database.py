@@ -128,19 +128,28 @@ def lock(folder: Path) -> int:
 
 
 def connect(path: Path) -> duckdb.DuckDBPyConnection:
-    """Open the file, create the schema in a new one, and read all of it once.
+    """Open the file, or make a new one, and read all of it once.
+
+    A new one is made aside and renamed, so that a file without tables is never a new one: it
+    has lost them.
 
     Raises:
         LedgerVersionError: It is of a newer version.
         LedgerBrokenError: It cannot be read.
     """
+    if not path.exists():
+        aside = path.with_suffix(".new")
+        aside.unlink(missing_ok=True)
+        with duckdb.connect(str(aside)) as con:
+            con.execute(f"BEGIN; {SCHEMA} INSERT INTO version VALUES ({VERSION}); COMMIT")
+        aside.rename(path)
     try:
         # One thread: the tables are small, and the evaluation has work for the others.
         con = duckdb.connect(str(path), config={"threads": "1"})
     except duckdb.Error as error:
         raise LedgerBrokenError(path, str(error)) from error
     try:
-        _prepare(con, path)
+        _check(con, path)
     except duckdb.Error as error:
         con.close()
         raise LedgerBrokenError(path, str(error)) from error
@@ -150,17 +159,12 @@ def connect(path: Path) -> duckdb.DuckDBPyConnection:
     return con
 
 
-def _prepare(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+def _check(con: duckdb.DuckDBPyConnection, path: Path) -> None:
     con.execute("SET TimeZone = 'UTC'")
-    tables = [name for (name,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
-    if not tables:
-        # A file without tables is a new one, or one whose first commit did not come to pass.
-        con.execute(f"BEGIN; {SCHEMA} INSERT INTO version VALUES ({VERSION}); COMMIT")
-        return
     ((found,),) = con.execute("SELECT max(version) FROM version").fetchall()
     if found > VERSION:
         raise LedgerVersionError(path, found)
-    for table in sorted(tables):
+    for (table,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall():
         # A truncated file opens, and fails only where a missing block is read.
         con.execute(f'SELECT max(hash(t)) FROM "{table}" AS t').fetchall()
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _REFERENCE_FIELDS = {
-    "bucket", "window", "min_rows", "statistic", "features", "false_alarms_per_year",
+    "bucket", "window", "min_rows", "statistic", "features", "false_alarms_per_year", "episode",
 }  # fmt: skip
 """What of a monitor's configuration a reference depends on."""
 
@@ -89,7 +89,8 @@ class Evaluator:
         """Go on with another configuration, and what was prepared for it, from now on."""
         with self._busy:
             self.config = config
-            self.move(prepared, "the configuration changed")
+            if prepared:
+                self.move(prepared, "the configuration changed")
 
     def close(self) -> None:
         """Wait for an evaluation under way and let go of the connection."""

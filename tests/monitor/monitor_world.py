@@ -8,21 +8,30 @@ then on. The pipeline is a real gRPC server that keeps runs in SQLite before it 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import sqlite3
+import subprocess
+import sys
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from threading import Event, Lock
+from typing import TYPE_CHECKING
 
 import grpc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc, pipeline_pb2_grpc
 from protos.steadfeast.v1 import pipeline_pb2 as pb
-from protos.steadfeast.v1 import pipeline_pb2_grpc
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -203,7 +212,7 @@ class Pipeline(pipeline_pb2_grpc.PipelineServiceServicer):
             )
             self._db.commit()
 
-    def TriggerRetrain(self, request, context):
+    def TriggerRetrain(self, request, context):  # noqa: N802
         self.calls += 1
         if self.refusal is not None:
             context.abort(self.refusal, "as the test wants it")
@@ -224,14 +233,14 @@ class Pipeline(pipeline_pb2_grpc.PipelineServiceServicer):
         self._keep(request.request_id, body, run)
         return pb.TriggerRetrainResponse(run=run, created=True)
 
-    def ListRuns(self, request, context):
+    def ListRuns(self, request, context):  # noqa: N802, ARG002
         with self._lock:
             rows = self._db.execute("SELECT run FROM runs").fetchall()
         runs = [pb.Run.FromString(row[0]) for row in rows]
         found = [r for r in runs if r.model == request.model and r.state in request.states]
         return pb.ListRunsResponse(runs=found[::-1][: request.limit])
 
-    def WatchRun(self, request, context):
+    def WatchRun(self, request, context):  # noqa: N802
         with self._lock:
             rows = self._db.execute("SELECT request_id, body, run FROM runs").fetchall()
         found = [row for row in rows if pb.Run.FromString(row[2]).run_id == request.run_id]
@@ -281,6 +290,115 @@ class PipelineServer:
         if self._server is not None:
             self._server.stop(0).wait()
             self._server = None
+
+
+class Daemon:
+    """A real daemon process over one configuration file, and a client of it.
+
+    Args:
+        folder: The world's; `steadfeast.yaml` is written into it.
+        pipeline: Port of the pipeline.
+        extra: More lines for the monitor `prices`.
+    """
+
+    def __init__(self, folder: Path, pipeline: int, extra: str = "") -> None:
+        self.http, self.grpc = _free_port(), _free_port()
+        self.config = configure(
+            folder, pipeline=pipeline, http=self.http, grpc=self.grpc, extra=extra
+        )
+        self._log = folder / "daemon.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.lives = 0
+        self.stub = monitor_pb2_grpc.MonitorServiceStub(_channel(self.grpc))
+
+    def start(self, fault: str = "") -> Daemon:
+        """Start the process; `fault` is where it is to die."""
+        command = "import sys; from featurestore.cli import main; sys.exit(main())"
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", command, "monitor", "run", "--config", str(self.config)],
+                cwd=self.config.parent,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "STEADFEAST_FAULT": fault},
+            )
+        self.lives += 1
+        return self
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        """Kill it as the kernel would."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+
+    def stop(self) -> int:
+        """Stop it as an operator would; return its exit code."""
+        if self.process is None:
+            return 0
+        if self.alive():
+            self.process.terminate()
+        return self.process.wait(30)
+
+    def log(self) -> str:
+        """Return what it has written so far."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    def status(self) -> monitor_pb2.GetStatusResponse | None:
+        """Return its status; None while it does not answer."""
+        try:
+            return self.stub.GetStatus(monitor_pb2.GetStatusRequest(), timeout=5)
+        except grpc.RpcError as error:
+            if error.code() not in {
+                grpc.StatusCode.UNAVAILABLE,
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+            }:
+                raise
+            return None
+
+    def idle(self, until: datetime, seconds: float = 60.0) -> monitor_pb2.GetStatusResponse:
+        """Wait until everything served before `until` is dealt with."""
+
+        def settled():
+            assert self.alive(), self.log()[-3000:]
+            return self._settled(until)
+
+        return wait_for(settled, seconds, "idle")
+
+    def _settled(self, until: datetime) -> monitor_pb2.GetStatusResponse | None:
+        status = self.status()
+        seen = status is not None and status.latest_event.ToDatetime(UTC) >= until - DAY
+        return status if seen and status.idle else None
+
+    def survive(self, until: datetime, fault: str = "", seconds: float = 120.0) -> None:
+        """Wait as `idle` does, and start the process again, with `fault`, whenever it died."""
+
+        def settled():
+            if not self.alive():
+                self.start(fault)
+            return self._settled(until)
+
+        wait_for(settled, seconds, "idle after crashes")
+
+    def get(self, path: str) -> str:
+        """Return what the HTTP port answers."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _channel(port: int) -> grpc.Channel:
+    # Reconnects at once: these daemons come and go.
+    options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
+    return grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
 
 
 def wait_for(condition, seconds: float = 30.0, what: str = ""):

@@ -54,11 +54,11 @@ def evaluation(day: int, ratios: dict[str, float | None], *, broken: bool = Fals
 
     def verdict(feature: str, ratio: float | None) -> Verdict:
         if ratio is None:
-            level = Level.INSUFFICIENT_DATA
-        else:
-            level = Level.DRIFT if ratio > 1 else Level.OK
-        value = None if ratio is None else ratio * 0.1
-        return Verdict("served", feature, "psi", value, 0.1, level, "", window)
+            return Verdict(
+                "served", feature, "psi", None, 0.1, Level.INSUFFICIENT_DATA, "few rows", window
+            )
+        level = Level.DRIFT if ratio > 1 else Level.OK
+        return Verdict("served", feature, "psi", ratio * 0.1, 0.1, level, "", window)
 
     incident = Incident(IncidentKind.NULL_BURST, "x", 0.9, 0.2, "x: 90 % null")
     return Evaluation(
@@ -252,7 +252,7 @@ class AnyHistory(RuleBasedStateMachine):
     fired times and the running request. The account is made of the decisions alone.
     """
 
-    BUDGET, PER, COOLDOWN = 3, 30, 4
+    BUDGET, PER, COOLDOWN = 3, 60, 9
 
     def __init__(self) -> None:
         super().__init__()
@@ -349,11 +349,16 @@ class AnyHistory(RuleBasedStateMachine):
             wanted = {Outcome.WAITING} if self.manual else set()
             assert outcome in wanted | {Outcome.FIRED, Outcome.REJECTED}, "forgot to fire"
 
-    @rule(monitor=st.sampled_from("ab"), days=st.integers(2, 8), ends=st.booleans())
-    def drift_lasts(self, monitor, days, ends) -> None:
+    @rule(
+        monitor=st.sampled_from("ab"),
+        days=st.integers(2, 12),
+        drop=st.sampled_from([None, 0.3]),
+        ends=st.booleans(),
+    )
+    def drift_lasts(self, monitor, days, drop, ends) -> None:
         """Drift without a break; as long as it takes for the cooldown to pass."""
         for _ in range(days):
-            self.evaluate(monitor, 2.0, None, broken=False, step=1)
+            self.evaluate(monitor, 2.0, drop, broken=False, step=1)
             if ends:
                 self.running.clear()
 
