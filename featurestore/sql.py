@@ -233,37 +233,58 @@ def winners(
             f"SELECT s.i, any_value(s.id) AS id, any_value(s.t) AS t, max(f.ts) AS ts "
             f"FROM {asked} AS s JOIN ({rows}) AS f ON s.id = f.id AND {usable} GROUP BY s.i"
         )
-    if known:
-        rows = _as_they_became_known(rows)
+    if span.width is not None:
+        return _packed(view, span, rows, asked, known=known)
+    kept = ", s.t" if known else ""
     at = "seen" if known else "ts"
-    if span.width is None:
-        kept = ", s.t" if known else ""
-        return (
-            f"SELECT s.i, s.id{kept}, f.ts FROM {asked} AS s "
-            f"ASOF JOIN ({rows}) AS f ON s.id = f.id AND s.t >= f.{at} WHERE {fresh}"
+    if known:
+        rows = (
+            "SELECT id, seen, max(ts) OVER (PARTITION BY id ORDER BY seen) AS ts "
+            f"FROM ({_seen(rows, span)})"
         )
-    place = f"id::BIGINT * {span.width} + "
-    mine = f"SELECT i, id, t, {place}(t - {span.since}) AS at FROM {asked}"
-    ts = ", ts" if known else ""
-    theirs = f"SELECT {place}({at} - {span.since}) AS at{ts} FROM ({rows})"
-    found = "f.ts" if known else f"f.at - s.id::BIGINT * {span.width} + {span.since}"
     return (
-        f"SELECT i, id, t, ts FROM (SELECT s.i, s.id, s.t, f.at >= s.id::BIGINT * {span.width} "
-        f"AS mine, {found} AS ts FROM ({mine}) AS s ASOF JOIN ({theirs}) AS f ON s.at >= f.at) "
-        f"AS s WHERE mine AND {fresh.replace('f.ts', 's.ts')}"
+        f"SELECT s.i, s.id{kept}, f.ts FROM {asked} AS s "
+        f"ASOF JOIN ({rows}) AS f ON s.id = f.id AND s.t >= f.{at} WHERE {fresh}"
     )
 
 
-def _as_they_became_known(rows: str) -> str:
-    """Return, for each instant a row of a key is both due and known, the newest event time then.
+def _seen(rows: str, span: Span) -> str:
+    """Return rows with `seen`, the first instant at which each is both due and known.
 
-    ASOF compares one pair of times, and here a row has two. From `seen = max(ts, made)` on a row
-    can be used, and what it then yields to is decided by a running maximum of `ts` over `seen`.
+    ASOF compares one pair of times, and where knowledge counts a row has two. From `seen` on it
+    can be used; what it then yields to is decided by a running maximum of `ts` over `seen`.
     """
+    late = "" if span.until is None else f" AND made <= {span.until}"
     return (
-        "SELECT id, seen, max(ts) OVER (PARTITION BY id ORDER BY seen) AS ts "
-        f"FROM (SELECT id, ts, greatest(ts, made) AS seen FROM ({rows}) "
-        "WHERE ts IS NOT NULL AND made IS NOT NULL)"
+        f"SELECT id, ts, greatest(ts, made) AS seen FROM ({rows}) "
+        f"WHERE ts IS NOT NULL AND made IS NOT NULL{late}"
+    )
+
+
+def _packed(view: View, span: Span, rows: str, asked: str, *, known: bool) -> str:
+    """Return `winners` for crowded keys with key and time in one number, `place`.
+
+    The match may be the last row of an earlier key: then it lies below the key's own numbers.
+    The running maximum needs no partition, since each key's numbers exceed all before.
+    """
+    base = f"id::BIGINT * {span.width}"
+
+    def pack(time: str) -> str:
+        return f"{base} + ({time} - {span.since})"
+
+    if known:
+        packed = f"SELECT {pack('seen')} AS place, {pack('ts')} AS own FROM ({_seen(rows, span)})"
+        theirs = f"SELECT place, max(own) OVER (ORDER BY place) AS best FROM ({packed})"
+    else:
+        theirs = f"SELECT {pack('ts')} AS place FROM ({rows})"
+    best = "f.best" if known else "f.place"
+    mine = f"SELECT i, id, t, {pack('t')} AS place FROM {asked}"
+    kept = "i, id, t" if known else "i, id"
+    fresh = f" AND t - ts <= {view.ttl}" if view.ttl else ""
+    return (
+        f"SELECT {kept}, ts FROM (SELECT s.i, s.id, s.t, {best} >= s.{base} AS own, "
+        f"{best} - s.{base} + {span.since} AS ts "
+        f"FROM ({mine}) AS s ASOF JOIN ({theirs}) AS f ON s.place >= f.place) WHERE own{fresh}"
     )
 
 
