@@ -58,7 +58,7 @@ class Backoff:
 
     def seconds(self, attempt: int) -> float:
         """Return how long to wait after failure number `attempt`, counted from 1."""
-        whole = min(self.most, self.first * 2 ** min(attempt - 1, 30))
+        whole: float = min(self.most, self.first * 2 ** min(attempt - 1, 30))
         return whole * random.uniform(0.5, 1)  # noqa: S311 - jitter is no secret
 
 
@@ -176,7 +176,7 @@ class Outbox:
         try:
             answer = self._stub(message.target).TriggerRetrain(body, timeout=DEADLINE_SECONDS)
         except grpc.RpcError as error:
-            if error.code() in RETRIED:  # type: ignore[attr-defined]  # every call error has one
+            if error.code() in RETRIED:
                 self._later(message, _text(error))
             elif not self._stopping.is_set():
                 self._due.pop(request, None)
@@ -240,7 +240,7 @@ class Outbox:
                 # ValueError: the channel was closed; KeyError: the pipeline left the file.
                 if self._stopping.is_set():
                     return
-                code = error.code() if isinstance(error, grpc.RpcError) else None  # type: ignore[attr-defined]
+                code = error.code() if isinstance(error, grpc.RpcError) else None
                 if code is grpc.StatusCode.NOT_FOUND:
                     self._lost(following, sequence, _text(error))
                     return

@@ -18,6 +18,7 @@ import monitor_world as world
 from monitor_world import DAY, START
 
 from featurestore.errors import NotFoundError
+from monitor.bins import Edges
 from monitor.calibrate import build_reference
 from monitor.config import MonitorConfig
 from monitor.database import LedgerBrokenError, LedgerLockedError, LedgerVersionError
@@ -133,7 +134,10 @@ def test_what_was_measured_comes_back_equal(tmp_path: Path):
         freshness=(Freshness("v", START, None),),
         performance=Performance({"auc": 0.1 + 0.2}, 5, 2, WINDOW),
     )
+    bucket = Bucket(WINDOW.end - DAY, WINDOW.end)
+    snapshot = Snapshot("w", bucket, 5, START, "0" * 64, tmp_path / "s.parquet")
     with Ledger(tmp_path) as ledger, ledger.transaction():
+        ledger.add_bucket("w", snapshot, Profile.empty(Edges({})), "", START)
         ledger.add_window(evaluation)
         ledger.hold("w", Held(WINDOW.end))
     with Ledger(tmp_path) as ledger:
