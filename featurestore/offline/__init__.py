@@ -3,6 +3,7 @@
 `DuckDBOfflineStore` is a plain Feast plugin; `latest` feeds materialization.
 """
 
-from featurestore.offline.store import DuckDBOfflineStore, DuckDBOfflineStoreConfig, latest
+from featurestore.offline.pulls import latest
+from featurestore.offline.store import DuckDBOfflineStore, DuckDBOfflineStoreConfig
 
 __all__ = ["DuckDBOfflineStore", "DuckDBOfflineStoreConfig", "latest"]

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 import duckdb
+import pyarrow as pa
 from feast.data_format import DeltaFormat
 from feast.infra.offline_stores.file_source import FileSource
+from pyarrow.dataset import dataset
 
 from featurestore import sql
 from featurestore.errors import SourceError
@@ -23,6 +25,7 @@ from featurestore.errors import SourceError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from deltalake import DeltaTable
     from feast.data_source import DataSource
 
     from featurestore.order import Type
@@ -105,6 +108,40 @@ def open_source(
     return Source(name, location, scan, dict(zip(relation.columns, relation.types, strict=True)))
 
 
+def arrow_schema(repo: Path | str | None, source: DataSource, view: str = "") -> pa.Schema:
+    """Return the Arrow schema of a source's files, partition columns last.
+
+    Raises:
+        SourceError: There is nothing there, it is remote, or it cannot be read.
+    """
+    if not isinstance(source, FileSource):
+        raise SourceError(view or source.name, source.name, "is not a FileSource")
+    name, location = view or source.name, FileSource.get_uri_for_file_path(repo, source.path)
+    if is_remote(location):
+        raise SourceError(name, location, "the schema of remote files is read when they are joined")
+    path = Path(location)
+    if isinstance(source.file_format, DeltaFormat) or (path / "_delta_log").is_dir():
+        return pa.schema(_delta_table(name, location).schema().to_arrow())
+    files = local_files(path)
+    if not files:
+        raise SourceError(name, location, _nothing(path))
+    hive = "hive" if is_hive(path, files) else None
+    try:
+        return dataset([str(file) for file in files], format="parquet", partitioning=hive).schema
+    except (OSError, pa.ArrowInvalid) as error:
+        raise SourceError(name, location, str(error).split("\n", 1)[0]) from error
+
+
+def _nothing(path: Path) -> str:
+    return "the folder holds no Parquet file" if path.is_dir() else "there is no such file"
+
+
+def is_there(repo: Path | str | None, source: FileSource) -> bool:
+    """Tell whether a source has any local file; a remote one counts as there."""
+    location = FileSource.get_uri_for_file_path(repo_path=repo, uri=source.path)
+    return is_remote(location) or Path(location).exists() or bool(local_files(Path(location)))
+
+
 def scan_of(view: str, location: str, *, delta: bool = False) -> str:
     """Return the table expression of what lies at `location`.
 
@@ -118,8 +155,7 @@ def scan_of(view: str, location: str, *, delta: bool = False) -> str:
         return _delta(view, location)
     files = local_files(path)
     if not files:
-        problem = "the folder holds no Parquet file" if path.is_dir() else "there is no such file"
-        raise SourceError(view, location, problem)
+        raise SourceError(view, location, _nothing(path))
     return sql.parquet([str(file) for file in files], hive=is_hive(path, files))
 
 
@@ -158,16 +194,20 @@ def is_hive(root: Path, files: list[Path]) -> bool:
 
 
 def _delta(view: str, location: str) -> str:
+    table = _delta_table(view, location)
+    files = table.file_uris()
+    if not files:
+        raise SourceError(view, location, "the Delta table holds no file")
+    return sql.parquet(files, hive=bool(table.metadata().partition_columns))
+
+
+def _delta_table(view: str, location: str) -> DeltaTable:
     try:
         from deltalake import DeltaTable  # noqa: PLC0415 - an extra
         from deltalake.exceptions import DeltaError, TableNotFoundError  # noqa: PLC0415
     except ImportError as error:
         raise SourceError(view, location, "Delta tables need steadfeast[delta]") from error
     try:
-        table = DeltaTable(location)
+        return DeltaTable(location)
     except (TableNotFoundError, DeltaError) as error:
         raise SourceError(view, location, f"not a readable Delta table: {error}") from error
-    files = table.file_uris()
-    if not files:
-        raise SourceError(view, location, "the Delta table holds no file")
-    return sql.parquet(files, hive=bool(table.metadata().partition_columns))

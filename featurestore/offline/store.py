@@ -9,12 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from feast.feature_logging import LoggingConfig  # noqa: TC002 - Feast inspects the signatures
-from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMetadata
-from feast.infra.offline_stores.offline_utils import get_pyarrow_schema_from_batch_source
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import FeastConfigBaseModel
 from feast.utils import compute_non_entity_date_range
@@ -22,28 +19,28 @@ from pydantic import Field, StrictStr
 
 from featurestore import sql
 from featurestore.errors import SourceError
+from featurestore.offline import monitoring
 from featurestore.offline.entities import MissingColumnsError, read_entities
 from featurestore.offline.job import DuckDBRetrievalJob
 from featurestore.offline.join import check_names, point_in_time, span
+from featurestore.offline.pulls import pulled, table_of, with_dummy
 from featurestore.offline.session import session
-from featurestore.offline.sources import open_source
+from featurestore.offline.sources import arrow_schema, is_remote, is_there, open_source
 from featurestore.offline.times import instant, micros
 from featurestore.offline.views import bind, originals, requested
 from featurestore.offline.writing import append, log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from datetime import datetime
+    from collections.abc import Callable, Iterator
+    from datetime import date, datetime
 
     import duckdb
+    import pyarrow as pa
     from feast.data_source import DataSource
     from feast.feature_logging import LoggingSource
     from feast.feature_view import FeatureView
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.repo_config import RepoConfig
-
-
-__all__ = ["DuckDBOfflineStore", "DuckDBOfflineStoreConfig", "latest"]
 
 
 class DuckDBOfflineStoreConfig(FeastConfigBaseModel):
@@ -184,7 +181,7 @@ class DuckDBOfflineStore(OfflineStore):
         """
 
         def query(connection: duckdb.DuckDBPyConnection) -> str:
-            view = _table(
+            view = table_of(
                 connection,
                 config,
                 data_source,
@@ -194,9 +191,9 @@ class DuckDBOfflineStore(OfflineStore):
                 created=created_timestamp_column,
             )
             text = sql.newest(view, micros(start_date), micros(end_date), known_by=None)
-            return text if join_key_columns else _with_dummy(text)
+            return text if join_key_columns else with_dummy(text)
 
-        return _pulled(config, query)
+        return pulled(config, query)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -216,7 +213,7 @@ class DuckDBOfflineStore(OfflineStore):
         """
 
         def query(connection: duckdb.DuckDBPyConnection) -> str:
-            view = _table(
+            view = table_of(
                 connection,
                 config,
                 data_source,
@@ -227,7 +224,7 @@ class DuckDBOfflineStore(OfflineStore):
             )
             return sql.everything(view, micros(start_date), micros(end_date))
 
-        return _pulled(config, query)
+        return pulled(config, query)
 
     @staticmethod
     def offline_write_batch(
@@ -245,11 +242,11 @@ class DuckDBOfflineStore(OfflineStore):
         source = feature_view.batch_source
         if source is None:
             raise SourceError(feature_view.name, "", "the view has no batch source")
-        schema, names = get_pyarrow_schema_from_batch_source(config, source)
-        if table.column_names != names:
+        schema = arrow_schema(config.repo_path, source, feature_view.name)
+        if table.column_names != schema.names:
             raise ValueError(
                 f"feature view {feature_view.name!r}: the table's columns {table.column_names} "
-                f"are not the source's, in its order: {schema}"
+                f"are not the source's, in its order: {schema.names}"
             )
         append(table, source, config.repo_path, feature_view.name)
         if progress is not None:
@@ -274,82 +271,130 @@ class DuckDBOfflineStore(OfflineStore):
         folder = FileSource.get_uri_for_file_path(config.repo_path, destination.path)
         log(data, Path(folder), destination.partition_by)
 
+    def validate_data_source(self, config: RepoConfig, data_source: DataSource) -> None:
+        """Check that a source can be read and has the columns that it names.
 
-def latest(
-    config: RepoConfig, view: FeatureView, since: datetime | None, until: datetime
-) -> pa.RecordBatchReader:
-    """Stream each key's newest usable row of a feature view as of `until`.
+        A source that is not there yet is not an error: Feast applies definitions before data.
 
-    Newest is greatest in the total order among rows with `since <= event time <= until` and, if
-    the source has a created column, created time `<= until`.
-
-    Returns:
-        Columns: join keys and features under the view's names, then event time and, if there is
-        one, created time (the source's `timestamp_field` and `created_timestamp_column`), as
-        `timestamp[us, tz=UTC]`. Close the reader, or read it to its end.
-
-    Raises:
-        SourceError: The source is missing, unreadable or lacks a column.
-    """
-    stream = _latest(config, view, since, until)
-    schema = next(stream)
-    return pa.RecordBatchReader.from_batches(schema, stream)
-
-
-def _latest(
-    config: RepoConfig, view: FeatureView, since: datetime | None, until: datetime
-) -> Iterator[Any]:
-    with session(config) as connection:
-        bound = bind(connection, config.repo_path, view, [f.name for f in view.features])
-        text = sql.newest(bound.view, micros(since), micros(until), known_by=micros(until))
-        reader = connection.sql(text).to_arrow_reader()
-        yield reader.schema
-        yield from reader
-
-
-def _table(
-    connection: duckdb.DuckDBPyConnection,
-    config: RepoConfig,
-    data_source: DataSource,
-    *,
-    keys: Sequence[str],
-    features: Sequence[str],
-    timestamp: str,
-    created: str | None,
-) -> sql.View:
-    """Bind columns of a source under the source's own names."""
-    source = open_source(connection, config.repo_path, data_source)
-    mapped = {old: new for new, old in originals(data_source, source.columns).items()}
-    return sql.View(
-        scan=source.scan,
-        keys=tuple(source.column(key) for key in keys if key != DUMMY_ENTITY_ID),
-        timestamp=source.time(timestamp),
-        created=source.time(created) if created else None,
-        features=tuple((source.column(name), name) for name in features),
-        order=tuple((mapped.get(name, name), source.column(name)) for name in features),
-    )
-
-
-def _pulled(
-    config: RepoConfig, query: Callable[[duckdb.DuckDBPyConnection], str]
-) -> DuckDBRetrievalJob:
-    with session(config) as connection:
-        text = query(connection)
-
-    def tables(rows: int | None) -> Iterator[pa.Table]:
+        Raises:
+            SourceError: It is there and cannot be read, or lacks a column.
+        """
+        if not isinstance(data_source, FileSource):
+            data_source.validate(config=config)
+            return
+        if not is_there(config.repo_path, data_source):
+            return
         with session(config) as connection:
-            relation = connection.sql(text)
-            if rows is None:
-                yield relation.to_arrow_table()
-                return
-            reader = relation.to_arrow_reader(rows)
-            yield reader.schema.empty_table()
-            yield from (pa.Table.from_batches([batch]) for batch in reader)
+            source = open_source(connection, config.repo_path, data_source)
+        old = originals(data_source, source.columns)
+        for name in (data_source.timestamp_field, data_source.created_timestamp_column):
+            if name:
+                source.time(old.get(name, name))
 
-    return DuckDBRetrievalJob(config, tables, lambda: text)
+    def get_table_column_names_and_types_from_data_source(
+        self, config: RepoConfig, data_source: Any
+    ) -> list[tuple[str, str]]:
+        """Return a source's column names and their Arrow types, as results have them.
+
+        Raises:
+            SourceError: It is missing or unreadable.
+        """
+        if is_remote(data_source.path):
+            return list(data_source.get_table_column_names_and_types(config))
+        schema = arrow_schema(config.repo_path, data_source)
+        return [(field.name, str(field.type)) for field in schema]
+
+    @staticmethod
+    def compute_monitoring_metrics(
+        config: RepoConfig,
+        data_source: DataSource,
+        feature_columns: list[tuple[str, str]],
+        timestamp_field: str,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        histogram_bins: int = 20,
+        top_n: int = 10,
+    ) -> list[dict[str, Any]]:
+        """Return Feast's monitoring figures of columns, in the order asked.
+
+        Raises:
+            SourceError: The source is missing, unreadable or lacks a column.
+        """
+        with session(config) as connection:
+            source = open_source(connection, config.repo_path, data_source)
+            names = [source.column(name).name for name, _ in feature_columns]
+            chosen = ", ".join(map(sql.identifier, names)) or "1"
+            times = sql.within(source.time(timestamp_field), micros(start_date), micros(end_date))
+            rows = f"SELECT {chosen} FROM {source.scan} WHERE {times}"
+            numbers = [name for name, kind in feature_columns if kind == "numeric"]
+            found = {
+                metric["feature_name"]: metric
+                for metric in monitoring.numeric(connection, rows, numbers, histogram_bins)
+            }
+            for name in names:
+                if name not in found:
+                    found[name] = monitoring.categorical(connection, rows, name, top_n)
+        return [found[name] for name in names]
+
+    @staticmethod
+    def get_monitoring_max_timestamp(
+        config: RepoConfig, data_source: DataSource, timestamp_field: str
+    ) -> datetime | None:
+        """Return the greatest event time of a source, None without any.
+
+        Raises:
+            SourceError: The source is missing, unreadable or lacks the column.
+        """
+        with session(config) as connection:
+            source = open_source(connection, config.repo_path, data_source)
+            time = source.time(timestamp_field)
+            value = sql.micros(sql.identifier(time.name), time.type.id)
+            query = f"SELECT max({value}) FROM {source.scan}"
+            greatest = connection.execute(query).fetchall()[0][0]
+        return None if greatest is None else instant(greatest)
+
+    @staticmethod
+    def ensure_monitoring_tables(config: RepoConfig) -> None:
+        """Make the files that keep monitoring figures."""
+        monitoring.ensure(_folder(config))
+
+    @staticmethod
+    def save_monitoring_metrics(
+        config: RepoConfig, metric_type: str, metrics: list[dict[str, Any]]
+    ) -> None:
+        """Keep monitoring figures; those with the key of others take their place."""
+        monitoring.save(_folder(config), metric_type, metrics)
+
+    @staticmethod
+    def query_monitoring_metrics(
+        config: RepoConfig,
+        project: str,
+        metric_type: str,
+        filters: dict[str, Any] | None = None,
+        start_date: date | None = None,
+        end_date: date | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return kept monitoring figures in order of date, both ends included."""
+        folder = _folder(config)
+        return monitoring.query(folder, project, metric_type, filters, start_date, end_date)
+
+    @staticmethod
+    def clear_monitoring_baseline(
+        config: RepoConfig,
+        project: str,
+        feature_view_name: str | None = None,
+        feature_name: str | None = None,
+        data_source_type: str | None = None,
+    ) -> None:
+        """Unmark the baseline of the feature figures that match."""
+        wanted = {
+            "project_id": project,
+            "feature_view_name": feature_view_name,
+            "feature_name": feature_name,
+            "data_source_type": data_source_type,
+        }
+        monitoring.clear_baseline(_folder(config), wanted)
 
 
-def _with_dummy(text: str) -> str:
-    """Add the key that Feast gives to views without entities."""
-    value = sql.literal(DUMMY_ENTITY_VAL)
-    return f"SELECT *, {value} AS {sql.identifier(DUMMY_ENTITY_ID)} FROM ({text})"
+def _folder(config: RepoConfig) -> Path:
+    return Path(config.repo_path or ".")
