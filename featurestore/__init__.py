@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featurestore.contract import Contract
+    from featurestore.manifest import Manifest, TrainingSet
     from featurestore.served import OnlineFeatures, ServedLog
     from featurestore.store import Store
-    from featurestore.training import Manifest, TrainingSet
 
 _HOMES = {
     "Contract": "featurestore.contract",
-    "Manifest": "featurestore.training",
+    "Manifest": "featurestore.manifest",
     "OnlineFeatures": "featurestore.served",
     "ServedLog": "featurestore.served",
     "Store": "featurestore.store",
-    "TrainingSet": "featurestore.training",
+    "TrainingSet": "featurestore.manifest",
 }
 
 __all__ = ["Contract", "Manifest", "OnlineFeatures", "ServedLog", "Store", "TrainingSet"]

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featurestore import offline
+from featurestore.errors import SteadfeastError
 from featurestore.evidence import content_sha256, differs
 from featurestore.materialization import as_online
 from featurestore.rows import cast_array
@@ -35,7 +36,7 @@ from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP, arrow_type
 from featurestore.sql import identifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from feast import FeatureStore, FeatureView
@@ -185,9 +186,15 @@ def online_against_offline(store: Audited, view: FeatureView) -> Check:
             "online_rows": store.online.scan(config, view),
             "offline_rows": (as_online(view, batch) for batch in there),
         }
+        failures: list[SteadfeastError] = []
         for name, batches in sides.items():
-            connection.register(name, _reader(schema, batches))
-        connection.execute(_compared(view, keys, features, until)).fetchall()
+            connection.register(name, _reader(schema, batches, failures))
+        try:
+            connection.execute(_compared(view, keys, features, until)).fetchall()
+        except duckdb.Error:
+            if failures:  # DuckDB wraps what goes wrong in a stream that it reads
+                raise failures[0] from None
+            raise
         counts = connection.execute(_counted(view)).fetchall()
         rows = connection.execute("SELECT count(*) FROM compared").fetchall()[0][0]
         examples = [
@@ -216,13 +223,21 @@ def _schema(view: FeatureView) -> pa.Schema:
     )
 
 
-def _reader(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
-    """Cast both sides to the declared types, as writing and training do."""
+def _reader(
+    schema: pa.Schema, batches: Iterable[pa.RecordBatch], failures: list[SteadfeastError]
+) -> pa.RecordBatchReader:
+    """Cast a side to the declared types, as writing and training do; note what goes wrong."""
 
     def typed() -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            columns = [cast_array(batch.column(item.name), item.type, item.name) for item in schema]
-            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+        try:
+            for batch in batches:
+                yield pa.RecordBatch.from_arrays(
+                    [cast_array(batch.column(item.name), item.type, item.name) for item in schema],
+                    schema=schema,
+                )
+        except SteadfeastError as error:
+            failures.append(error)
+            raise
 
     return pa.RecordBatchReader.from_batches(schema, typed())
 

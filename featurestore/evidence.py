@@ -90,7 +90,7 @@ def differs(a: pa.ChunkedArray, b: pa.ChunkedArray) -> list[int]:
         unequal = [one_sha256(x) != one_sha256(y) for x, y in values]
         return [int(row) for row in np.flatnonzero(different | np.array(unequal))]
     if _is_bytes(a.type):
-        unequal = pc.not_equal(left, right).fill_null(value=False)
+        unequal = pc.not_equal(left, right).fill_null(False)  # Arrow takes it by position
         return [int(row) for row in np.flatnonzero(different | unequal.to_numpy(False))]
     if pa.types.is_null(a.type):
         return []

@@ -1,9 +1,10 @@
 """Vectors that were served, and the log of every one of them.
 
-Above `service`. The hot path pays for one list append: Arrow work waits for `flush`, which
-writes one file by rename, so that a reader sees all of a file or nothing. What a crash loses is
-what was not flushed, at most `rows_per_file` rows of a service. Each file carries its writer, its
-number and what that writer has logged before it, so that a lost file or row shows.
+Above `rows`; imports no Feast, so that what only reads the log starts at once. The hot path pays
+for one list append: Arrow work waits for `flush`, which writes one file by rename, so that a
+reader sees all of a file or nothing. What a crash loses is what was not flushed, at most
+`rows_per_file` rows of a service. Each file carries its writer, its number and what that writer
+has logged before it, so that a lost file or row shows.
 """
 
 from __future__ import annotations
@@ -265,9 +266,6 @@ def microseconds(time: datetime) -> int:
 
 def _served_table(items: list[_Served]) -> pa.Table:
     """One table from the calls that wait, all with the same columns."""
-    # Here, because whoever only reads the log needs no Feast, which takes seconds to import.
-    from featurestore.service import EVENT_TIMESTAMP  # noqa: PLC0415
-
     rows = [item.features.table.num_rows for item in items]
 
     def repeated(values: list[str]) -> pa.Array:
@@ -284,7 +282,7 @@ def _served_table(items: list[_Served]) -> pa.Table:
     vectors = pa.concat_tables([item.features.table for item in items])
     columns |= zip(vectors.column_names, vectors.columns, strict=True)
     for view in items[0].features.event_times:
-        columns[f"{view}__{EVENT_TIMESTAMP}"] = _stacked(
+        columns[f"{view}__event_timestamp"] = _stacked(
             _column(item.features.event_times[view], TIMESTAMP) for item in items
         )
     columns["prediction"] = _stacked(

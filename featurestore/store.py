@@ -27,13 +27,13 @@ from featurestore.errors import (
     ReplayError,
 )
 from featurestore.evidence import content_sha256, write_whole
+from featurestore.manifest import Manifest, TrainingSet
 from featurestore.materialization import Materializer
 from featurestore.ondemand import Executor
 from featurestore.online import PackedOnlineStore
 from featurestore.served import OnlineFeatures, ServedLog, microseconds
 from featurestore.service import ServicePlan, resolve
 from featurestore.serving import Bundle
-from featurestore.training import Manifest, TrainingSet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
-"""Training sets: point-in-time values, their manifest, and the same bytes again later.
+"""Training sets: point-in-time values, and the evidence of what they are.
 
-Above `ondemand` and `contract`. Every entity row is joined at its own time with what was known
+Above `ondemand` and `manifest`. Every entity row is joined at its own time with what was known
 then: a source row counts when its event time and its created time (where the source has one) are
 at or before the entity row's `event_timestamp`. A knowledge time `as_known_at` therefore needs
 nothing of the join: rows of the entity frame, or labels with a `known_at`, that lie after it are
@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from featurestore.errors import EntityRowsError, FutureKnowledgeError, ManifestError
+from featurestore.errors import EntityRowsError, FutureKnowledgeError
 from featurestore.evidence import (
     code_commit,
     content_sha256,
@@ -33,6 +32,7 @@ from featurestore.evidence import (
     profile,
     sha256_of,
 )
+from featurestore.manifest import DATA, MANIFEST, Manifest, TrainingSet
 from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP
 
 if TYPE_CHECKING:
@@ -46,124 +46,6 @@ if TYPE_CHECKING:
 
 KNOWN_AT = "known_at"
 _ROW = "__steadfeast_row"
-DATA, MANIFEST = "data.parquet", "manifest.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a training set was made of; JSON beside its data.
-
-    Attributes:
-        id: First 16 hexadecimal digits of the SHA-256 of everything below but `created_at`.
-        service: The feature service.
-        contract: SHA-256 of its contract.
-        label: Label column, if there is one.
-        features: Feature columns.
-        keys: Entity columns that were joined on, request fields included.
-        created_at: When it was built, ISO 8601.
-        as_known_at: The knowledge time asked for, ISO 8601, or null.
-        rows: How many.
-        sha256: Of the canonical Arrow content of the data.
-        entities_sha256: Of that of the entity frame.
-        sources: `{view, path, sha256, size}` of each file that was read; hash and size are null
-            for what is not a local file.
-        columns: Name -> `{type, nulls, ...}`.
-        commit: Git commit of the definitions, with "+changes" when files differ; empty without git.
-        libraries: Versions of what executed.
-    """
-
-    id: str
-    service: str
-    contract: str
-    label: str | None
-    features: tuple[str, ...]
-    keys: tuple[str, ...]
-    created_at: str
-    as_known_at: str | None
-    rows: int
-    sha256: str
-    entities_sha256: str
-    sources: tuple[Mapping[str, Any], ...]
-    columns: Mapping[str, Mapping[str, Any]]
-    commit: str
-    libraries: Mapping[str, str]
-
-    def to_json(self) -> str:
-        """Return the manifest as JSON, sorted and indented."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def load(cls, path: Path) -> Manifest:
-        """Read one.
-
-        Raises:
-            ManifestError: It is missing, not JSON, or not a manifest.
-        """
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ManifestError(path, f"cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise ManifestError(path, f"is not JSON: {error}") from error
-        names = {item.name for item in fields(cls)}
-        if not isinstance(raw, dict) or set(raw) != names:
-            odd = sorted(names.symmetric_difference(raw)) if isinstance(raw, dict) else []
-            raise ManifestError(path, f"is not a manifest; fields at fault: {', '.join(odd)}")
-        for name in ("features", "keys", "sources"):
-            raw[name] = tuple(raw[name])
-        return cls(**raw)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSet:
-    """Features and label, with the evidence of what they are.
-
-    Attributes:
-        table: Entity columns, then features, in the order of the entity frame.
-        manifest: What it was made of.
-        path: Folder that holds `data.parquet` and `manifest.json`.
-    """
-
-    table: pa.Table
-    manifest: Manifest
-    path: Path
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """Names of the feature columns, in the order of the service."""
-        return self.manifest.features
-
-    @property
-    def label(self) -> str | None:
-        """Name of the label column."""
-        return self.manifest.label
-
-    @property
-    def entities(self) -> pa.Table:
-        """The entity frame it was built from."""
-        return self.table.drop_columns(list(self.features))
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Return the table as a data frame."""
-        frame: pd.DataFrame = self.table.to_pandas()
-        return frame
-
-    @classmethod
-    def load(cls, path: Path) -> TrainingSet:
-        """Read the training set whose manifest is at `path`, checking its content hash.
-
-        Raises:
-            ManifestError: The manifest or the data is missing, unreadable or altered.
-        """
-        manifest = Manifest.load(path)
-        try:
-            table = pq.read_table(path.parent / DATA, partitioning=None)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ManifestError(path, f"its {DATA} cannot be read: {error}") from error
-        found = content_sha256(table)
-        if found != manifest.sha256:
-            raise ManifestError(path, f"its {DATA} holds {found}, not {manifest.sha256}")
-        return cls(table, manifest, path.parent)
 
 
 def entity_table(plan: ServicePlan, entities: pa.Table | pd.DataFrame) -> pa.Table:

@@ -148,7 +148,7 @@ def outer(bonus):
 function = outer({bonus})
 def bad(x):
     return LIVE, x
-"""  # noqa: E501
+"""
 
 
 @pytest.fixture

@@ -1,0 +1,267 @@
+"""Each planted bug is found and named; a store without bugs passes; nothing compared is no pass."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featurestore import Store
+from featurestore import serving as serving_module
+from featurestore.errors import CorruptRowError
+
+NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
+HOUR, DAY, TICK = timedelta(hours=1), timedelta(days=1), timedelta(microseconds=1)
+HOME_TOWN = "Zollikofen"
+
+
+def user(number, at, written=None, **values):
+    return {"user_id": number, "at": at, "written": written or at, **values}
+
+
+def rows(users):
+    return pa.table(
+        {
+            "user_id": pa.array(users, pa.int64()),
+            "item_id": pa.array(["a"] * len(users), pa.string()),
+            "amount": pa.array([10.0] * len(users), pa.float64()),
+        }
+    )
+
+
+def serve(store, time=NOON, users=(1, 2, 3)):
+    asked = rows(users)
+    got = store.online_features("purchase", asked, request_time=time)
+    ids = [f"{time.isoformat()}-{n}" for n in users]
+    store.served.append("purchase", got, request_ids=ids, request_time=time)
+
+
+@pytest.fixture
+def stocked(shop):
+    """Give a shop with three users, materialized and served from at noon."""
+    shop.write(
+        [
+            user(1, NOON - 2 * HOUR, spend=0.0, visits=1, city="Bern"),
+            user(1, NOON - HOUR, spend=0.0, visits=2, city=HOME_TOWN),
+            user(2, NOON - HOUR, spend=2.0, visits=2**53 + 1, city="Bern"),
+            user(3, NOON - DAY - TICK, spend=3.0, visits=3, city="Bern"),
+        ],
+        [{"item_id": "a", "price": 0.1, "at": NOON - 50 * DAY}],
+    )
+    with Store.open(shop.config) as store:
+        store.materialize(NOON)
+        serve(store)
+        yield store
+
+
+def check(store, invariant, subject):
+    report = store.audit("purchase")
+    (found,) = [c for c in report.checks if (c.invariant, c.subject) == (invariant, subject)]
+    assert report.ok is all(c.ok for c in report.checks)
+    return found
+
+
+def overwrite(store, **values):
+    """Put a row into the online store as it is, past the order of writes."""
+    view = store.feast.get_feature_view("users")
+    key = pa.table({"user_id": pa.array([values["user_id"]], pa.int64())})
+    store.online.delete_entities(store.feast.config, view, key)
+    if "at" in values:
+        store.write_online("users", pa.Table.from_pylist([values], store_schema()))
+
+
+def store_schema():
+    time = pa.timestamp("us", tz="UTC")
+    return pa.schema(
+        [
+            ("user_id", pa.int64()),
+            ("spend", pa.float64()),
+            ("visits", pa.int64()),
+            ("city", pa.string()),
+            ("at", time),
+            ("written", time),
+        ]
+    )
+
+
+def test_a_sound_store_passes_and_says_how_much_was_compared(stocked):
+    report = stocked.audit("purchase")
+    assert report.ok, report.to_text()
+    compared = {(c.invariant, c.subject): c.cells for c in report.checks}
+    # User 3 expired by a microsecond on both sides: there is nothing of it to compare.
+    assert compared == {
+        ("I1", "users"): 2 * 3,
+        ("I1", "items"): 1 * 2,
+        ("I2", "purchase"): 3 * 9,
+        ("I11", "purchase"): 3,
+    }
+    parsed = json.loads(report.to_json())
+    assert parsed["ok"] is True
+    assert parsed["contract"] == stocked.contract("purchase").sha256
+
+
+GOOD = {"spend": 0.0, "visits": 2, "city": HOME_TOWN, "at": NOON - HOUR, "written": NOON - HOUR}
+
+I1_BUGS = {
+    "a value changed": ({"visits": 3}, {"value": 1}),
+    "an integer through a float": (
+        {"user_id": 2, "spend": 2.0, "visits": 2**53, "city": "Bern"},
+        {"value": 1},
+    ),
+    "a negative zero": ({"spend": -0.0}, {"value": 1}),
+    "a null for a value": ({"city": None}, {"value": 1}),
+    "NaN for a value": ({"spend": float("nan")}, {"value": 1}),
+    "an older row over a newer": (
+        {"visits": 1, "city": "Bern", "at": NOON - 2 * HOUR, "written": NOON - 2 * HOUR},
+        {"stale": 3},
+    ),
+    "a row from after the watermark": ({"at": NOON + HOUR, "written": NOON + HOUR}, {"ahead": 3}),
+    "a row that no source has": ({"user_id": 9}, {"missing offline": 3}),
+}
+
+
+@pytest.mark.parametrize("bug", I1_BUGS)
+def test_i1_names_what_is_wrong_online(stocked, bug):
+    values, kinds = I1_BUGS[bug]
+    overwrite(stocked, **{"user_id": 1, **GOOD, **values})
+    found = check(stocked, "I1", "users")
+    assert not found.ok
+    assert found.mismatches == kinds
+    example = found.examples[0]
+    assert example["key"] == {"user_id": values.get("user_id", 1)}
+    assert example["kind"] in kinds
+    assert example["online_event_time"] is not None
+
+
+def test_i1_names_a_row_that_is_gone(stocked):
+    overwrite(stocked, user_id=1)
+    found = check(stocked, "I1", "users")
+    assert found.mismatches == {"missing online": 3}
+    assert found.examples[0]["online_event_time"] is None
+
+
+def test_i1_names_a_row_that_the_source_lost(stocked, shop):
+    shop.write([user(1, NOON - HOUR, **{k: GOOD[k] for k in ("spend", "visits", "city")})], [])
+    assert check(stocked, "I1", "users").mismatches == {"missing offline": 3}
+    assert check(stocked, "I1", "items").mismatches == {"missing offline": 2}
+
+
+def test_personal_data_never_appears_in_a_report(stocked):
+    overwrite(stocked, **{"user_id": 1, **GOOD, "city": "Ostermundigen"})
+    report = stocked.audit("purchase")
+    (example,) = next(c for c in report.checks if c.subject == "users").examples
+    assert example["feature"] == "city"
+    assert example["online"].startswith("pii:")
+    assert example["online"] != example["offline"]
+    for text in (report.to_json(), report.to_text()):
+        assert HOME_TOWN not in text
+        assert "Ostermundigen" not in text
+
+
+def _rewrite(path, change):
+    table = pq.read_table(path, partitioning=None)
+    pq.write_table(change(table), path)
+
+
+def test_i2_names_a_vector_that_training_would_not_see(stocked):
+    stocked.served.flush()
+    (path,) = stocked.served.files("purchase", NOON, NOON + HOUR)
+
+    def change(table):
+        index = table.schema.get_field_index("share")
+        return table.set_column(index, "share", pa.array([10.0, 5.000000000000001, None]))
+
+    _rewrite(path, change)
+    found = check(stocked, "I2", "purchase")
+    assert found.mismatches == {"value": 1}
+    (example,) = found.examples
+    assert (example["feature"], example["served"], example["offline"]) == (
+        "share",
+        5.000000000000001,
+        5.0,
+    )
+
+
+def test_i2_names_an_expired_value_that_was_served_all_the_same(stocked, monkeypatch):
+    """The mutant: a TTL one microsecond longer online than offline."""
+    right = serving_module.usable
+    monkeypatch.setattr(
+        serving_module, "usable", lambda event, ttl, at: right(event, ttl and ttl + 1, at)
+    )
+    serve(stocked, NOON, users=(3,))
+    found = check(stocked, "I2", "purchase")
+    assert set(found.mismatches) == {"missing offline"}
+    assert {example["feature"] for example in found.examples} <= {
+        *("spend", "visits", "city", "share", "more_visits", "label")
+    }
+
+
+def test_i2_names_a_leaked_row(stocked, shop):
+    """A value served before it was known: it was written an hour after the request."""
+    future = user(2, NOON - 1 * TICK, written=NOON + HOUR, spend=7.0, visits=7, city="Bern")
+    overwrite(stocked, **{**future, "written": NOON - TICK})
+    shop.write([future], [{"item_id": "a", "price": 0.1, "at": NOON - 50 * DAY}])
+    serve(stocked, NOON, users=(2,))
+    found = check(stocked, "I2", "purchase")
+    assert "missing offline" in found.mismatches
+
+
+def test_i2_names_an_on_demand_function_that_differs_online(stocked):
+    (executor, *_) = stocked.bundle("purchase").executors
+    right = executor._function
+    executor._function = lambda frame: right(frame).assign(share=lambda f: f["share"] + 1)
+    serve(stocked, NOON + TICK, users=(2,))
+    executor._function = right
+    assert check(stocked, "I2", "purchase").mismatches == {"value": 1}
+
+
+def test_i2_takes_only_the_window_and_the_contract_asked_for(stocked, shop):
+    serve(stocked, NOON + HOUR)
+    report = stocked.audit("purchase", start=NOON + TICK, end=NOON + 2 * HOUR)
+    assert [c.cells for c in report.checks if c.invariant == "I2"] == [27]
+    assert [c.cells for c in report.checks if c.invariant == "I11"] == [6]
+    shop.edit("features.py", "timedelta(days=1)", "timedelta(days=2)")
+    stocked.apply()
+    found = check(stocked, "I2", "purchase")
+    assert (found.cells, found.ok) == (0, False)
+    assert found.note == "6 rows were served under another contract"
+
+
+def test_i11_counts_rows_and_files_that_are_gone(stocked):
+    for n in range(1, 4):
+        stocked.served.flush()
+        serve(stocked, NOON + n * HOUR)
+    stocked.served.flush()
+    assert check(stocked, "I11", "purchase").ok
+    files = stocked.served.files("purchase", NOON, NOON + DAY)
+    files[1].unlink()
+    assert check(stocked, "I11", "purchase").mismatches == {"lost": 3}
+    kept = pq.read_table(files[2], partitioning=None)
+    pq.write_table(kept.slice(1), files[2])
+    found = check(stocked, "I11", "purchase")
+    assert found.mismatches == {"lost": 4}
+    assert {example.get("file") for example in found.examples} == {None, files[2].name}
+
+
+def test_nothing_to_compare_is_not_a_pass(shop):
+    with Store.open(shop.config) as store:
+        report = store.audit("purchase")
+    assert not report.ok
+    assert {c.note for c in report.checks} == {"never materialized", "nothing was logged"}
+
+
+def test_a_torn_online_row_is_an_error_and_not_a_value(stocked, shop):
+    connection = sqlite3.connect(shop.data / "online.db")
+    with connection:
+        names = connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'rows:%users'")
+        ((name,),) = names.fetchall()
+        for key, row in connection.execute(f'SELECT key, row FROM "{name}"').fetchall():
+            torn = row[:-1] + bytes([row[-1] ^ 1])
+            connection.execute(f'UPDATE "{name}" SET row = ? WHERE key = ?', (torn, key))
+    connection.close()
+    with pytest.raises(CorruptRowError, match="fails its checksum"):
+        stocked.audit("purchase")

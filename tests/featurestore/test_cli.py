@@ -1,0 +1,135 @@
+"""The command line as a person meets it: a process of its own, its output, its exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import EntryPoint
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from featurestore import cli
+
+NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def run(shop):
+    """Give what runs `steadfeast store WORDS --config` here and returns code and output."""
+
+    def call(*words):
+        return CliRunner().invoke(cli.app, ["store", *words, "--config", str(shop.config)])
+
+    return call
+
+
+@pytest.fixture
+def stocked(shop):
+    row = {"user_id": 1, "at": NOON, "written": NOON, "spend": 4.0, "visits": 1}
+    shop.write([row], [])
+    entities = pa.table(
+        {"user_id": [1, 2], "event_timestamp": pa.array([NOON, NOON]), "late": [1, 0]}
+    )
+    pq.write_table(entities, shop.folder / "entities.parquet")
+    return shop
+
+
+def test_from_definitions_to_an_audit(stocked, run):
+    applied = run("apply")
+    assert applied.exit_code == 0, applied.output
+    assert "contract of purchase: " in applied.output
+    moved = run("materialize", "2024-03-10T12:00:00Z", "--json")
+    assert json.loads(moved.output) == {"items": 0, "users": 1}
+    assert run("materialize", "2024-03-10T13:00", "--view", "users").output.strip() == (
+        "users: 0 keys changed"
+    )
+    file = str(stocked.folder / "entities.parquet")
+    built = run("training-set", "small", "--entities", file, "--label", "late", "--json")
+    manifest = json.loads(built.output)
+    assert (manifest["rows"], manifest["label"]) == (2, "late")
+    path = stocked.data / "training" / manifest["id"] / "manifest.json"
+    assert run("replay", str(path)).output == "the same 2 rows, to the bit\n"
+    audited = run("audit", "small")
+    assert audited.exit_code == 1
+    assert "I1  holds  users: 3 cells" in audited.output
+    assert "I2  FAILS  small: 0 cells; nothing was logged" in audited.output
+
+
+def test_contracts_are_printed_and_compared(stocked, run):
+    run("apply")
+    before = json.loads(run("contract", "small", "--json").output)
+    assert len(before["sha256"]) == 64
+    stocked.edit("features.py", "timedelta(days=1)", "timedelta(days=2)")
+    run("apply")
+    words = ("contract", "diff", before["sha256"][:8], "small")
+    assert run(*words).output == (
+        "view users ttl_us: 86400000000 became 172800000000 (changes values)\n"
+    )
+    assert len(json.loads(run(*words, "--json").output)) == 1
+    assert run("contract", "diff", "small", "small").output == "the same contract\n"
+    assert run("contract", "small", "purchase").exit_code == 2
+
+
+STEADFEAST = [sys.executable, "-m", "featurestore.cli"]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["contract", "smal"], "no feature service 'smal'; did you mean small?"),
+        (["materialize", "noon"], "'noon' is not a time; write 2013-03-01"),
+        (["training-set", "small", "--entities", "no.parquet"], "no.parquet: cannot be read"),
+        (["training-set", "small", "--entities", "features.py"], "features.py: is not Parquet"),
+        (["contract", "diff", "abcd", "small"], "no contract 'abcd'"),
+        (["contract", "small", "--config", "no.yaml"], "no.yaml: cannot be read"),
+        (["replay", "no.json"], "no.json: cannot be read"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_what_the_user_can_put_right_is_one_message_and_code_2(shop, words, problem):
+    done = subprocess.run(
+        [*STEADFEAST, "store", *words], cwd=shop.folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert problem in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_help_comes_without_feast_and_teaches_by_example():
+    code = (
+        "import sys; from featurestore import cli\n"
+        "sys.argv = ['steadfeast', 'store', 'materialize', '--help']\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "slow = {'feast', 'pandas', 'pyarrow', 'duckdb'} & set(sys.modules)\n"
+        "print('slow:', sorted(slow))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Example: steadfeast store materialize" in done.stdout
+    assert "slow: []" in done.stdout
+
+
+def test_a_group_whose_extra_is_missing_says_what_to_install():
+    entry = EntryPoint("spaceship", "no_such_module.cli:app", "steadfeast.commands")
+    with pytest.raises(ImportError) as caught:
+        entry.load()
+    app = typer.Typer()
+    app.add_typer(cli._missing(entry, caught.value), name=entry.name)
+    app.command("other")(lambda: None)
+    done = CliRunner().invoke(app, ["spaceship"])
+    assert done.exit_code == 2
+    assert "pip install 'steadfeast[spaceship]'" in done.output
+    assert "no_such_module" in done.output
+
+
+def test_the_store_commands_are_there_for_the_console_script():
+    done = subprocess.run([*STEADFEAST, "--help"], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in ("store", "monitor", "pipeline"))
