@@ -21,6 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from monitor import metrics
+from monitor.detect import Level
 from monitor.episodes import Kind, Outcome, TriggerState
 from monitor.metrics import METRICS, Described
 from monitor.quality import IncidentKind
@@ -127,9 +128,11 @@ def _monitor(monitor: MonitorState, out: _Exposition) -> None:
     out.add(metrics.MONITOR_WATERMARK, label, monitor.watermark)
     out.add(metrics.MONITOR_LATEST_EVENT, label, monitor.latest_event)
     out.add(metrics.MONITOR_BLOCKED, label, bool(monitor.blocked))
-    broken = Counter(incident.kind for incident in monitor.incidents)
+    out.add(metrics.MONITOR_SUPERSEDED, label, monitor.superseded)
     for kind in IncidentKind:
-        out.add(metrics.MONITOR_INCIDENTS, [monitor.name, kind], broken[kind])
+        since = [one.opened_at for one in monitor.incidents if one.incident.kind == kind]
+        out.add(metrics.MONITOR_INCIDENTS, [monitor.name, kind], len(since))
+        out.add(metrics.MONITOR_INCIDENT_OPENED, [monitor.name, kind], min(since, default=None))
     if monitor.window is not None:
         out.add(metrics.WINDOW_START, label, monitor.window.start)
         out.add(metrics.WINDOW_END, label, monitor.window.end)
@@ -141,11 +144,19 @@ def _monitor(monitor: MonitorState, out: _Exposition) -> None:
     for view in monitor.freshness:
         out.add(metrics.VIEW_LATEST, [monitor.name, view.view], view.latest)
         out.add(metrics.VIEW_AGE, [monitor.name, view.view], view.median_age_seconds)
+        limit = monitor.max_age.get(view.view)
+        if limit is not None:
+            seconds, age = limit.total_seconds(), view.median_age_seconds
+            out.add(metrics.VIEW_AGE_LIMIT, [monitor.name, view.view], seconds)
+            out.add(metrics.VIEW_STALE, [monitor.name, view.view], age is None or age > seconds)
 
 
 def _drift(monitor: MonitorState, out: _Exposition) -> None:
     for verdict in monitor.verdicts:
         labels = [monitor.name, verdict.source, verdict.feature]
+        if monitor.superseded:  # what was measured is not about the live model
+            out.add(metrics.DRIFT_LEVEL, labels, metrics.LEVELS.index(Level.INSUFFICIENT_DATA))
+            continue
         ours = STATISTICS.get(verdict.statistic)
         distance = metrics.distance(verdict.statistic, ours.unit if ours else "")
         out.add_to(distance, labels, verdict.value)
@@ -165,6 +176,11 @@ def _drift(monitor: MonitorState, out: _Exposition) -> None:
                 (metrics.FEATURE_UNSEEN, figures.unseen),
             ):
                 out.add(name, labels, count / figures.rows)
+    for one in monitor.distributions:
+        for bar in one.bars:
+            labels = [monitor.name, one.feature]
+            out.add(metrics.FEATURE_SHARE, [*labels, "reference", bar.label], bar.reference)
+            out.add(metrics.FEATURE_SHARE, [*labels, "current", bar.label], bar.current)
 
 
 def _performance(monitor: MonitorState, out: _Exposition) -> None:
@@ -207,3 +223,9 @@ def _consequences(monitor: str, state: State, out: _Exposition) -> None:
             run.updated_at.ToMicroseconds() / 1e6 for run in mine_in if run.HasField("updated_at")
         ]
         out.add(metrics.RUN_CHANGED, [monitor, name], max(changed, default=None))
+    tried = next((run for run in runs if run.gates), None)  # triggers come newest first
+    for gate in tried.gates if tried is not None else ():
+        labels = [monitor, gate.name]
+        out.add(metrics.GATE_PASSED, labels, gate.passed)
+        out.add(metrics.GATE_VALUE, labels, gate.value)
+        out.add(metrics.GATE_LIMIT, labels, gate.limit)

@@ -292,7 +292,11 @@ class Daemon:
         return replace(
             state,
             monitors={
-                name: replace(monitor, latest_event=latest.get(name))
+                name: replace(
+                    monitor,
+                    latest_event=latest.get(name),
+                    max_age=config.monitors[name].max_age,
+                )
                 for name, monitor in state.monitors.items()
             },
             jobs=jobs,

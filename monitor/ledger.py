@@ -23,6 +23,7 @@ from monitor.calibrate import Reference
 from monitor.codec import dump, load
 from monitor.database import connect, fault, lock
 from monitor.detect import Verdict
+from monitor.distribution import distributions
 from monitor.episodes import (
     Alert,
     AlertKind,
@@ -33,6 +34,7 @@ from monitor.episodes import (
     TriggerState,
 )
 from monitor.performance import Performance
+from monitor.profile import Profile, total
 from monitor.quality import Figures, Freshness, Incident
 from monitor.snapshot import Bucket
 from monitor.state import (
@@ -51,8 +53,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from monitor.config import MonitorConfig
+    from monitor.distribution import Distribution
     from monitor.episodes import Decision, Evaluation, Trigger
-    from monitor.profile import Profile
     from monitor.snapshot import Snapshot
 
 __all__ = ["Held", "Ledger", "MonitorState", "State"]
@@ -621,21 +623,27 @@ class Ledger:
         if held.watermark is None or not windows:
             return state
         _, verdicts, figures, freshness = windows[0]
+        window = history[-1].window
+        kept = self.buckets(name, window.start, window.end)
         measured = self._rows(
-            "SELECT performance FROM windows WHERE monitor = ? AND performance <> '' "
-            "ORDER BY end_time DESC LIMIT 1",
+            "SELECT w.performance FROM windows AS w JOIN buckets AS b "
+            "ON b.monitor = w.monitor AND b.end_time = w.end_time "
+            "WHERE w.monitor = ? AND w.performance <> '' AND b.reference_key = ? "
+            "ORDER BY w.end_time DESC LIMIT 1",
             name,
+            held.reference_key,
         )
-        now = [o.incident for o in held.policy.incidents if o.last_seen == held.watermark]
         return replace(
             state,
-            window=history[-1].window,
+            window=window,
             verdicts=load(tuple[Verdict, ...], verdicts),
             figures=load(tuple[Figures, ...], figures),
             freshness=load(tuple[Freshness, ...], freshness),
-            incidents=tuple(now),
+            incidents=tuple(o for o in held.policy.incidents if o.last_seen == held.watermark),
             blocked=held.policy.blocked(held.watermark - config.window),
             performance=load(Performance, measured[0][0]) if measured else None,
+            distributions=_spread(reference, held.reference_key, kept),
+            superseded=bool(kept) and kept[-1].reference_key != held.reference_key,
         )
 
     def _episodes(self, where: str, limit: int = LISTED) -> list[EpisodeRecord]:
@@ -678,8 +686,8 @@ class Ledger:
 
     def _counters(self) -> Counters:
         totals: defaultdict[str, dict[Any, int]] = defaultdict(dict)
-        for name, monitor, label, total in self._rows("FROM counters"):
-            totals[name][(monitor, label) if name == "decisions" else monitor] = total
+        for name, monitor, label, amount in self._rows("FROM counters"):
+            totals[name][(monitor, label) if name == "decisions" else monitor] = amount
         return Counters(
             totals["snapshots"], totals["rows"], totals["late_rows"], totals["decisions"]
         )
@@ -687,6 +695,17 @@ class Ledger:
 
 def _utc(value: datetime | None) -> datetime | None:
     return None if value is None else value.astimezone(UTC)
+
+
+def _spread(
+    reference: Reference | None, key: str, kept: Sequence[Kept]
+) -> tuple[Distribution, ...]:
+    """Compare the reference with the window's buckets; those counted over another are left out."""
+    if reference is None:
+        return ()
+    edges = reference.edges
+    mine = [Profile.from_json(one.profile, edges) for one in kept if one.reference_key == key]
+    return distributions(reference.profile, total(mine, edges) if mine else None)
 
 
 def _info(reference: Reference) -> ReferenceInfo:

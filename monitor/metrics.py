@@ -4,9 +4,10 @@ Above `state`; `collector` gives them their values. Names stand here and nowhere
 dashboards, rules and `docs/metrics.md` are built from `METRICS`.
 
 Label values come from the configuration or from a fixed list, so the number of series is
-bounded: at most `SERIES_PER_FEATURE` for each watched feature. The exceptions are the contract
-and the version of the live model, on one series a monitor. A job's label is `task`, because
-Prometheus gives every series a `job` of its own.
+bounded: at most `SERIES_PER_FEATURE` for each watched feature, and `BARS_PER_FEATURE` for its
+distribution, whose bins follow from the reference. The exceptions are the contract and the version
+of the live model, on one series a monitor. A job's label is `task`, because Prometheus gives every
+series a `job` of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from prometheus_client.core import (
 )
 
 from monitor.detect import Level
+from monitor.distribution import MOST_BARS
 from monitor.statistics import STATISTICS
 from protos.steadfeast.v1.pipeline_pb2 import RunState
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 PREFIX = "steadfeast_"
 SERIES_PER_FEATURE = 11
+BARS_PER_FEATURE = 2 * MOST_BARS
 
 BUILD_INFO = "steadfeast_build_info"
 IDLE = "steadfeast_idle"
@@ -41,6 +44,8 @@ MONITOR_WATERMARK = "steadfeast_monitor_watermark_timestamp_seconds"
 MONITOR_LATEST_EVENT = "steadfeast_monitor_latest_event_timestamp_seconds"
 MONITOR_BLOCKED = "steadfeast_monitor_retrain_blocked"
 MONITOR_INCIDENTS = "steadfeast_monitor_incidents"
+MONITOR_INCIDENT_OPENED = "steadfeast_monitor_incident_opened_timestamp_seconds"
+MONITOR_SUPERSEDED = "steadfeast_monitor_window_superseded"
 WINDOW_START = "steadfeast_window_start_timestamp_seconds"
 WINDOW_END = "steadfeast_window_end_timestamp_seconds"
 WINDOW_ROWS = "steadfeast_window_rows"
@@ -57,8 +62,11 @@ FEATURE_NANS = "steadfeast_feature_nans_ratio"
 FEATURE_INFINITIES = "steadfeast_feature_infinities_ratio"
 FEATURE_MISTYPED = "steadfeast_feature_mistyped_ratio"
 FEATURE_UNSEEN = "steadfeast_feature_unseen_ratio"
+FEATURE_SHARE = "steadfeast_feature_share_ratio"
 VIEW_LATEST = "steadfeast_view_latest_event_timestamp_seconds"
 VIEW_AGE = "steadfeast_view_median_age_seconds"
+VIEW_AGE_LIMIT = "steadfeast_view_age_limit_seconds"
+VIEW_STALE = "steadfeast_view_stale"
 PERFORMANCE = "steadfeast_performance_"  # and the figure's name
 PERFORMANCE_REFERENCE = "steadfeast_performance_reference_"  # and the figure's name
 PERFORMANCE_ROWS = "steadfeast_performance_labelled_rows"
@@ -70,6 +78,9 @@ DECISIONS = "steadfeast_decisions_total"
 TRIGGERS = "steadfeast_triggers"
 RUNS = "steadfeast_runs"
 RUN_CHANGED = "steadfeast_run_changed_timestamp_seconds"
+GATE_VALUE = "steadfeast_gate_value"
+GATE_LIMIT = "steadfeast_gate_limit"
+GATE_PASSED = "steadfeast_gate_passed"
 OUTBOX_MESSAGES = "steadfeast_outbox_messages"
 OUTBOX_OLDEST = "steadfeast_outbox_oldest_timestamp_seconds"
 OUTBOX_ATTEMPTS = "steadfeast_outbox_attempts_total"
@@ -151,6 +162,9 @@ def _counter(name: str, unit: str, labels: str, text: str) -> Described:
     return Described(name, Type.COUNTER, unit, tuple(labels.split()), text)
 
 
+SIDES = ("reference", "current")
+"""What a share of `FEATURE_SHARE` is of."""
+
 _EVENT_TIME = "seconds, event time"
 _CLOCK_TIME = "seconds, wall clock"
 
@@ -195,6 +209,18 @@ METRICS: Mapping[str, Described] = {
             "1 while broken data block retraining.",
         ),
         _gauge(MONITOR_INCIDENTS, "incidents", "monitor kind", "Open data incidents, by kind."),
+        _gauge(
+            MONITOR_INCIDENT_OPENED,
+            _EVENT_TIME,
+            "monitor kind",
+            "End of the bucket in which the oldest open data incident of the kind was first seen.",
+        ),
+        _gauge(
+            MONITOR_SUPERSEDED,
+            "0 or 1",
+            "monitor",
+            "1 from a promotion to the next bucket: no verdict is about the live model yet.",
+        ),
         _gauge(WINDOW_START, _EVENT_TIME, "monitor", "Start of the current window."),
         _gauge(WINDOW_END, _EVENT_TIME, "monitor", "End of the current window."),
         _gauge(WINDOW_ROWS, "rows", "monitor", "Rows in the current window."),
@@ -232,6 +258,12 @@ METRICS: Mapping[str, Described] = {
             )
         ),
         _gauge(
+            FEATURE_SHARE,
+            "ratio",
+            "monitor feature side bin",
+            "Share of the rows with values in the bin, in the reference and in the current window.",
+        ),
+        _gauge(
             VIEW_LATEST,
             _EVENT_TIME,
             "monitor view",
@@ -242,6 +274,15 @@ METRICS: Mapping[str, Described] = {
             "seconds",
             "monitor view",
             "Median age of the view's values when they were served, in the last bucket.",
+        ),
+        _gauge(
+            VIEW_AGE_LIMIT, "seconds", "monitor view", "The view's `max_age`, where it has one."
+        ),
+        _gauge(
+            VIEW_STALE,
+            "0 or 1",
+            "monitor view",
+            "1 when the view's median age is over its `max_age`, or most requests found no value.",
         ),
         *(
             _gauge(
@@ -287,6 +328,19 @@ METRICS: Mapping[str, Described] = {
             "monitor state",
             "When a run last came into the state that it is in now; absent when none is.",
         ),
+        _gauge(
+            GATE_VALUE,
+            "the gate's",
+            "monitor gate",
+            "What the challenger of the last run measured, by the gate that looked at it.",
+        ),
+        _gauge(
+            GATE_LIMIT,
+            "the gate's",
+            "monitor gate",
+            "What it had to be: a limit of its own, or what the champion measured less a margin.",
+        ),
+        _gauge(GATE_PASSED, "0 or 1", "monitor gate", "Whether the last run passed the gate."),
         _gauge(OUTBOX_MESSAGES, "messages", "", "Triggers committed and not yet delivered."),
         _gauge(
             OUTBOX_OLDEST,
@@ -347,7 +401,8 @@ figure is read off the last committed state at the time of the scrape.
 - Event time is the data's clock: in a replay it is not the time of the scrape. Wall clock is
   the daemon's.
 - `source` is a feature view, `served`, `predictions` or `labels`. A watched feature has at most
-  {SERIES_PER_FEATURE} series.
+  {SERIES_PER_FEATURE} series, and {BARS_PER_FEATURE} for its distribution: two sides of at most
+  {MOST_BARS} bins. A bin is named by its values, so a new reference brings new names.
 - A statistic that an installed package registers is exported as `{DRIFT}` and its name.
 
 | name | type | unit | labels | meaning |

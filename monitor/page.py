@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
     from monitor.charts import Chart
     from monitor.detect import Verdict
-    from monitor.quality import Figures, Incident
+    from monitor.distribution import Distribution
+    from monitor.episodes import OpenIncident
+    from monitor.quality import Figures
     from monitor.state import EpisodeRecord, MonitorState, State, TriggerRecord
     from protos.steadfeast.v1.pipeline_pb2 import Run
 
@@ -178,7 +180,8 @@ def _problems(state: State) -> Sequence[Problem]:
     return [*broken, *(_episode(one, state) for one in state.episodes if one.open)]
 
 
-def _broken(monitor: MonitorState, incident: Incident, number: int) -> Problem:
+def _broken(monitor: MonitorState, open_: OpenIncident, number: int) -> Problem:
+    incident, since = open_.incident, open_.opened_at
     blocked = [Step(Tone.BROKEN, f"Retraining is blocked: {monitor.blocked}.")]
     return Problem(
         anchor=f"incident-{monitor.name}-{number}",
@@ -186,8 +189,8 @@ def _broken(monitor: MonitorState, incident: Incident, number: int) -> Problem:
         label=f"Data incident: {incident.kind.replace('_', ' ')}",
         monitor=monitor.name,
         title=incident.summary,
-        since=None,
-        lasting="",
+        since=since,
+        lasting=lasting(monitor.watermark - since) if monitor.watermark else "",
         advice=ADVICE["incident"],
         evidence=(),
         steps=tuple(blocked if monitor.blocked else ()),

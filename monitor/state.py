@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from monitor.detect import Verdict
-    from monitor.episodes import Alert, Kind, TriggerState
+    from monitor.distribution import Distribution
+    from monitor.episodes import Alert, Kind, OpenIncident, TriggerState
     from monitor.performance import Performance
     from monitor.profile import Window
-    from monitor.quality import Figures, Freshness, Incident
+    from monitor.quality import Figures, Freshness
     from protos.steadfeast.v1.pipeline_pb2 import Run
 
 
@@ -68,8 +69,14 @@ class MonitorState:
         freshness: Of the last bucket, one per feature view.
         incidents: Open data incidents.
         blocked: Why retraining is blocked; empty when it is not.
-        performance: Of the last window that had enough labels.
+        performance: Of the last window that had enough labels and was measured for the live
+            model; none yet after a promotion.
         history: The last 60 evaluated windows, oldest first.
+        distributions: The reference against the window, one per feature; empty without a
+            reference. After a promotion the current side grows anew, bucket by bucket.
+        max_age: Oldest that a feature view's values may be when served, where it has a limit.
+        superseded: The reference moved after the window was judged, so that its verdicts are
+            not about the live model. The next bucket ends this.
     """
 
     name: str
@@ -82,10 +89,13 @@ class MonitorState:
     verdicts: tuple[Verdict, ...] = ()
     figures: tuple[Figures, ...] = ()
     freshness: tuple[Freshness, ...] = ()
-    incidents: tuple[Incident, ...] = ()
+    incidents: tuple[OpenIncident, ...] = ()
     blocked: str = ""
     performance: Performance | None = None
     history: tuple[PastWindow, ...] = ()
+    distributions: tuple[Distribution, ...] = ()
+    superseded: bool = False
+    max_age: Mapping[str, timedelta] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ import pytest
 import uvicorn
 
 from monitor.detect import Level, Verdict
-from monitor.episodes import Alert, AlertKind, Kind, Severity, TriggerState
+from monitor.distribution import Bar, Distribution
+from monitor.episodes import Alert, AlertKind, Kind, OpenIncident, Severity, TriggerState
 from monitor.performance import Performance
 from monitor.profile import Window
 from monitor.quality import Figures, Freshness, Incident, IncidentKind
@@ -188,12 +189,16 @@ def drifting() -> State:
             Freshness("tail_last", None, None),
         ),
         incidents=(
-            Incident(
-                IncidentKind.NULL_BURST,
-                "wind_gust",
-                0.998,
-                0.2,
-                "wind_gust: 99.8 % null, 81.2 % in the reference",
+            OpenIncident(
+                Incident(
+                    IncidentKind.NULL_BURST,
+                    "wind_gust",
+                    0.998,
+                    0.2,
+                    "wind_gust: 99.8 % null, 81.2 % in the reference",
+                ),
+                MONDAY - timedelta(days=2),
+                MONDAY,
             ),
         ),
         blocked="wind_gust: null burst",
@@ -201,6 +206,15 @@ def drifting() -> State:
             {"auc": 0.684, "accuracy": 0.79, "log_loss": 0.47}, 6210, 1420, verdicts[0].window
         ),
         history=history,
+        distributions=(
+            Distribution(
+                "weather__temp",
+                6400,
+                (Bar("up to 40", 0.5, 0.02), Bar("over 40", 0.48, 0.98), Bar("null", 0.02, 0.0)),
+            ),
+            Distribution("hour", 0, (Bar("6", 0.25, None), Bar("18", 0.75, None))),
+        ),
+        max_age={"weather": timedelta(hours=1), "tail_last": timedelta(hours=1)},
     )
     drop = dataclasses.replace(
         verdicts[0], source="labels", feature="auc", statistic="drop", value=0.06, threshold=0.05

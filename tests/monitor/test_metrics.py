@@ -46,6 +46,7 @@ def value(state: State, name: str, **labels: str) -> float:
 def test_every_figure_of_the_state_is_exported(drifting):
     flights = {"monitor": "flights"}
     temp = {**flights, "source": "served", "feature": "weather__temp"}
+    temp_bin = {**flights, "feature": "weather__temp", "bin": "over 40"}
     expected = {
         (metrics.DRIFT_RATIO, *temp.items()): 6.4,
         (metrics.DRIFT + "psi", *temp.items()): 1.28,
@@ -65,6 +66,16 @@ def test_every_figure_of_the_state_is_exported(drifting):
         (metrics.EPISODE_ACKNOWLEDGED, *flights.items(), ("kind", "performance")): 1,
         (metrics.MONITOR_INCIDENTS, *flights.items(), ("kind", "null_burst")): 1,
         (metrics.MONITOR_INCIDENTS, *flights.items(), ("kind", "stale")): 0,
+        (metrics.MONITOR_INCIDENT_OPENED, *flights.items(), ("kind", "null_burst")): 1373673600,
+        (metrics.MONITOR_SUPERSEDED, *flights.items()): 0,
+        (metrics.FEATURE_SHARE, *temp_bin.items(), ("side", "reference")): 0.48,
+        (metrics.FEATURE_SHARE, *temp_bin.items(), ("side", "current")): 0.98,
+        (metrics.VIEW_AGE_LIMIT, *flights.items(), ("view", "weather")): 3600,
+        (metrics.VIEW_STALE, *flights.items(), ("view", "weather")): 1,
+        (metrics.VIEW_STALE, *flights.items(), ("view", "tail_last")): 1,
+        (metrics.GATE_VALUE, *flights.items(), ("gate", "auc")): 0.771,
+        (metrics.GATE_LIMIT, *flights.items(), ("gate", "auc")): 0.752,
+        (metrics.GATE_PASSED, *flights.items(), ("gate", "auc")): 1,
         (metrics.MONITOR_BLOCKED, *flights.items()): 1,
         (metrics.MONITOR_BLOCKED, ("monitor", "new")): 0,
         (metrics.DECISIONS, *flights.items(), ("outcome", "cooldown")): 9,
@@ -96,6 +107,17 @@ def test_what_has_no_value_has_no_sample(drifting):
     assert not any(name.endswith("_timestamp_seconds") for name in for_new)
 
 
+def test_after_a_promotion_no_old_verdict_is_exported(drifting):
+    """Until a bucket is judged against the new reference, nothing is said to have drifted."""
+    flights = dataclasses.replace(drifting.monitors["flights"], superseded=True)
+    state = dataclasses.replace(drifting, monitors={"flights": flights})
+    found = samples(state)
+    assert value(state, metrics.MONITOR_SUPERSEDED, monitor="flights") == 1
+    assert {v for (name, _), v in found.items() if name == metrics.DRIFT_LEVEL} == {1}
+    distances = {metrics.DRIFT_RATIO, metrics.DRIFT_THRESHOLD, metrics.DRIFT + "psi"}
+    assert not distances & {name for name, _ in found}
+
+
 def test_a_removed_feature_disappears(drifting):
     flights = drifting.monitors["flights"]
     without = dataclasses.replace(
@@ -105,6 +127,7 @@ def test_a_removed_feature_disappears(drifting):
                 flights,
                 verdicts=tuple(v for v in flights.verdicts if v.feature != "hour"),
                 figures=tuple(f for f in flights.figures if f.feature != "hour"),
+                distributions=flights.distributions[:1],
             )
         },
     )
@@ -114,12 +137,16 @@ def test_a_removed_feature_disappears(drifting):
 
 
 def test_series_are_bounded(drifting):
-    """A feature adds at most eleven series, and a second state adds none."""
+    """A feature adds at most eleven series and its bars, and a second state adds none."""
     found = samples(drifting)
     by_feature = Counter(
-        dict(labels)["feature"] for _, labels in found if "feature" in dict(labels)
+        (dict(labels)["feature"], "bin" in dict(labels))
+        for _, labels in found
+        if "feature" in dict(labels)
     )
-    assert max(by_feature.values()) <= metrics.SERIES_PER_FEATURE == 11
+    plain = [count for (_, bars), count in by_feature.items() if not bars]
+    assert max(plain) <= metrics.SERIES_PER_FEATURE == 11
+    assert max(by_feature.values()) <= metrics.BARS_PER_FEATURE
     more_alerts = dataclasses.replace(drifting, latest_event=None, alerts=drifting.alerts * 50)
     assert len(samples(more_alerts)) <= len(found)
 
