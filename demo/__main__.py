@@ -123,12 +123,13 @@ def tell(repo: Path, until: datetime, share: float) -> list[Month]:
             raise NoChampionError(replay.MODEL)
         examples = replay.Examples.read(data / "sources" / "examples.parquet", START, until, share)
         channel = stack.enter_context(grpc.insecure_channel(monitor))
+        daemon = replay.Daemon(channel)
         with _replay_bar(len(examples.table)) as advance:
             statuses = replay.replay(
-                store, examples, replay.Daemon(channel), replay.Champion(models, first), advance
+                store, examples, daemon, replay.Champion(models, first), advance
             )
         rows = report.months(data / "served" / replay.SERVICE, data / "labels" / replay.SERVICE,
-                             first, statuses)  # fmt: skip
+                             first, statuses, daemon.alerts())  # fmt: skip
     console.print(report.render(rows))
     live, abandoned = (report.mean_auc(rows, name) for name in ("auc_live", "auc_abandoned"))
     console.print(

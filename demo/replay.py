@@ -24,7 +24,7 @@ from featurestore.errors import SteadfeastError
 from protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import grpc
@@ -87,6 +87,11 @@ class Daemon:
     def status(self) -> monitor_pb2.GetStatusResponse:
         """Return where everything stands."""
         return self._stub.GetStatus(monitor_pb2.GetStatusRequest(), timeout=10)
+
+    def alerts(self) -> Sequence[monitor_pb2.Alert]:
+        """Return every alert of the replay."""
+        request = monitor_pb2.ListAlertsRequest(limit=1000)
+        return self._stub.ListAlerts(request, timeout=10).alerts
 
     def wait_until_idle(self, seen: datetime) -> monitor_pb2.GetStatusResponse:
         """Return the status once all that was served up to `seen` is dealt with.

@@ -20,6 +20,7 @@ from protos.steadfeast.v1 import monitor_pb2, pipeline_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from datetime import datetime
     from pathlib import Path
 
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from pipeline.registry import LoadedModel
 
 NEW_YORK = ZoneInfo("America/New_York")
+SERVED = "served"
+_LEVELS = {monitor_pb2.LEVEL_DRIFT: "drift", monitor_pb2.LEVEL_INCIDENT: "incident"}
+_ALERTED = {
+    monitor_pb2.ALERT_KIND_EPISODE: monitor_pb2.LEVEL_DRIFT,
+    monitor_pb2.ALERT_KIND_DATA_INCIDENT: monitor_pb2.LEVEL_INCIDENT,
+}
 _WORDS = {
     monitor_pb2.TRIGGER_STATE_WAITING: "waits",
     monitor_pb2.TRIGGER_STATE_PENDING: "under way",
@@ -43,8 +50,9 @@ class Month:
     Attributes:
         name: As `2013-03`, in New York's time.
         rows: Requests served.
-        top: The watched feature furthest over its threshold at a week's end, and its ratio.
-        verdict: The worst level at a week's end.
+        top: The watched feature furthest over its threshold, at a week's end or in an alert,
+            and its ratio.
+        verdict: Whether there was drift, an incident, both, or all was ok.
         triggers: Triggers decided, by what became of them: fired, or held by a data incident,
             the cooldown or the budget until the episode was over.
         runs: Runs that ended, as `v3 promoted`.
@@ -67,6 +75,7 @@ def months(
     labels: Path,
     first_model: LoadedModel,
     statuses: Sequence[monitor_pb2.GetStatusResponse],
+    alerts: Sequence[monitor_pb2.Alert],
 ) -> list[Month]:
     """Return one row per month of what was served.
 
@@ -75,6 +84,7 @@ def months(
         labels: Folder of its labels.
         first_model: The model that was live at the start.
         statuses: The daemon's, at each week's end.
+        alerts: The daemon's, all of them.
     """
     table = ds.dataset(served).to_table()
     truth = ds.dataset(labels).to_table(columns=["request_id", "label"])
@@ -82,10 +92,16 @@ def months(
     local = pc.strftime(table["request_time"].cast(pa.timestamp("s", NEW_YORK.key)), "%Y-%m")
     table = table.append_column("month", local)
     labelled = table.join(truth, "request_id", join_type="inner")
-    by_month = defaultdict(list)
+    levels, drifts = defaultdict(set), defaultdict(list)
     for status in statuses:
         for monitor in status.monitors:
-            by_month[_month(monitor.watermark.ToDatetime(UTC))] += monitor.verdicts
+            month = _month(monitor.watermark.ToDatetime(UTC))
+            levels[month] |= {verdict.level for verdict in monitor.verdicts}
+            drifts[month] += [verdict.drift for verdict in monitor.verdicts]
+    for alert in alerts:
+        if alert.kind in _ALERTED and not alert.resolved:
+            levels[_month(alert.at.ToDatetime(UTC))].add(_ALERTED[alert.kind])
+            drifts[_month(alert.at.ToDatetime(UTC))] += alert.features
     triggers = {t.request_id: t for status in statuses for t in status.triggers}.values()
     rows = []
     for name in sorted(set(local.to_pylist())):
@@ -96,8 +112,8 @@ def months(
             Month(
                 name=name,
                 rows=pc.sum(pc.equal(table["month"], name)).as_py(),
-                top=_top(by_month[name]),
-                verdict=_worst(by_month[name]),
+                top=_top(drifts[name]),
+                verdict=_verdict(levels[name]),
                 triggers=", ".join(f"{n} {word}" for word, n in counted.items()) or "-",
                 runs=", ".join(_run(t.run) for t in own if t.HasField("run")) or "-",
                 auc_live=_auc(known["label"], known["prediction"]),
@@ -150,25 +166,17 @@ def _decided(trigger: monitor_pb2.Trigger) -> datetime:
     return trigger.decided_at.ToDatetime(UTC)
 
 
-def _top(verdicts: Sequence[monitor_pb2.Verdict]) -> str:
-    measured = [v.drift for v in verdicts if v.drift.threshold > 0]
+def _top(drifts: Sequence[pipeline_pb2.FeatureDrift]) -> str:
+    measured = [d for d in drifts if d.threshold > 0 and d.source == SERVED]
     if not measured:
         return "-"
-    worst = max(measured, key=lambda drift: drift.value / drift.threshold)
+    worst = max(measured, key=lambda d: d.value / d.threshold)
     return f"{worst.feature} {worst.value / worst.threshold:.1f}x"
 
 
-def _worst(verdicts: Sequence[monitor_pb2.Verdict]) -> str:
-    severity = [
-        monitor_pb2.LEVEL_INSUFFICIENT_DATA,
-        monitor_pb2.LEVEL_OK,
-        monitor_pb2.LEVEL_DRIFT,
-        monitor_pb2.LEVEL_INCIDENT,
-    ]
-    levels = [v.level for v in verdicts if v.level in severity]
-    if not levels:
-        return "-"
-    return _word(monitor_pb2.Level.Name(max(levels, key=severity.index)), "LEVEL_")
+def _verdict(levels: AbstractSet[int]) -> str:
+    found = [word for level, word in _LEVELS.items() if level in levels]
+    return ", ".join(found) or ("ok" if monitor_pb2.LEVEL_OK in levels else "-")
 
 
 def _run(run: pipeline_pb2.Run) -> str:

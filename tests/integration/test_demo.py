@@ -1,0 +1,157 @@
+"""`make demo`, on seven weeks of the year: the whole loop through the real processes."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from demo_world import ROOT, Told, steadfeast, tell
+from sklearn.metrics import roc_auc_score
+
+pytestmark = pytest.mark.xdist_group("demo")
+
+SHARE = 0.35
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> Told:
+    """The demo, once."""
+    repo = tmp_path_factory.mktemp("demo") / "feature_repo"
+    shutil.copytree(ROOT / "feature_repo", repo, ignore=shutil.ignore_patterns("data"))
+    return tell(repo, "2013-05-01", SHARE)
+
+
+@pytest.fixture(scope="module")
+def runs(told):
+    """The pipeline's runs, oldest first."""
+    lines = steadfeast("pipeline", "runs", "--json", cwd=told.repo).splitlines()
+    return [json.loads(line) for line in reversed(lines)]
+
+
+def test_drift_fires_a_trigger_whose_run_ends_with_a_verdict(told, runs):
+    """A month shows drift, a trigger that fired, and the run it caused, promoted or refused."""
+    eventful = [row for row in told.rows if "fired" in row["triggers"]]
+    assert eventful
+    for row in eventful:
+        assert "drift" in row["verdict"]
+        assert "promoted" in row["runs"] or "refused" in row["runs"]
+    by_hand, *caused = runs
+    assert by_hand["cause"]["kind"] == "CAUSE_KIND_MANUAL"
+    assert caused
+    for run in caused:
+        assert run["cause"]["kind"] in {"CAUSE_KIND_DRIFT", "CAUSE_KIND_PERFORMANCE"}
+        assert run["state"] in {"RUN_STATE_PROMOTED", "RUN_STATE_REFUSED"}
+        assert run["gates"]
+
+
+def test_each_trigger_is_one_run(told, runs):
+    """What the daemon says was delivered is what the pipeline has, no more and no less."""
+    delivered = {
+        json.loads(line)["request"]
+        for line in (told.repo / "data" / "monitor.log").read_text().splitlines()
+        if '"event": "delivered"' in line
+    }
+    assert sorted(run["request_id"] for run in runs[1:]) == sorted(delivered)
+
+
+def test_the_champion_is_the_last_promoted_version(told, runs):
+    """MLflow's own alias says what the runs say."""
+    promoted = [run for run in runs if run["state"] == "RUN_STATE_PROMOTED"]
+    [database] = (told.repo / "data" / "pipeline").glob("mlflow*.db")
+    with sqlite3.connect(database) as connection:
+        aliases = dict(
+            connection.execute("SELECT alias, version FROM registered_model_aliases").fetchall()
+        )
+    assert str(aliases["champion"]) == promoted[-1]["model_version"]
+
+
+def test_no_training_set_holds_what_was_not_known(runs):
+    """Every example of a run's training set was labelled by the run's knowledge time."""
+    for run in runs:
+        manifest = Path(run["manifest_uri"])
+        table = pq.read_table(manifest.parent / "data.parquet", columns=["known_at"])
+        newest = max(table["known_at"].to_pylist())
+        assert newest <= datetime.fromisoformat(run["as_of"])
+
+
+def test_every_request_is_logged_once(told):
+    """The served log holds each request of the sample once, predicted by a known version."""
+    served = ds.dataset(told.repo / "data" / "served" / "late_arrival").to_table()
+    assert len(set(served["request_id"].to_pylist())) == len(served)
+    assert len(served) == sum(row["rows"] for row in told.rows)
+    assert served["prediction"].null_count == 0
+    assert served["contract"].unique().to_pylist() == [
+        json.loads(steadfeast("store", "contract", "late_arrival", "--json", cwd=told.repo))[
+            "sha256"
+        ]
+    ]
+
+
+def test_the_tables_auc_is_that_of_what_was_served(told):
+    """Counted here from the raw examples, by request."""
+    served = ds.dataset(told.repo / "data" / "served" / "late_arrival").to_table(
+        columns=["request_id", "request_time", "prediction"]
+    )
+    examples = pq.read_table(
+        told.repo / "data" / "sources" / "examples.parquet",
+        columns=["request_id", "late", "known_at"],
+    )
+    end = max(served["request_time"].to_pylist())
+    rows = [
+        row
+        for row in served.join(examples, "request_id", join_type="inner").to_pylist()
+        if row["late"] is not None and row["known_at"] <= end
+    ]
+    for month in told.rows:
+        own = [
+            row
+            for row in rows
+            if f"{row['request_time'] - timedelta(hours=5):%Y-%m}" == month["name"]
+        ]
+        expected = roc_auc_score([r["late"] for r in own], [r["prediction"] for r in own])
+        assert month["auc_live"] == pytest.approx(expected, abs=2e-3)  # an hour of DST is off
+
+
+def test_served_vectors_equal_their_replay(told):
+    """The store's own audit, over everything that was served and everything that is stored."""
+    report = json.loads(
+        steadfeast("store", "audit", "late_arrival", "--json", cwd=told.repo, COLUMNS="200")
+    )
+    assert report["ok"] is True
+
+
+def test_nothing_is_left_running(told):
+    """No process has the demo's folder on its command line."""
+    listed = subprocess.run(["ps", "axo", "args"], capture_output=True, text=True, check=True)
+    assert str(told.repo) not in listed.stdout
+
+
+def test_up_without_state_says_what_to_do(tmp_path):
+    """`make up` before `make demo` is one message and exit code 2."""
+    done = subprocess.run(
+        [sys.executable, "-m", "demo", "--repo", str(tmp_path), "--up"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "run: make demo" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_utc_is_what_the_demo_counts_in(told):
+    """Request times are full hours in UTC."""
+    served = ds.dataset(told.repo / "data" / "served" / "late_arrival").to_table(
+        columns=["request_time"]
+    )
+    times = set(served["request_time"].to_pylist())
+    assert all(t.tzinfo is not None and t.astimezone(UTC).minute == 0 for t in times)
