@@ -1,0 +1,352 @@
+"""The daemon put together: in this process where that suffices, as a real process where not."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import monitor_world as world
+from monitor_world import DAY, PER_DAY, START, Pipeline, PipelineServer, wait_for
+
+from monitor import daemon as under_test
+from monitor.config import load
+from monitor.daemon import Daemon, Jobs
+from monitor.detect import Level
+from monitor.episodes import AlertKind, NotDecidableError
+from monitor.ledger import Ledger
+from protos.steadfeast.v1 import pipeline_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NEVER = START + 10_000 * DAY
+SERVED = START + 40 * DAY
+
+
+class Here:
+    """A daemon in this process whose ticks are called by hand."""
+
+    def __init__(self, folder: Path, extra: str = "") -> None:
+        self.folder = folder
+        self.manifest = world.train(folder, "first", START, NEVER)
+        self.pipeline = Pipeline(folder, drift_at=NEVER)
+        self.pipeline.first(self.manifest)
+        self.server = PipelineServer(self.pipeline).start()
+        self.path = world.configure(folder, pipeline=self.server.port, extra=extra)
+        self.ledger: Ledger
+        self.daemon: Daemon
+        self.open()
+
+    def open(self) -> None:
+        config, store = load(self.path)
+        self.ledger = Ledger(config.state)
+        self.daemon = Daemon(self.path, config, store.data, self.ledger)
+
+    def close(self) -> None:
+        self.daemon.evaluator.close()
+        self.ledger.close()
+
+    @property
+    def prices(self):
+        return self.daemon.state().monitors["prices"]
+
+    def rewrite(self, old: str, new: str) -> None:
+        text = self.path.read_text()
+        assert old in text
+        self.path.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Here]:
+    made = Here(tmp_path)
+    made.daemon.outbox.find_references()
+    yield made
+    made.close()
+    made.server.stop()
+
+
+def test_idle_is_exact(here: Here):
+    """Not before what is closed is evaluated; and what is open keeps nobody waiting."""
+    assert here.daemon.state().idle
+    world.serve(here.folder, SERVED, 3, NEVER)
+    state = here.daemon.state()
+    assert not state.idle
+    assert state.latest_event == SERVED + 3 * DAY - DAY / PER_DAY
+    assert here.daemon.evaluate("") == 2  # the third day has not ended
+    assert here.daemon.state().idle
+    world.serve(here.folder, SERVED + 3 * DAY, 1, NEVER)
+    assert not here.daemon.state().idle
+
+
+def test_without_a_reference_buckets_wait(tmp_path: Path):
+    here = Here(tmp_path)
+    world.serve(here.folder, SERVED, 3, NEVER)
+    assert here.daemon.evaluate("") == 0
+    assert not here.daemon.state().idle
+    here.daemon.outbox.find_references()
+    assert here.daemon.evaluate("") == 2
+    here.close()
+    here.server.stop()
+
+
+def test_a_window_that_is_not_full_is_not_judged(here: Here):
+    world.serve(here.folder, SERVED, 4, SERVED)
+    here.daemon.evaluator.evaluate("prices", 2)
+    assert {v.level for v in here.prices.verdicts} == {Level.INSUFFICIENT_DATA}
+    assert "not full" in here.prices.verdicts[0].reason
+    here.daemon.evaluate("")
+    levels = {v.feature: v.level for v in here.prices.verdicts}
+    assert levels == {"x": Level.DRIFT, "kind": Level.OK}
+
+
+def test_lateness_keeps_a_bucket_open(tmp_path: Path):
+    here = Here(tmp_path, extra="      lateness: 12h\n")
+    here.daemon.outbox.find_references()
+    world.serve(here.folder, SERVED, 2, NEVER)
+    assert here.daemon.evaluate("") == 1
+    here.close()
+    here.server.stop()
+
+
+def test_catching_up_is_bounded_and_in_order(here: Here, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(under_test, "BUCKETS_PER_TICK", 3)
+    world.serve(here.folder, SERVED, 8, NEVER)
+    for done, days in ((3, 3), (3, 6), (1, 7), (0, 7)):
+        assert here.daemon.evaluate("") == done
+        assert here.prices.watermark == SERVED + days * DAY
+
+
+def test_rows_that_come_late_are_counted_and_change_nothing(here: Here):
+    world.serve(here.folder, SERVED, 3, NEVER)
+    here.daemon.evaluate("")
+    judged = here.prices.verdicts
+    served = here.folder / "data" / "served" / "prices"
+    (first, *_) = sorted(served.glob("*.parquet"))
+    time.sleep(0.05)
+    (served / first.name.replace(".parquet", "-late.parquet")).write_bytes(first.read_bytes())
+    assert here.daemon.evaluate("") == 0
+    world.serve(here.folder, SERVED + 3 * DAY, 1, NEVER)
+    here.daemon.evaluate("")
+    assert here.daemon.state().counters.late_rows == {"prices": PER_DAY}
+    assert here.prices.window.rows == 3 * PER_DAY
+    assert judged != here.prices.verdicts  # of the next window
+    world.serve(here.folder, SERVED + 4 * DAY, 1, NEVER)
+    here.daemon.evaluate("")
+    assert here.daemon.state().counters.late_rows == {"prices": PER_DAY}
+
+
+def test_broken_data_raises_an_incident_and_blocks(here: Here):
+    world.serve(here.folder, SERVED, 4, SERVED)
+    world.serve(here.folder, SERVED + 4 * DAY, 2, SERVED, null_x=True)
+    here.daemon.evaluator.evaluate("prices", 3)
+    here.daemon.evaluate("")
+    kinds = [alert.kind for alert in here.ledger.alerts(0, 100)]
+    assert AlertKind.DATA_INCIDENT in kinds
+    assert here.prices.blocked
+
+
+def test_a_restart_goes_on_with_the_same_figures(tmp_path: Path):
+    """Evaluated in one life or in four, the ledger holds the same windows."""
+    found = []
+    for name, lives in (("one", 1), ("four", 4)):
+        folder = tmp_path / name
+        folder.mkdir()
+        here = Here(folder)
+        here.daemon.outbox.find_references()
+        world.serve(folder, SERVED, 6, SERVED + 2 * DAY)
+        for life in range(lives):
+            if life:
+                here.close()
+                here.open()
+            here.daemon.evaluator.evaluate("prices", 64 if life == lives - 1 else 1)
+        here.close()
+        here.server.stop()
+        with duckdb.connect(str(folder / "data" / "monitor" / "monitor.duckdb")) as con:
+            query = "SELECT past, verdicts, figures, freshness, performance FROM windows"
+            found.append(con.execute(query + " ORDER BY end_time").fetchall())
+    assert found[0] == found[1]
+    assert len(found[0]) == 5
+
+
+def test_snapshots_leave_after_the_retention(tmp_path: Path):
+    here = Here(tmp_path)
+    here.rewrite("  tick: 100ms", "  tick: 100ms\n  retention: 4d")
+    here.close()
+    here.open()
+    here.daemon.outbox.find_references()
+    world.serve(here.folder, SERVED, 12, NEVER)
+    here.daemon.evaluate("")
+    kept = list((here.folder / "data" / "monitor" / "snapshots").rglob("*.parquet"))
+    assert len(kept) == 7  # the window's three days and four more
+    here.close()
+    here.server.stop()
+
+
+def test_a_reload_is_taken_over_whole_or_not_at_all(here: Here):
+    daemon = here.daemon
+    before = daemon.evaluator.config
+    here.rewrite("cooldown: 7d", "cooldown: 7 moons")
+    daemon.reload()
+    here.rewrite("cooldown: 7 moons", "cooldown: 8d\n      features: [nosuch]")
+    daemon.reload()  # the file is well-formed; the training set lacks the feature
+    here.rewrite("features: [nosuch]", "statistic: nosuch")
+    daemon.reload()
+    here.rewrite("statistic: nosuch", "features: [x]")
+    here.rewrite("clock: watermark", "clock: wall")
+    daemon.reload()
+    assert daemon.evaluator.config is before
+    counters = daemon.state().counters
+    assert (counters.reloads, counters.reloads_rejected) == (0, 4)
+    here.rewrite("clock: wall", "clock: watermark")
+    daemon.reload()
+    assert daemon.evaluator.config.monitors["prices"].cooldown == timedelta(days=8)
+    assert daemon.state().counters.reloads == 1
+    world.serve(here.folder, SERVED, 4, NEVER)
+    daemon.evaluate("")
+    assert [v.feature for v in here.prices.verdicts] == ["x"]
+
+
+def test_a_changed_configuration_is_noticed_at_a_start(here: Here):
+    world.serve(here.folder, SERVED, 4, NEVER)
+    here.daemon.evaluate("")
+    here.close()
+    here.rewrite("min_rows: 100", "min_rows: 100\n      features: [kind]")
+    here.open()
+    world.serve(here.folder, SERVED + 4 * DAY, 1, NEVER)
+    here.daemon.evaluate("")
+    assert [v.feature for v in here.prices.verdicts] == ["kind"]
+    assert here.prices.window.rows == 3 * PER_DAY  # earlier buckets are counted over new edges
+
+
+def test_a_person_approves_what_waits(tmp_path: Path):
+    here = Here(tmp_path, extra="      approval: manual\n")
+    here.daemon.outbox.find_references()
+    world.serve(here.folder, SERVED, 6, SERVED)
+    here.daemon.evaluate("")
+    trigger, performance = here.daemon.state().triggers
+    assert {trigger.state, performance.state} == {"waiting"}
+    assert here.ledger.pending() == []
+    decided = here.daemon.evaluator.decide(trigger.request_id, yes=True, actor="ann", comment="go")
+    assert decided.state == "pending"
+    (message,) = here.ledger.pending()
+    body = pb.TriggerRetrainRequest.FromString(message.body)
+    assert body.as_of.ToSeconds() == here.prices.watermark.timestamp()
+    with pytest.raises(NotDecidableError, match="under way"):
+        here.daemon.evaluator.decide(performance.request_id, yes=True, actor="ann", comment="")
+    here.close()
+    here.server.stop()
+
+
+class TestJobs:
+    def test_a_job_that_is_stuck_shows(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(under_test, "STUCK_SECONDS", 0.2)
+        jobs, release = Jobs(), threading.Event()
+        jobs.plan({"slow": release.wait}, timedelta(milliseconds=20))
+        jobs.start()
+        try:
+            assert "stuck" in wait_for(jobs.problem, 10)
+            assert wait_for(lambda: jobs.states()["slow"].misfires > 0, 10)
+            release.set()
+            wait_for(lambda: not jobs.problem(), 10)
+        finally:
+            release.set()
+            jobs.close()
+
+    def test_a_job_that_fails_is_counted_and_runs_again(self):
+        jobs, fail = Jobs(), threading.Event()
+        fail.set()
+
+        def work() -> None:
+            if fail.is_set():
+                raise ZeroDivisionError
+
+        jobs.plan({"work": work}, timedelta(milliseconds=20))
+        jobs.start()
+        try:
+            assert "failed" in wait_for(jobs.problem, 10)
+            fail.clear()
+            wait_for(lambda: not jobs.problem(), 10)
+            state = jobs.states()["work"]
+            assert state.failures >= under_test.FAILURES
+            assert state.last_success is not None
+        finally:
+            jobs.close()
+        assert jobs.problem() == "the scheduler does not run"
+
+    def test_a_removed_job_disappears(self):
+        jobs = Jobs()
+        jobs.plan({"a": lambda: None, "b": lambda: None}, timedelta(milliseconds=20))
+        jobs.start()
+        try:
+            wait_for(lambda: jobs.states()["b"].runs, 10)
+            jobs.plan({"a": lambda: None}, timedelta(milliseconds=20))
+            assert list(jobs.states()) == ["a"]
+            assert not jobs.problem()
+        finally:
+            jobs.close()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[world.Daemon]:
+    """A real process, shared because starting one costs seconds; the last test stops it."""
+    folder = tmp_path_factory.mktemp("world")
+    manifest = world.train(folder, "first", START, NEVER)
+    pipeline = Pipeline(folder, drift_at=NEVER)
+    pipeline.first(manifest)
+    server = PipelineServer(pipeline).start()
+    world.serve(folder, SERVED, 4, NEVER)
+    daemon = world.Daemon(folder, server.port).start()
+    try:
+        daemon.idle(SERVED + 4 * DAY)
+        yield daemon
+    finally:
+        daemon.kill()
+        server.stop()
+
+
+class TestProcess:
+    """What only a process can show."""
+
+    def test_it_answers_over_http(self, running: world.Daemon):
+        assert "steadfeast_idle 1.0" in running.get("/metrics")
+        assert running.get("/healthz") == "ok\n"
+        assert running.get("/readyz") == "ok\n"
+        assert "prices" in running.get("/")
+
+    def test_the_second_on_the_same_state_is_told_who_holds_it(self, running: world.Daemon):
+        text = running.config.read_text()
+        second = world.Daemon(running.config.parent, 1).start()
+        assert second.process is not None
+        assert running.process is not None
+        assert second.process.wait(30) == 2
+        assert f"held by another daemon (pid {running.process.pid})" in second.log()
+        assert "Traceback" not in second.log()
+        running.config.write_text(text)
+
+    def test_sighup_reloads(self, running: world.Daemon):
+        assert running.process is not None
+        text = running.config.read_text()
+        running.config.write_text(text + "    more: nonsense\n")
+        running.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "reload_rejected" in running.log(), 10)
+        running.config.write_text(text.replace("cooldown: 7d", "cooldown: 9d"))
+        running.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: '"reloaded"' in running.log(), 10)
+        assert running.alive()
+
+    def test_sigterm_drains(self, running: world.Daemon):
+        began = time.monotonic()
+        assert running.stop() == 0
+        assert time.monotonic() - began < 20
+        assert '"stopped"' in running.log()
+        assert "Traceback" not in running.log()
