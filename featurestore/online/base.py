@@ -32,10 +32,9 @@ from featurestore.online.packing import (
     Layouts,
     PackedRead,
     check,
-    key_types,
     pack,
+    plan_of,
     unpack,
-    view_layout,
 )
 from featurestore.online.protos import to_array, to_values
 from featurestore.rows import TIMESTAMP, Layout, flat, layout_id, usable
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
 
     from feast import Entity, FeatureView, RepoConfig
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+
+TEXT = pa.string()
 
 _CHUNK_ROWS = 65_536
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -120,18 +121,8 @@ class PackedOnlineStore(OnlineStore):
             UnsupportedTypeError: A value does not fit the type that the view declares.
             StoreUnavailableError: The store does not answer.
         """
-        codec, layout = _codec(view), view_layout(view)
         table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
-        for name in [*layout.index, EVENT_TIMESTAMP]:
-            if name not in table.column_names:
-                raise InvalidBatchError(view.name, name, "is missing")
-        changed = 0
-        for start in range(0, table.num_rows, _CHUNK_ROWS):
-            chunk = table.slice(start, _CHUNK_ROWS).combine_chunks()
-            pairs = pack(view, codec, chunk)
-            if pairs:
-                changed += self._put(config, space_of(config, view), layout, pairs)
-        return changed
+        return self._write(config, view, plan_of(view).codec, table)
 
     def read_batch(
         self, config: RepoConfig, view: FeatureView, keys: pa.Table, columns: Sequence[str]
@@ -144,18 +135,11 @@ class PackedOnlineStore(OnlineStore):
             CorruptRowError: A row is not what was written, or its layout is not known.
             StoreUnavailableError: The store does not answer.
         """
-        encoded = _codec(view).encode(keys)
-        space = space_of(config, view)
-        present = [key for key in encoded if key is not None]
-        rows = self._get(config, space, present)
-        if len(present) < len(encoded):
-            found = iter(rows)
-            rows = [None if key is None else next(found) for key in encoded]
-        return self._unpack(config, view, (encoded, rows), columns)
+        return self._read(config, view, plan_of(view).codec.encode(keys), columns)
 
     def delete_entities(self, config: RepoConfig, view: FeatureView, keys: pa.Table) -> int:
         """Remove everything kept for the entities of `keys`; return how many there were."""
-        encoded = {key for key in _codec(view).encode(keys) if key is not None}
+        encoded = {key for key in plan_of(view).codec.encode(keys) if key is not None}
         return self._delete(config, space_of(config, view), sorted(encoded))
 
     def scan(self, config: RepoConfig, view: FeatureView) -> Iterator[pa.RecordBatch]:
@@ -166,14 +150,13 @@ class PackedOnlineStore(OnlineStore):
         Raises:
             CorruptRowError: A row is not what was written.
         """
-        codec, space = _codec(view), space_of(config, view)
-        names = [feature.name for feature in view.features]
-        for batch in self._pairs(config, space):
+        codec, names = plan_of(view).codec, list(plan_of(view).types)
+        for batch in self._pairs(config, space_of(config, view)):
             pairs = [pair for pair in batch if pair[0].startswith(codec.prefix)]
             if not pairs:
                 continue
             keys = [key for key, _ in pairs]
-            read = self._unpack(config, view, (keys, [row for _, row in pairs]), names)
+            read = self._unpack(config, view, keys, [row for _, row in pairs], columns=names)
             columns: dict[str, pa.Array] = {
                 **codec.decode(keys),
                 EVENT_TIMESTAMP: read.event_times,
@@ -184,22 +167,54 @@ class PackedOnlineStore(OnlineStore):
                 [flat(column) for column in columns.values()], names=list(columns)
             )
 
+    def _write(
+        self, config: RepoConfig, view: FeatureView, codec: KeyCodec, table: pa.Table
+    ) -> int:
+        plan, changed = plan_of(view), 0
+        for name in (*plan.types, EVENT_TIMESTAMP):
+            if name not in table.column_names:
+                raise InvalidBatchError(view.name, name, "is missing")
+        for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP):
+            if name in plan.types:
+                raise InvalidBatchError(view.name, name, "is a time, so no feature's name")
+        for start in range(0, table.num_rows, _CHUNK_ROWS):
+            chunk = table.slice(start, _CHUNK_ROWS).combine_chunks()
+            pairs = pack(plan, codec, chunk)
+            if pairs:
+                changed += self._put(config, space_of(config, view), plan.layout, pairs)
+        return changed
+
+    def _read(
+        self,
+        config: RepoConfig,
+        view: FeatureView,
+        keys: Sequence[bytes | None],
+        columns: Sequence[str],
+    ) -> PackedRead:
+        present = [key for key in keys if key is not None]
+        rows = self._get(config, space_of(config, view), present)
+        if len(present) < len(keys):
+            found = iter(rows)
+            rows = [None if key is None else next(found) for key in keys]
+        return self._unpack(config, view, keys, rows, columns=columns)
+
     def _unpack(
         self,
         config: RepoConfig,
         view: FeatureView,
-        pairs: tuple[Sequence[bytes | None], Sequence[bytes | None]],
+        keys: Sequence[bytes | None],
+        rows: Sequence[bytes | None],
+        *,
         columns: Sequence[str],
     ) -> PackedRead:
-        keys, rows = pairs
-        own, ids = view_layout(view), {layout_id(row) for row in rows if row is not None}
-        cache = self._layout_cache
-        cache.setdefault(own.id, own)
+        plan, cache = plan_of(view), self._layout_cache
+        cache.setdefault(plan.layout.id, plan.layout)
+        ids = {layout_id(row) for row in rows if row is not None}
         if not ids <= cache.keys():  # a layout never changes, so what is known stays known
             stored = self._layouts(config, space_of(config, view))
             cache.update({i: item.layout for i, item in stored.items()})
-        check(view.name, keys, rows, cache)
-        return unpack(view, cache, rows, columns)
+        check(view.name, keys, rows, ids & cache.keys())
+        return unpack(plan, cache, rows, columns)
 
     # -- Feast's interface -----------------------------------------------------------------
 
@@ -213,15 +228,15 @@ class PackedOnlineStore(OnlineStore):
         """Write rows that Feast gives as messages; see `write_batch`."""
         if not data:
             return
-        types = key_types(table) or dict.fromkeys(data[0][0].join_keys, pa.string())
-        columns = dict(_key_columns([row[0] for row in data], types, table.name))
+        codec = _codec_of(table, data[0][0])
+        columns = dict(_key_columns([row[0] for row in data], codec.types, table.name))
         for feature in table.features:
             nothing = Value()
             values = [row[1].get(feature.name, nothing) for row in data]
             columns[feature.name] = to_array(values, arrow_type(feature), feature.name)
         columns[EVENT_TIMESTAMP] = _times([row[2] for row in data])
         columns[CREATED_TIMESTAMP] = _times([row[3] for row in data])
-        self.write_batch(config, table, pa.table(columns))
+        self._write(config, table, codec, pa.table(columns))
         if progress is not None:
             progress(len(data))
 
@@ -240,9 +255,9 @@ class PackedOnlineStore(OnlineStore):
         if not entity_keys:
             return []
         names = requested_features or [feature.name for feature in table.features]
-        types = key_types(table) or dict.fromkeys(entity_keys[0].join_keys, pa.string())
-        keys = pa.table(_key_columns(entity_keys, types, table.name))
-        answer = self._answer(config, table, keys, names)
+        codec = _codec_of(table, entity_keys[0])
+        keys = pa.table(_key_columns(entity_keys, codec.types, table.name))
+        answer = self._answer(config, table, codec.encode(keys), names)
         rows: list[tuple[datetime | None, dict[str, Value] | None]] = []
         for i, micros in enumerate(answer.event_us.tolist()):
             if not answer.known[i]:
@@ -257,10 +272,14 @@ class PackedOnlineStore(OnlineStore):
         return rows
 
     def _answer(
-        self, config: RepoConfig, view: FeatureView, keys: pa.Table, names: Sequence[str]
+        self,
+        config: RepoConfig,
+        view: FeatureView,
+        keys: Sequence[bytes | None],
+        names: Sequence[str],
     ) -> response.Answer:
         """Read, apply the TTL as of now, and turn into messages with their statuses."""
-        read = self.read_batch(config, view, keys, names)
+        read = self._read(config, view, keys, names)
         ttl = getattr(view, "ttl", None) or timedelta(0)
         now_us = (datetime.now(UTC) - _EPOCH) // timedelta(microseconds=1)
         event_us = read.event_times.cast(pa.int64()).fill_null(0).to_numpy()
@@ -296,14 +315,14 @@ class PackedOnlineStore(OnlineStore):
         """Fill Feast's response with true statuses, which Feast's own builder does not know."""
         for view, requested in grouped_refs:
             values = response.key_values(view, join_key_values, entity_name_to_join_key_map)
-            types = key_types(view)
+            plan = plan_of(view)
             keys = pa.table(
                 {
-                    name: to_array(column, types.get(name, pa.string()), name)
+                    name: to_array(column, plan.keys.get(name, pa.string()), name)
                     for name, column in values.items()
                 }
             )
-            answer = self._answer(config, view, keys, requested)
+            answer = self._answer(config, view, plan.codec.encode(keys), requested)
             response.extend(
                 online_features_response,
                 view,
@@ -338,7 +357,7 @@ class PackedOnlineStore(OnlineStore):
         """Make room for the views to keep, in their present layout; drop the others' rows."""
         del entities_to_delete, entities_to_keep, partial
         for view in tables_to_keep:
-            self._apply(config, space_of(config, view), view_layout(view))
+            self._apply(config, space_of(config, view), plan_of(view).layout)
         self._drop(config, [space_of(config, view) for view in tables_to_delete])
 
     def teardown(
@@ -359,8 +378,10 @@ def space_of(config: RepoConfig, view: FeatureView) -> str:
     return f"{quote(config.project, safe='')}:{quote(name, safe='')}"
 
 
-def _codec(view: FeatureView) -> KeyCodec:
-    return KeyCodec(view.name, key_types(view))
+def _codec_of(view: FeatureView, key: EntityKey) -> KeyCodec:
+    """Return the codec of Feast's keys; Feast gives views of its own making no join keys."""
+    plan = plan_of(view)
+    return plan.codec if plan.keys else KeyCodec(view.name, dict.fromkeys(key.join_keys, TEXT))
 
 
 def _times(times: Sequence[datetime | None]) -> pa.Array:

@@ -2,8 +2,9 @@
 
 Below the stores. A key is 8 bytes that identify the join keys' names and types, so that a view
 whose entities change never reads rows of its old ones, then the value of each join key in the
-order of their names: a fixed-width one as it is, another as u32 length and bytes. Two different
-keys of one view never have the same bytes.
+order of their names: a fixed-width one big-endian, so that neighbouring numbers are stored side
+by side, another as u32 length and bytes. Two different keys of one view never have the same
+bytes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PREFIX = 8
+_FORMAT = 2  # keys written in another one are not found, and never read as something else
 
 
 def key_hash(key: bytes) -> str:
@@ -70,7 +72,7 @@ class KeyCodec:
                 valid = mask if valid is None else pc.and_(valid, mask)
             width = _width_of(t)
             if width is not None:
-                cells = np.ascontiguousarray(fixed_bytes(array, width))
+                cells = np.ascontiguousarray(fixed_bytes(array, width)[:, ::-1])
                 parts.append(pieces_of(cells.reshape(-1), np.arange(n + 1) * width))
                 continue
             data = array.cast(pa.binary()).cast(pa.large_binary()).fill_null(b"")
@@ -91,7 +93,7 @@ class KeyCodec:
         for name, t in self.types.items():
             width = _width_of(t)
             if width is not None:
-                arrays[name] = fixed_array(t, data[at[:, None] + np.arange(width)])
+                arrays[name] = fixed_array(t, data[at[:, None] + np.arange(width)[::-1]])
                 at = at + width
                 continue
             size = data[at[:, None] + np.arange(4)].view("<u4").reshape(-1).astype(np.int64)
@@ -114,7 +116,8 @@ class KeyCodec:
 
 @lru_cache(maxsize=1024)
 def _prefix(columns: tuple[tuple[str, str], ...]) -> bytes:
-    return blake2b(json.dumps(columns).encode("utf-8"), digest_size=_PREFIX).digest()
+    described = json.dumps([_FORMAT, columns]).encode("utf-8")
+    return blake2b(described, digest_size=_PREFIX).digest()
 
 
 def _same(value: bytes, n: int) -> pa.Array:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 EVENT_TIMESTAMP = "event_timestamp"
 CREATED_TIMESTAMP = "created_timestamp"
+_REMEMBERED = 256
 
 
 class StoredLayout(NamedTuple):
@@ -70,14 +71,56 @@ class PackedRead:
     absent: Mapping[str, NDArray[np.bool_]]
 
 
-def key_types(view: FeatureView) -> dict[str, pa.DataType]:
-    """Return the Arrow type of each join key."""
-    return {column.name: arrow_type(column) for column in view.entity_columns}
+class Plan:
+    """What packing needs to know of a view, worked out once; get one with `plan_of`.
+
+    Attributes:
+        name: Of the view.
+        keys: Arrow type per join key.
+        codec: Of its entity keys.
+        types: Arrow type per feature.
+        layout: Of the rows that it writes now.
+    """
+
+    def __init__(self, view: FeatureView) -> None:
+        self.name = view.name
+        self.keys = {column.name: arrow_type(column) for column in view.entity_columns}
+        self.codec = KeyCodec(view.name, self.keys)
+        self.types = {feature.name: arrow_type(feature) for feature in view.features}
+        self.layout = layout_of(pa.schema(list(self.types.items())))
+        self._schemas: dict[tuple[str, ...], pa.Schema] = {}
+        self._fields = (*view.entity_columns, *view.features)  # keeps their ids from being reused
+
+    def schema(self, columns: Sequence[str]) -> pa.Schema:
+        """Return the schema of `columns`.
+
+        Raises:
+            NotFoundError: The view has no such feature.
+        """
+        names = tuple(columns)
+        schema = self._schemas.get(names)
+        if schema is None:
+            for name in names:
+                if name not in self.types:
+                    raise NotFoundError(f"feature of view {self.name!r}", name, self.types)
+            if len(self._schemas) >= _REMEMBERED:
+                self._schemas.clear()
+            schema = self._schemas[names] = pa.schema([(name, self.types[name]) for name in names])
+        return schema
 
 
-def view_layout(view: FeatureView) -> Layout:
-    """Return the layout of rows that `view` writes now."""
-    return layout_of(pa.schema([(f.name, arrow_type(f)) for f in view.features]))
+_plans: dict[tuple[str, tuple[int, ...], tuple[int, ...]], Plan] = {}
+
+
+def plan_of(view: FeatureView) -> Plan:
+    """Return the plan of `view`; remembered for as long as its fields are the same objects."""
+    key = (view.name, tuple(map(id, view.entity_columns)), tuple(map(id, view.features)))
+    plan = _plans.get(key)
+    if plan is None:
+        if len(_plans) >= _REMEMBERED:
+            _plans.clear()
+        plan = _plans[key] = Plan(view)
+    return plan
 
 
 def supersedes(new: bytes, old: bytes, layouts: Layouts) -> bool:
@@ -100,7 +143,7 @@ def supersedes(new: bytes, old: bytes, layouts: Layouts) -> bool:
     return bool(canonical_bytes(after) > canonical_bytes(before))
 
 
-def pack(view: FeatureView, codec: KeyCodec, table: pa.Table) -> list[tuple[bytes, bytes]]:
+def pack(plan: Plan, codec: KeyCodec, table: pa.Table) -> list[tuple[bytes, bytes]]:
     """Encode the greatest row of each key that is not null.
 
     Raises:
@@ -108,10 +151,10 @@ def pack(view: FeatureView, codec: KeyCodec, table: pa.Table) -> list[tuple[byte
         InvalidKeysError: A join key is missing or of the wrong type.
         UnsupportedTypeError: A value does not fit the type that the view declares.
     """
-    layout, keys = view_layout(view), codec.encode(table)
-    event_us = _micros(table, EVENT_TIMESTAMP, view.name)
+    layout, keys = plan.layout, codec.encode(table)
+    event_us = _micros(table, EVENT_TIMESTAMP, plan.name)
     if CREATED_TIMESTAMP in table.column_names:
-        created_us = _micros(table, CREATED_TIMESTAMP, view.name)
+        created_us = _micros(table, CREATED_TIMESTAMP, plan.name)
     else:
         created_us = np.full(table.num_rows, NO_TIME)
     columns = table.select(layout.schema.names)
@@ -189,7 +232,7 @@ def check(
 
 
 def unpack(
-    view: FeatureView,
+    plan: Plan,
     layouts: Mapping[bytes, Layout],
     rows: Sequence[bytes | None],
     columns: Sequence[str],
@@ -200,18 +243,14 @@ def unpack(
         NotFoundError: The view has no such feature.
         UnsupportedTypeError: A value of an older layout does not fit the type declared now.
     """
-    declared = {feature.name: feature for feature in view.features}
-    for name in columns:
-        if name not in declared:
-            raise NotFoundError(f"feature of view {view.name!r}", name, declared)
-    schema = pa.schema([(name, arrow_type(declared[name])) for name in columns])
+    schema = plan.schema(columns)
     found = np.fromiter((row is not None for row in rows), np.bool_, len(rows))
     places: dict[bytes, list[int]] = {}
     for i, row in enumerate(rows):
         if row is not None:
             places.setdefault(layout_id(row), []).append(i)
     if len(places) <= 1:
-        layout = layouts[next(iter(places))] if places else view_layout(view)
+        layout = layouts[next(iter(places))] if places else plan.layout
         return _decode(layout, rows, schema, found)
     return _decode_mixed(layouts, places, rows, schema, found)
 

@@ -13,6 +13,7 @@ import sqlite3
 from collections import defaultdict, deque
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Literal
 
 from feast.repo_config import FeastConfigBaseModel
@@ -100,7 +101,8 @@ class SQLiteOnlineStore(PackedOnlineStore):
                 "supersedes", 2, lambda new, old: supersedes(new, old, layouts)
             )
             before = connection.total_changes
-            connection.executemany(_upsert(space), pairs)
+            # In the order of the B-tree: a third of the time.
+            connection.executemany(_upsert(space), sorted(pairs))
             return connection.total_changes - before
 
     def _delete(self, config: RepoConfig, space: str, keys: Sequence[bytes]) -> int:
@@ -166,10 +168,10 @@ class SQLiteOnlineStore(PackedOnlineStore):
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:  # SQLite itself rolls back after some errors
+                    connection.execute("ROLLBACK")
 
 
 def _path(config: RepoConfig) -> str:
@@ -184,13 +186,27 @@ def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=timeout_seconds, isolation_level=None, check_same_thread=False
     )
-    connection.execute("PRAGMA journal_mode = WAL")
+    _use_wal(connection, timeout_seconds)
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(
         f"CREATE TABLE IF NOT EXISTS {_LAYOUTS} (space TEXT, id BLOB, generation INTEGER,"
         " layout BLOB, PRIMARY KEY (space, id)) WITHOUT ROWID"
     )
     return connection
+
+
+def _use_wal(connection: sqlite3.Connection, timeout_seconds: float) -> None:
+    """Switch a new file to WAL mode; SQLite does not wait for others who do, so this does."""
+    deadline = monotonic() + timeout_seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() > deadline:
+                raise
+            sleep(0.01)
+        else:
+            return
 
 
 def _table(space: str) -> str:

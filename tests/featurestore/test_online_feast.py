@@ -134,7 +134,7 @@ def test_a_service_with_two_keys_and_an_on_demand_view(repo):
         assert values["sums__total"] == [13.0, 23.0]
     alone = repo.feast.get_online_features(["whole:count"], [{"driver": "a"}])
     assert alone.to_dict()["count"] == [4]
-    with pytest.raises(KeyError, match="Missing join key values for keys: .*trip"):
+    with pytest.raises(KeyError, match=r"Missing join key values for keys: .*trip"):
         repo.feast.get_online_features(["both:count"], [{"driver": "a"}])
 
 

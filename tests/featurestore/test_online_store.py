@@ -2,7 +2,9 @@
 
 import re
 import sqlite3
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -266,7 +268,7 @@ def test_what_does_not_fit_is_refused_by_name(online):
     with pytest.raises(InvalidBatchError, match="'event_timestamp': is null in 1 rows"):
         write(online.config, view, _batch(["a"], [None], x=[1]))
     wrong = pa.table({"driver": ["a"], "event_timestamp": [1], "x": [1]})
-    with pytest.raises(InvalidBatchError, match="'event_timestamp'.*int64, not a timestamp"):
+    with pytest.raises(InvalidBatchError, match=r"'event_timestamp'.*int64, not a timestamp"):
         write(online.config, view, wrong)
     with pytest.raises(InvalidKeysError, match="'driver' is missing"):
         write(online.config, view, _batch(["a"], x=[1]).drop_columns(["driver"]))
@@ -318,9 +320,11 @@ def test_feasts_own_reads_and_writes_keep_types_and_apply_the_ttl(online):
     online.store.online_write_batch(online.config, copy, [], None)
 
 
+REDIS = pytest.param("redis", marks=pytest.mark.service("redis-server"))
+
+
+@pytest.mark.parametrize("online", [REDIS], indirect=True)
 def test_a_redis_that_is_down_is_an_error_within_the_deadline(free_port, online):
-    if online.kind != "redis":
-        pytest.skip("about Redis")
     options = {
         **online.options,
         "url": f"redis://user:hidden@127.0.0.1:{free_port()}/1",
@@ -339,9 +343,8 @@ def test_a_redis_that_is_down_is_an_error_within_the_deadline(free_port, online)
     store.release()
 
 
+@pytest.mark.parametrize("online", ["sqlite"], indirect=True)
 def test_a_file_that_is_no_database_or_is_locked_is_an_error(tmp_path, online):
-    if online.kind != "sqlite":
-        pytest.skip("about SQLite")
     view = _view({"x": Int64})
     online.store.write_batch(online.config, view, _batch(["a"], x=[1]))
     config = online.config.model_copy(deep=True)
@@ -363,3 +366,23 @@ def test_a_file_that_is_no_database_or_is_locked_is_an_error(tmp_path, online):
     with pytest.raises(StoreUnavailableError, match=re.escape("text.db is not available")):
         hasty.read_batch(config, view, pa.table({"driver": ["a"]}), ["x"])
     hasty.release()
+
+
+@pytest.mark.parametrize("online", ["sqlite"], indirect=True)
+def test_many_open_a_new_file_at_once(tmp_path, online):
+    view, started = _view({"x": Int64}), threading.Barrier(8)
+
+    def write(i):
+        store = SQLiteOnlineStore()
+        started.wait()
+        try:
+            return store.write_batch(config, view, _batch([f"driver {i}"], x=[i]))
+        finally:
+            store.release()
+
+    for round_ in range(5):
+        config = online.config.model_copy(deep=True)
+        config.online_config = {**online.options, "path": str(tmp_path / f"{round_}.db")}
+        config._online_store = None
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(write, range(8))) == [1] * 8
