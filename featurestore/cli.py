@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featurestore.config import StoreConfig, load_section
 from featurestore.errors import UserError
 
 if TYPE_CHECKING:
@@ -227,9 +228,10 @@ def serve(
 
 
 def _open(config: Path) -> Store:
+    section = load_section(config, "store", StoreConfig)  # a mistake need not wait for Feast
     from featurestore.store import Store
 
-    return Store.open(config)
+    return Store(section)
 
 
 def _contract(opened: Store, name: str) -> Contract:

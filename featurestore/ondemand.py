@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from featurestore.service import OnDemandView
 
+_THREADED_ROWS = 10_000
 _EXACT = {
     pa.int8(): pd.Int8Dtype(),
     pa.int16(): pd.Int16Dtype(),
@@ -95,7 +96,10 @@ class Executor:
 
     def _pandas(self, values: list[pa.Array], rows: int) -> dict[str, pa.Array]:
         names = [str(number) for number in range(len(values))]
-        frame = pa.table(values, names=names).to_pandas(types_mapper=_EXACT.get)
+        frame = pa.table(values, names=names).to_pandas(
+            types_mapper=_EXACT.get,
+            use_threads=rows > _THREADED_ROWS,  # waking threads costs a request more than the work
+        )
         # Taking columns copies, so every one is writable: Arrow hands out read-only memory for
         # columns without nulls, and whether a function may assign must not depend on the data.
         frame = frame.take(self._columns, axis=1)

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: a process of its own, its output, its exit code."""
+"""The command line as a person meets it: what it prints, where, and its exit code."""
 
 from __future__ import annotations
 
@@ -92,15 +92,19 @@ STEADFEAST = [sys.executable, "-m", "featurestore.cli"]
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
-def test_what_the_user_can_put_right_is_one_message_and_code_2(shop, words, problem):
-    done = subprocess.run(
-        [*STEADFEAST, "store", *words], cwd=shop.folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert problem in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+def test_what_the_user_can_put_right_is_one_message_and_code_2(
+    shop, words, problem, monkeypatch, capsys
+):
+    monkeypatch.chdir(shop.folder)
+    monkeypatch.setattr(sys, "argv", ["steadfeast", "store", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    printed = capsys.readouterr()
+    assert caught.value.code == 2
+    assert problem in printed.err
+    assert printed.err.startswith("error: ")
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
 
 
 def test_help_comes_without_feast_and_teaches_by_example():
@@ -130,6 +134,10 @@ def test_a_group_whose_extra_is_missing_says_what_to_install():
     assert "no_such_module" in done.output
 
 
-def test_the_store_commands_are_there_for_the_console_script():
+def test_a_process_of_its_own_has_all_groups_and_the_same_exit_code(tmp_path):
     done = subprocess.run([*STEADFEAST, "--help"], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in ("store", "monitor", "pipeline"))
+    words = [*STEADFEAST, "store", "apply"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: steadfeast.yaml: cannot be read")
