@@ -129,7 +129,7 @@ class Evaluator:
         if monitor not in self._first:
             config = self.config.monitors[monitor]
             files = self._log.files(config.service, EPOCH, now + timedelta(microseconds=1))
-            first = EPOCH + timedelta(microseconds=min(int(f.name.split("-")[0]) for f in files))
+            first = EPOCH + timedelta(microseconds=min(_span(file)[0] for file in files))
             self._first[monitor] = EPOCH + (first - EPOCH) // config.bucket * config.bucket
         return self._first[monitor]
 
@@ -288,11 +288,20 @@ class Evaluator:
 
         Only files that came later are a reason to count; ctime, because a rename sets it.
         """
-        found = []
+        found: list[tuple[Kept, int]] = []
+        if not before:
+            return found
+        start, end = before[0].bucket.start, before[-1].bucket.end
+        came = [
+            (*_span(file), file.stat().st_ctime, file)
+            for file in self._log.files(config.service, start, end)
+        ]
         for kept in before:
-            files = self._log.files(config.service, kept.bucket.start, kept.bucket.end)
-            if all(file.stat().st_ctime <= kept.frozen_at.timestamp() for file in files):
+            low, high = _micros(kept.bucket.start), _micros(kept.bucket.end)
+            inside = [item for item in came if item[0] < high and item[1] >= low]
+            if all(at <= kept.frozen_at.timestamp() for _, _, at, _ in inside):
                 continue
+            files = [file for *_, file in inside]
             ((rows,),) = self._con.execute(
                 "SELECT count(*) FROM read_parquet($files, union_by_name = true) "
                 "WHERE request_time >= $start AND request_time < $end",
@@ -374,6 +383,16 @@ def _key(reference: Reference, config: MonitorConfig) -> str:
     made_for = config.model_dump_json(include=_REFERENCE_FIELDS)
     text = f"{reference.uri}\n{reference.model_version}\n{made_for}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _span(file: Path) -> tuple[int, int]:
+    """Return the first and last request time in a served-log file, from its name."""
+    first, last, _ = file.name.split("-", 2)
+    return int(first), int(last)
+
+
+def _micros(at: datetime) -> int:
+    return (at - EPOCH) // timedelta(microseconds=1)
 
 
 def _judged(verdicts: list[Verdict], window: Window, first: datetime) -> tuple[Verdict, ...]:
