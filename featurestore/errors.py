@@ -204,7 +204,8 @@ class SourceError(UserError):
     def __init__(self, view: str, location: str, problem: str, *, column: str = "") -> None:
         self.view, self.location, self.column = view, location, column
         where = f"column {column!r}: " if column else ""
-        super().__init__(f"feature view {view!r}: {location}: {where}{problem}")
+        owner = f"feature view {view!r}: " if view else ""
+        super().__init__(f"{owner}{location}: {where}{problem}")
 
 
 class EntityFrameError(UserError):
@@ -217,7 +218,8 @@ class EntityFrameError(UserError):
     def __init__(self, problem: str, *, column: str = "") -> None:
         self.column = column
         where = f"column {column!r}: " if column else ""
-        super().__init__(f"entity frame: {where}{problem}")
+        # Not super(): a subclass that is also one of Feast's errors would get Feast's message.
+        Exception.__init__(self, f"entity frame: {where}{problem}")
 
 
 class ResourceError(UserError):

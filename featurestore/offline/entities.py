@@ -88,12 +88,12 @@ def read_entities(frame: Any, connection: duckdb.DuckDBPyConnection) -> Entities
     """
     if isinstance(frame, str):
         try:
-            relation = connection.sql(frame)
-            table = None if relation is None else relation.to_arrow_table()
+            statements = connection.extract_statements(frame)
+            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+                raise EntityFrameError("the text is not one query that gives rows")
+            table = connection.sql(frame).to_arrow_table()
         except duckdb.Error as error:
             raise EntityFrameError(f"the query failed: {error}") from error
-        if table is None:
-            raise EntityFrameError("the text is not a query that gives rows")
         return _with_time(table)
     if isinstance(frame, pd.DataFrame):
         return _with_time(_from_pandas(frame))

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from featurestore import sql
 from featurestore.errors import EntityFrameError
+from featurestore.offline.sources import reading
 from featurestore.offline.views import spine_key
 
 if TYPE_CHECKING:
@@ -44,10 +45,16 @@ def point_in_time(
         entities: The rows asked for.
         bounds: The views.
         as_known: Use a source row only from its created time on.
+
+    Raises:
+        SourceError: A source cannot be read.
+        duckdb.OutOfMemoryException: See `session`, which makes it a `ResourceError`.
     """
     table = entities.table
     for bound in bounds:
-        for name, column in features_of(connection, entities, bound, as_known=as_known):
+        with reading(bound.name, bound.source.location):
+            columns = features_of(connection, entities, bound, as_known=as_known)
+        for name, column in columns:
             table = table.append_column(name, column)
     return table
 

@@ -13,7 +13,7 @@ from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from featurestore import sql
 from featurestore.offline.job import DuckDBRetrievalJob
 from featurestore.offline.session import session
-from featurestore.offline.sources import open_source
+from featurestore.offline.sources import open_source, reading
 from featurestore.offline.times import micros
 from featurestore.offline.views import bind, originals
 
@@ -54,9 +54,10 @@ def _latest(
     with session(config) as connection:
         bound = bind(connection, config.repo_path, view, [f.name for f in view.features])
         text = sql.newest(bound.view, micros(since), micros(until), known_by=micros(until))
-        reader = connection.sql(text).to_arrow_reader()
-        yield reader.schema
-        yield from reader
+        with reading(bound.name, bound.source.location):
+            reader = connection.sql(text).to_arrow_reader()
+            yield reader.schema
+            yield from reader
 
 
 def table_of(
@@ -83,14 +84,16 @@ def table_of(
 
 
 def pulled(
-    config: RepoConfig, query: Callable[[duckdb.DuckDBPyConnection], str]
+    config: RepoConfig,
+    data_source: DataSource,
+    query: Callable[[duckdb.DuckDBPyConnection], str],
 ) -> DuckDBRetrievalJob:
     """Return a job that runs the query, which is written now: what is wrong is said now."""
     with session(config) as connection:
         text = query(connection)
 
     def tables(rows: int | None) -> Iterator[pa.Table]:
-        with session(config) as connection:
+        with session(config) as connection, reading("", data_source.name):
             relation = connection.sql(text)
             if rows is None:
                 yield relation.to_arrow_table()

@@ -45,7 +45,7 @@ def session(config: RepoConfig) -> Iterator[duckdb.DuckDBPyConnection]:
             _apply(connection, settings | dict(options.settings))
             yield connection
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
-            if not _exhausted(error):
+            if not exhausted(error):
                 raise
             limit = connection.execute("SELECT current_setting('memory_limit')").fetchall()[0][0]
             text = str(error).split("\n", 1)[0]
@@ -54,7 +54,7 @@ def session(config: RepoConfig) -> Iterator[duckdb.DuckDBPyConnection]:
             connection.close()
 
 
-def _exhausted(error: duckdb.Error) -> bool:
+def exhausted(error: duckdb.Error) -> bool:
     """Tell whether DuckDB ran out of memory or disk, rather than failed to read a file."""
     text = str(error)
     return isinstance(error, duckdb.OutOfMemoryException) or any(

@@ -8,6 +8,7 @@ Whatever is wrong with the data is one `SourceError` that names view, path and c
 from __future__ import annotations
 
 import glob
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +22,10 @@ from pyarrow.dataset import dataset
 
 from featurestore import sql
 from featurestore.errors import SourceError
+from featurestore.offline.session import exhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from deltalake import DeltaTable
     from feast.data_source import DataSource
@@ -82,6 +84,29 @@ class Source:
                 self.view, self.location, f"holds {column.type}, not times", column=name
             )
         return column
+
+
+@contextmanager
+def reading(view: str, location: str) -> Iterator[None]:
+    """Turn DuckDB's errors about data into ours. Errors in a query's text are bugs and stay.
+
+    Raises:
+        SourceError: The data inside cannot be read.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        if isinstance(error, _BUGS) or exhausted(error):
+            raise
+        raise SourceError(view, location, str(error).split("\n", 1)[0]) from error
+
+
+_BUGS = (
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.InternalException,
+    duckdb.ParserException,
+)
 
 
 def open_source(

@@ -191,9 +191,9 @@ class DuckDBOfflineStore(OfflineStore):
                 created=created_timestamp_column,
             )
             text = sql.newest(view, micros(start_date), micros(end_date), known_by=None)
-            return text if join_key_columns else with_dummy(text)
+            return text if view.keys else with_dummy(text)
 
-        return pulled(config, query)
+        return pulled(config, data_source, query)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -222,9 +222,10 @@ class DuckDBOfflineStore(OfflineStore):
                 timestamp=timestamp_field,
                 created=created_timestamp_column,
             )
-            return sql.everything(view, micros(start_date), micros(end_date))
+            text = sql.everything(view, micros(start_date), micros(end_date))
+            return text if view.keys else with_dummy(text)
 
-        return pulled(config, query)
+        return pulled(config, data_source, query)
 
     @staticmethod
     def offline_write_batch(

@@ -69,7 +69,11 @@ def check_target(source: Any, repo: Path | str | None, *, overwrite: bool) -> Pa
 
 
 def persist(batches: pa.RecordBatchReader, source: Any, path: Path) -> None:
-    """Write `batches` as the whole content of `path`: a `.parquet` file, a folder or Delta."""
+    """Write `batches` as the whole content of `path`: a `.parquet` file, a folder or Delta.
+
+    Raises:
+        SourceError: There is no room or no right to write; what was there is there still.
+    """
     if isinstance(source.file_format, DeltaFormat):
         _write_delta(batches, path, "overwrite")
         return
@@ -82,6 +86,8 @@ def persist(batches: pa.RecordBatchReader, source: Any, path: Path) -> None:
             fresh.mkdir()
             _write_batches(batches, fresh / "part-0.parquet")
         _replace(fresh, path)
+    except OSError as error:
+        raise SourceError(source.name, str(path), f"cannot be written: {error}") from error
     finally:
         _remove(fresh)
 
@@ -142,6 +148,8 @@ def _write(table: pa.Table, path: Path) -> None:
     try:
         pq.write_table(table, fresh, compression="zstd")
         fresh.rename(path)
+    except OSError as error:
+        raise SourceError("", str(path), f"cannot be written: {error}") from error
     finally:
         _remove(fresh)
 

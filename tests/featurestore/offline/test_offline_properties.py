@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Few distinct instants and values, so that ties, repeats and boundaries are common.
 instants = st.one_of(
-    st.integers(0, 6).map(lambda h: at(h)),
+    st.integers(0, 6).map(at),
     st.sampled_from([at(1, -1), at(1, 1), at(2, 1), datetime(1969, 12, 31, 23, 59, 59, 1, UTC)]),
 )
 floats = st.one_of(st.none(), st.sampled_from([0.0, -0.0, math.nan, math.inf, 1.0, 2.0]))
