@@ -24,7 +24,7 @@ up: install  ## keep the daemon and the pipeline running on the demo's state unt
 
 test: .venv/.demo .venv/.dev  ## run the tests, with the real servers where they can be had
 	@scripts/services.sh
-	@$(BIN)/pytest -n 2 --dist worksteal
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/.dev  ## lint, types, dependency direction, generated files up to date
 	$(BIN)/ruff check .

@@ -15,8 +15,6 @@ import pytest
 from demo_world import ROOT, Told, steadfeast, tell
 from sklearn.metrics import roc_auc_score
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 SHARE = 0.35
 
 
