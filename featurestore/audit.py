@@ -344,24 +344,30 @@ def served_against_offline(
         spine = rows.select([*bundle.plan.entity_columns])
         spine = spine.append_column(EVENT_TIMESTAMP, rows.column("request_time"))
         replayed = store.point_in_time(service, spine)
+        cells += rows.num_rows * len(bundle.plan.outputs)
         for output in bundle.plan.outputs:
             was, now = rows.column(output.name), replayed.column(output.name)
-            places = differs(was, now)
-            cells += rows.num_rows
-            for place in places:
-                kind = _kind(was[place].as_py(), now[place].as_py())
-                mismatches[kind] += 1
-                if len(examples) < _EXAMPLES:
-                    examples.append(
-                        {
-                            "kind": kind,
-                            "feature": output.name,
-                            "request_id": rows.column("request_id")[place].as_py(),
-                            "request_time": rows.column("request_time")[place].as_py(),
-                            "served": _clear(was[place].as_py(), output.tags),
-                            "offline": _clear(now[place].as_py(), output.tags),
-                        }
-                    )
+            places = pa.array(differs(was, now))
+            absent = [column.take(places).is_null() for column in (was, now)]
+            kinds = {
+                "missing online": absent[0],
+                "missing offline": absent[1],
+                "value": pc.invert(pc.or_(*absent)),
+            }
+            mismatches.update({kind: pc.sum(there).as_py() or 0 for kind, there in kinds.items()})
+            for place in places[: _EXAMPLES - len(examples)].to_pylist():
+                served, offline_value = was[place].as_py(), now[place].as_py()
+                examples.append(
+                    {
+                        "kind": _kind(served, offline_value),
+                        "feature": output.name,
+                        "request_id": rows.column("request_id")[place].as_py(),
+                        "request_time": rows.column("request_time")[place].as_py(),
+                        "served": _clear(served, output.tags),
+                        "offline": _clear(offline_value, output.tags),
+                    }
+                )
+    mismatches = +mismatches
     note = f"{elsewhere} rows were served under another contract" if elsewhere else ""
     if not cells:
         note = note or "nothing was logged"

@@ -72,7 +72,7 @@ def _feed(digest: Any, array: pa.Array) -> None:
         digest.update(_fixed(array).tobytes())
 
 
-def differs(a: pa.ChunkedArray, b: pa.ChunkedArray) -> list[int]:
+def differs(a: pa.ChunkedArray, b: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return the rows in which two columns of one type differ, as `content_sha256` sees them.
 
     Raises:
@@ -80,23 +80,29 @@ def differs(a: pa.ChunkedArray, b: pa.ChunkedArray) -> list[int]:
     """
     if a.type != b.type or len(a) != len(b):
         raise ValueError(f"{len(a)} x {a.type} against {len(b)} x {b.type}")
-    left, right = (pa.concat_arrays(x.chunks) if x.num_chunks else x for x in (a, b))
-    if not len(left):
-        return []
-    nulls = [x.is_null().to_numpy(zero_copy_only=False) for x in (left, right)]
-    different = nulls[0] != nulls[1]
-    if pa.types.is_nested(a.type):
-        values = zip(left, right, strict=True)
-        unequal = [one_sha256(x) != one_sha256(y) for x, y in values]
-        return [int(row) for row in np.flatnonzero(different | np.array(unequal))]
-    if _is_bytes(a.type):
-        unequal = pc.not_equal(left, right).fill_null(False)  # Arrow takes it by position
-        return [int(row) for row in np.flatnonzero(different | unequal.to_numpy(False))]
-    if pa.types.is_null(a.type):
-        return []
-    bits = [_fixed(x).view(np.uint8).reshape(len(left), -1) for x in (left, right)]
-    unequal = (bits[0] != bits[1]).any(axis=1) & ~nulls[0] & ~nulls[1]
-    return [int(row) for row in np.flatnonzero(different | unequal)]
+    if not len(a):
+        return np.array([], np.int64)
+    left, right = (pa.concat_arrays(column.chunks) for column in (a, b))
+    nulls = [column.is_null().to_numpy(zero_copy_only=False) for column in (left, right)]
+    return np.flatnonzero((nulls[0] != nulls[1]) | (_unequal(left, right) & ~nulls[0] & ~nulls[1]))
+
+
+def _unequal(left: pa.Array, right: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which values differ; what it says of nulls means nothing."""
+    kind = left.type
+    if pa.types.is_null(kind):
+        return np.zeros(len(left), np.bool_)
+    if pa.types.is_nested(kind):
+        pairs = zip(left, right, strict=True)
+        return np.array([one_sha256(x) != one_sha256(y) for x, y in pairs])
+    if _is_bytes(kind):
+        unequal: np.ndarray[Any, np.dtype[np.bool_]] = (
+            pc.not_equal(left, right).fill_null(False).to_numpy(zero_copy_only=False)
+        )
+        return unequal
+    bits = [_fixed(column).view(np.uint8).reshape(len(column), -1) for column in (left, right)]
+    different: np.ndarray[Any, np.dtype[np.bool_]] = (bits[0] != bits[1]).any(axis=1)
+    return different
 
 
 def one_sha256(value: pa.Scalar) -> str:

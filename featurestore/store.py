@@ -95,6 +95,8 @@ class Store:
         self.served.flush()
         if self._materializer is not None:
             self._materializer.close()
+        if self._online is not None:
+            self._online.release()
 
     # definitions
 

@@ -66,6 +66,10 @@ class PackedOnlineStore(OnlineStore):
     # -- what a subclass does --------------------------------------------------------------
 
     @abstractmethod
+    def release(self) -> None:
+        """Close the connections that are not in use."""
+
+    @abstractmethod
     def _get(self, config: RepoConfig, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the row of each key, or None."""
 
