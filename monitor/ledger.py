@@ -9,58 +9,35 @@ value, for everybody who only reads.
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from threading import Condition, RLock
 from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.errors import NotFoundError
-from monitor import messages
+from monitor import messages, reading
 from monitor.calibrate import Reference
 from monitor.codec import dump, load
 from monitor.database import connect, fault, lock
 from monitor.detect import Verdict
-from monitor.distribution import distributions
-from monitor.episodes import (
-    Alert,
-    AlertKind,
-    ModelHistory,
-    Outcome,
-    PolicyState,
-    Severity,
-    TriggerState,
-)
-from monitor.performance import Performance
-from monitor.profile import Profile, total
+from monitor.episodes import Alert, AlertKind, ModelHistory, Outcome, PolicyState, Severity
 from monitor.quality import Figures, Freshness, Incident
-from monitor.snapshot import Bucket
-from monitor.state import (
-    Counters,
-    EpisodeRecord,
-    MonitorState,
-    OutboxState,
-    PastWindow,
-    ReferenceInfo,
-    State,
-    TriggerRecord,
-)
+from monitor.reading import Held, Kept
+from monitor.state import EpisodeRecord, MonitorState, PastWindow, State
 from protos.steadfeast.v1.pipeline_pb2 import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from monitor.config import MonitorConfig
-    from monitor.distribution import Distribution
     from monitor.episodes import Decision, Evaluation, Trigger
+    from monitor.profile import Profile
     from monitor.snapshot import Snapshot
+    from monitor.state import TriggerRecord
 
-__all__ = ["Held", "Ledger", "MonitorState", "State"]
-
-HISTORY = 60
-LISTED = 100
+__all__ = ["Following", "Held", "Kept", "Ledger", "Message", "MonitorState", "State"]
 
 SEVERITIES = {
     "promoted": Severity.INFO,
@@ -69,34 +46,6 @@ SEVERITIES = {
     "failed": Severity.CRITICAL,
 }
 """How urgent each end of a run is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a monitor needs to go on from where it stands.
-
-    Attributes:
-        watermark: End of the last evaluated bucket; none before the first.
-        reference_key: Changes whenever the reference does; empty without one.
-    """
-
-    watermark: datetime | None = None
-    policy: PolicyState = field(default_factory=PolicyState)
-    reference: Reference | None = None
-    reference_key: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """One frozen bucket; `profile` is JSON over the edges of `reference_key`'s reference."""
-
-    bucket: Bucket
-    rows: int
-    late_rows: int
-    path: Path
-    frozen_at: datetime
-    reference_key: str
-    profile: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +150,7 @@ class Ledger:
                 for watermark, policy, reference, key in rows:
                     known = None if reference is None else Reference.from_json(reference)
                     self._held[monitor] = Held(
-                        _utc(watermark), load(PolicyState, policy), known, key
+                        reading.utc(watermark), load(PolicyState, policy), known, key
                     )
             return self._held[monitor]
 
@@ -263,26 +212,7 @@ class Ledger:
     def buckets(self, monitor: str, start: datetime, end: datetime) -> list[Kept]:
         """Return the frozen buckets inside [start, end), in order."""
         with self._lock:
-            rows = self._rows(
-                "SELECT start_time, end_time, row_count, late_rows, path, frozen_at, "
-                "reference_key, profile FROM buckets "
-                "WHERE monitor = ? AND start_time >= ? AND end_time <= ? ORDER BY start_time",
-                monitor,
-                start,
-                end,
-            )
-        return [
-            Kept(
-                Bucket(begin.astimezone(UTC), stop.astimezone(UTC)),
-                count,
-                late,
-                Path(path),
-                frozen_at.astimezone(UTC),
-                key,
-                profile,
-            )
-            for begin, stop, count, late, path, frozen_at, key, profile in rows
-        ]
+            return reading.buckets(self._rows, monitor, start, end)
 
     def add_late_rows(self, monitor: str, kept: Kept, late_rows: int) -> None:
         """Correct how many rows came after a bucket was frozen."""
@@ -431,7 +361,7 @@ class Ledger:
             NotFoundError: There is none.
         """
         with self._lock:
-            found = self._triggers("WHERE t.request_id = ?", request)
+            found = reading.triggers(self._rows, request)
             if not found:
                 known = [row[0] for row in self._rows("SELECT request_id FROM triggers")]
                 raise NotFoundError("trigger", request, known)
@@ -548,11 +478,11 @@ class Ledger:
             if self._state is None or list(self._state.monitors) != list(monitors):
                 self._state = State(
                     monitors={name: self._monitor(name, monitors[name]) for name in monitors},
-                    episodes=(*self._episodes("NOT closed", 10**6), *self._episodes("closed")),
-                    triggers=tuple(self._triggers("")),
-                    alerts=tuple(self.alerts_before(LISTED)),
-                    outbox=self._outbox(),
-                    counters=self._counters(),
+                    episodes=tuple(reading.episodes(self._rows)),
+                    triggers=tuple(reading.triggers(self._rows)),
+                    alerts=tuple(self.alerts_before(reading.LISTED)),
+                    outbox=reading.outbox(self._rows),
+                    counters=reading.counters(self._rows),
                 )
             return self._state
 
@@ -599,120 +529,5 @@ class Ledger:
         """Read one monitor, but only what is newer than what was read before."""
         held, before = self.held(name), self._monitors.get(name)
         if before is None or before.watermark != held.watermark:
-            self._monitors[name] = self._read(name, config)
+            self._monitors[name] = reading.monitor(self._rows, name, config, held)
         return self._monitors[name]
-
-    def _read(self, name: str, config: MonitorConfig) -> MonitorState:
-        held = self.held(name)
-        windows = self._rows(
-            "SELECT past, verdicts, figures, freshness FROM windows WHERE monitor = ? "
-            "ORDER BY end_time DESC LIMIT ?",
-            name,
-            HISTORY,
-        )
-        history = tuple(load(PastWindow, row[0]) for row in reversed(windows))
-        reference = held.reference
-        state = MonitorState(
-            name,
-            config.service,
-            config.model,
-            watermark=held.watermark,
-            reference=None if reference is None else _info(reference),
-            history=history,
-        )
-        if held.watermark is None or not windows:
-            return state
-        _, verdicts, figures, freshness = windows[0]
-        window = history[-1].window
-        kept = self.buckets(name, window.start, window.end)
-        measured = self._rows(
-            "SELECT w.performance FROM windows AS w JOIN buckets AS b "
-            "ON b.monitor = w.monitor AND b.end_time = w.end_time "
-            "WHERE w.monitor = ? AND w.performance <> '' AND b.reference_key = ? "
-            "ORDER BY w.end_time DESC LIMIT 1",
-            name,
-            held.reference_key,
-        )
-        return replace(
-            state,
-            window=window,
-            verdicts=load(tuple[Verdict, ...], verdicts),
-            figures=load(tuple[Figures, ...], figures),
-            freshness=load(tuple[Freshness, ...], freshness),
-            incidents=tuple(o for o in held.policy.incidents if o.last_seen == held.watermark),
-            blocked=held.policy.blocked(held.watermark - config.window),
-            performance=load(Performance, measured[0][0]) if measured else None,
-            distributions=_spread(reference, held.reference_key, kept),
-            superseded=bool(kept) and kept[-1].reference_key != held.reference_key,
-        )
-
-    def _episodes(self, where: str, limit: int = LISTED) -> list[EpisodeRecord]:
-        rows = self._rows(
-            f"SELECT body FROM episodes WHERE {where} ORDER BY opened_at DESC, episode_id LIMIT ?",
-            limit,
-        )
-        return [load(EpisodeRecord, body) for (body,) in rows]
-
-    def _triggers(self, where: str, *values: str) -> list[TriggerRecord]:
-        rows = self._rows(
-            "SELECT t.request_id, t.monitor, t.model, t.state, t.reason, t.episode_id, "
-            "t.decided_at, coalesce(o.attempts, 0), t.run "
-            f"FROM triggers AS t LEFT JOIN outbox AS o USING (request_id) {where} "
-            f"ORDER BY t.position DESC LIMIT {LISTED}",
-            *values,
-        )
-        return [
-            TriggerRecord(
-                request,
-                monitor,
-                model,
-                TriggerState(state),
-                reason,
-                episode,
-                decided_at.astimezone(UTC),
-                attempts,
-                None if run is None else Run.FromString(run),
-            )
-            for request, monitor, model, state, reason, episode, decided_at, attempts, run in rows
-        ]
-
-    def _outbox(self) -> OutboxState:
-        ((depth, oldest, attempts, dead),) = self._rows(
-            "SELECT count(*) FILTER (state = 'pending'), "
-            "min(committed_at) FILTER (state = 'pending'), coalesce(sum(attempts), 0), "
-            "count(*) FILTER (state = 'dead') FROM outbox"
-        )
-        return OutboxState(depth, _utc(oldest), int(attempts), dead)
-
-    def _counters(self) -> Counters:
-        totals: defaultdict[str, dict[Any, int]] = defaultdict(dict)
-        for name, monitor, label, amount in self._rows("FROM counters"):
-            totals[name][(monitor, label) if name == "decisions" else monitor] = amount
-        return Counters(
-            totals["snapshots"], totals["rows"], totals["late_rows"], totals["decisions"]
-        )
-
-
-def _utc(value: datetime | None) -> datetime | None:
-    return None if value is None else value.astimezone(UTC)
-
-
-def _spread(
-    reference: Reference | None, key: str, kept: Sequence[Kept]
-) -> tuple[Distribution, ...]:
-    """Compare the reference with the window's buckets; those counted over another are left out."""
-    if reference is None:
-        return ()
-    edges = reference.edges
-    mine = [Profile.from_json(one.profile, edges) for one in kept if one.reference_key == key]
-    return distributions(reference.profile, total(mine, edges) if mine else None)
-
-
-def _info(reference: Reference) -> ReferenceInfo:
-    return ReferenceInfo(
-        reference.uri,
-        reference.contract,
-        reference.model_version,
-        reference.window,
-        dict(reference.performance),
-    )

@@ -1,0 +1,226 @@
+"""Rows of the ledger's file as the values that everybody else knows.
+
+Above `codec`; `ledger` calls these under its lock, in the transaction that it sees fit.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from monitor.codec import load
+from monitor.detect import Verdict
+from monitor.distribution import distributions
+from monitor.episodes import PolicyState, TriggerState
+from monitor.performance import Performance
+from monitor.profile import Profile, total
+from monitor.quality import Figures, Freshness
+from monitor.snapshot import Bucket
+from monitor.state import (
+    Counters,
+    EpisodeRecord,
+    MonitorState,
+    OutboxState,
+    PastWindow,
+    ReferenceInfo,
+    TriggerRecord,
+)
+from protos.steadfeast.v1.pipeline_pb2 import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from monitor.calibrate import Reference
+    from monitor.config import MonitorConfig
+    from monitor.distribution import Distribution
+
+HISTORY = 60
+LISTED = 100
+
+
+class Rows(Protocol):
+    """A query and the values that are bound to it; all rows at once."""
+
+    def __call__(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Execute it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a monitor needs to go on from where it stands.
+
+    Attributes:
+        watermark: End of the last evaluated bucket; none before the first.
+        reference_key: Changes whenever the reference does; empty without one.
+    """
+
+    watermark: datetime | None = None
+    policy: PolicyState = field(default_factory=PolicyState)
+    reference: Reference | None = None
+    reference_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One frozen bucket; `profile` is JSON over the edges of `reference_key`'s reference."""
+
+    bucket: Bucket
+    rows: int
+    late_rows: int
+    path: Path
+    frozen_at: datetime
+    reference_key: str
+    profile: str
+
+
+def buckets(rows: Rows, monitor: str, start: datetime, end: datetime) -> list[Kept]:
+    """Return the frozen buckets inside [start, end), in order."""
+    found = rows(
+        "SELECT start_time, end_time, row_count, late_rows, path, frozen_at, "
+        "reference_key, profile FROM buckets "
+        "WHERE monitor = ? AND start_time >= ? AND end_time <= ? ORDER BY start_time",
+        monitor,
+        start,
+        end,
+    )
+    return [
+        Kept(
+            Bucket(begin.astimezone(UTC), stop.astimezone(UTC)),
+            count,
+            late,
+            Path(path),
+            frozen_at.astimezone(UTC),
+            key,
+            profile,
+        )
+        for begin, stop, count, late, path, frozen_at, key, profile in found
+    ]
+
+
+def monitor(rows: Rows, name: str, config: MonitorConfig, held: Held) -> MonitorState:
+    """Return one monitor after its last evaluated window."""
+    windows = rows(
+        "SELECT past, verdicts, figures, freshness FROM windows WHERE monitor = ? "
+        "ORDER BY end_time DESC LIMIT ?",
+        name,
+        HISTORY,
+    )
+    history = tuple(load(PastWindow, row[0]) for row in reversed(windows))
+    reference = held.reference
+    state = MonitorState(
+        name,
+        config.service,
+        config.model,
+        watermark=held.watermark,
+        reference=None if reference is None else _info(reference),
+        history=history,
+    )
+    if held.watermark is None or not windows:
+        return state
+    _, verdicts, figures, freshness = windows[0]
+    window = history[-1].window
+    kept = buckets(rows, name, window.start, window.end)
+    measured = rows(
+        "SELECT w.performance FROM windows AS w JOIN buckets AS b "
+        "ON b.monitor = w.monitor AND b.end_time = w.end_time "
+        "WHERE w.monitor = ? AND w.performance <> '' AND b.reference_key = ? "
+        "ORDER BY w.end_time DESC LIMIT 1",
+        name,
+        held.reference_key,
+    )
+    return replace(
+        state,
+        window=window,
+        verdicts=load(tuple[Verdict, ...], verdicts),
+        figures=load(tuple[Figures, ...], figures),
+        freshness=load(tuple[Freshness, ...], freshness),
+        incidents=tuple(o for o in held.policy.incidents if o.last_seen == held.watermark),
+        blocked=held.policy.blocked(held.watermark - config.window),
+        performance=load(Performance, measured[0][0]) if measured else None,
+        distributions=_spread(reference, held.reference_key, kept),
+        superseded=bool(kept) and kept[-1].reference_key != held.reference_key,
+    )
+
+
+def episodes(rows: Rows) -> list[EpisodeRecord]:
+    """Return every open episode, then the last that closed; newest first in each."""
+    found = []
+    for where, limit in (("NOT closed", 1_000_000), ("closed", LISTED)):
+        found += rows(
+            f"SELECT body FROM episodes WHERE {where} ORDER BY opened_at DESC, episode_id LIMIT ?",
+            limit,
+        )
+    return [load(EpisodeRecord, body) for (body,) in found]
+
+
+def triggers(rows: Rows, request: str = "") -> list[TriggerRecord]:
+    """Return one trigger, or the last ones, newest first."""
+    found = rows(
+        "SELECT t.request_id, t.monitor, t.model, t.state, t.reason, t.episode_id, "
+        "t.decided_at, coalesce(o.attempts, 0), t.run "
+        "FROM triggers AS t LEFT JOIN outbox AS o USING (request_id) "
+        "WHERE ? IN ('', t.request_id) ORDER BY t.position DESC LIMIT ?",
+        request,
+        LISTED,
+    )
+    return [
+        TriggerRecord(
+            id_,
+            monitor,
+            model,
+            TriggerState(state),
+            reason,
+            episode,
+            decided_at.astimezone(UTC),
+            attempts,
+            None if run is None else Run.FromString(run),
+        )
+        for id_, monitor, model, state, reason, episode, decided_at, attempts, run in found
+    ]
+
+
+def outbox(rows: Rows) -> OutboxState:
+    """Return what is still to deliver."""
+    ((depth, oldest, attempts, dead),) = rows(
+        "SELECT count(*) FILTER (state = 'pending'), "
+        "min(committed_at) FILTER (state = 'pending'), coalesce(sum(attempts), 0), "
+        "count(*) FILTER (state = 'dead') FROM outbox"
+    )
+    return OutboxState(depth, utc(oldest), int(attempts), dead)
+
+
+def counters(rows: Rows) -> Counters:
+    """Return the counts over the life of the ledger."""
+    totals: defaultdict[str, dict[Any, int]] = defaultdict(dict)
+    for name, monitor, label, amount in rows("FROM counters"):
+        totals[name][(monitor, label) if name == "decisions" else monitor] = amount
+    return Counters(totals["snapshots"], totals["rows"], totals["late_rows"], totals["decisions"])
+
+
+def utc(value: datetime | None) -> datetime | None:
+    """Return a time of the file in UTC proper."""
+    return None if value is None else value.astimezone(UTC)
+
+
+def _spread(
+    reference: Reference | None, key: str, kept: Sequence[Kept]
+) -> tuple[Distribution, ...]:
+    """Compare the reference with the window's buckets; those counted over another are left out."""
+    if reference is None:
+        return ()
+    edges = reference.edges
+    mine = [Profile.from_json(one.profile, edges) for one in kept if one.reference_key == key]
+    return distributions(reference.profile, total(mine, edges) if mine else None)
+
+
+def _info(reference: Reference) -> ReferenceInfo:
+    return ReferenceInfo(
+        reference.uri,
+        reference.contract,
+        reference.model_version,
+        reference.window,
+        dict(reference.performance),
+    )
