@@ -33,6 +33,7 @@ from featurestore.evidence import (
     sha256_of,
 )
 from featurestore.manifest import DATA, MANIFEST, Manifest, TrainingSet
+from featurestore.rows import cast_array
 from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP
 
 if TYPE_CHECKING:
@@ -147,8 +148,11 @@ def _stored(
     values = {}
     for view in plan.views:
         for feature, kind in view.columns.items():
-            column = joined.column(f"{view.name}__{feature}").combine_chunks()
-            values[view.name, feature] = column if column.type == kind else column.cast(kind)
+            name = f"{view.name}__{feature}"
+            # The cast that writing to the online store does, so that both sides round alike.
+            values[view.name, feature] = cast_array(
+                joined.column(name).combine_chunks(), kind, name
+            )
     return values
 
 

@@ -20,6 +20,7 @@ from featurestore.errors import (
     EntityRowsError,
     NotFoundError,
     OnDemandError,
+    UnsupportedTypeError,
 )
 
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
@@ -306,3 +307,26 @@ def test_pandas_frames_are_entity_frames_too(shop):
         built = store.training_set(frame, "small", label="late")
     assert built.to_pandas()["spend"].fillna(-1).tolist() == [4.0, -1.0]
     assert pq.read_table(built.path / "data.parquet").equals(built.table)
+
+
+def test_a_source_of_another_width_is_rounded_alike_on_both_sides(shop):
+    """Doubles in the file, declared Float32; an integer that does not fit is an error in both."""
+    sources = shop.data / "sources"
+    prices = {"a": 0.1, "b": 1e-50, "c": 16777217}
+    rows = [item(name, NOON, price=price) for name, price in prices.items()]
+    wide = shop.ITEMS.set(1, pa.field("price", pa.float64()))
+    pq.write_table(pa.Table.from_pylist(rows, wide), sources / "items.parquet")
+    asked = ask([1, 1, 1], "abc")
+    with Store.open(shop.config) as store:
+        store.materialize(NOON)
+        online = store.online_features("purchase", asked, request_time=NOON).table["price"]
+        offline = store.point_in_time("purchase", at(asked, NOON))["price"]
+        assert online.type == offline.type == pa.float32()
+        assert online.to_pylist() == offline.to_pylist() == [float(np.float32(0.1)), 0, 16777216]
+        rows = [user(1, NOON, visits=2**63)]
+        unsigned = shop.USERS.set(2, pa.field("visits", pa.uint64()))
+        pq.write_table(pa.Table.from_pylist(rows, unsigned), sources / "users.parquet")
+        with pytest.raises(UnsupportedTypeError, match="visits"):
+            store.materialize(NOON + HOUR)
+        with pytest.raises(UnsupportedTypeError, match="visits"):
+            store.point_in_time("purchase", at(asked, NOON))
