@@ -427,7 +427,7 @@ def _board(name: str, title: str, description: str, *, features: bool) -> dashbo
             .datasource(SOURCE)
             .enable(True)
             .icon_color(color)
-            .expr(expr)
+            .target(query(expr).ref_id("A"))
         )
     return board
 

@@ -213,7 +213,7 @@ def rows(
     """
     panel = _common(table.Panel(), title, description, width, height)
     hidden = ("Time", "__name__", "instance", "job", "alertstate", "datasource")
-    panel.targets(list(queries)).transformations(
+    panel.show_header(True).targets(list(queries)).transformations(
         [
             models.DataTransformerConfig(id_val="merge", options={}),
             models.DataTransformerConfig(

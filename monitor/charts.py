@@ -42,7 +42,8 @@ class Box:
 
 
 SPARK = Box.sized(150, 32, margins=(4, 5, 4, 3))
-LARGE = Box.sized(480, 170, margins=(14, 10, 24, 42))
+MEDIUM = Box.sized(320, 150, margins=(14, 10, 24, 42))
+LARGE = Box.sized(420, 160, margins=(14, 10, 24, 42))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,21 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+SHORTEST_TOKEN = 16
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$", examples=["127.0.0.1:9465"])]
@@ -119,6 +128,8 @@ class DaemonConfig(Section):
         state: Folder for the daemon's DuckDB file and its snapshots.
         http: Address of `/metrics`, `/healthz`, `/readyz` and the page.
         grpc: Address of MonitorService.
+        operator_token: Whoever has it may acknowledge and approve over HTTP; empty means nobody.
+            Give it by an environment variable: `${STEADFEAST_OPERATOR_TOKEN:-}`.
         clock: `wall`; or `watermark`, where now is the latest event seen: for replays.
         tick: Time between two looks at the sources, wall clock.
         retention: How long snapshot rows are kept; profiles stay.
@@ -129,11 +140,19 @@ class DaemonConfig(Section):
     state: FilePath
     http: Address = "127.0.0.1:9464"
     grpc: Address = "127.0.0.1:9465"
+    operator_token: SecretStr = SecretStr("")
     clock: Literal["wall", "watermark"] = "wall"
     tick: Duration = timedelta(seconds=30)
     retention: Duration = timedelta(days=90)
     pipelines: dict[str, Address] = Field(default_factory=dict)
     monitors: dict[str, MonitorConfig] = Field(min_length=1)
+
+    @field_validator("operator_token")
+    @classmethod
+    def _not_guessable(cls, token: SecretStr) -> SecretStr:
+        if 0 < len(token) < SHORTEST_TOKEN:
+            raise ValueError(f"must have {SHORTEST_TOKEN} characters or more")
+        return token
 
     @model_validator(mode="after")
     def _pipelines_exist(self) -> Self:

@@ -40,7 +40,7 @@ from monitor.outbox import Outbox
 from monitor.server import Monitor, Server
 from monitor.state import JobState, State
 from monitor.statistics import statistic
-from monitor.web import Health, app
+from monitor.web import Health, Operator, app
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -247,7 +247,7 @@ class Daemon:
             config, store = load(self._path)
             fixed = [
                 name
-                for name in ("state", "http", "grpc", "clock")
+                for name in ("state", "http", "grpc", "operator_token", "clock")
                 if getattr(config, name) != getattr(before, name)
             ]
             if store.data != self._data:
@@ -331,9 +331,10 @@ class Web:
     Args:
         daemon: Whose state is shown.
         address: `host:port`; port 0 takes a free one.
+        operator: What people may do there.
     """
 
-    def __init__(self, daemon: Daemon, address: str) -> None:
+    def __init__(self, daemon: Daemon, address: str, operator: Operator) -> None:
         """Bind the port.
 
         Raises:
@@ -345,7 +346,7 @@ class Web:
         except OSError as error:
             raise PortTakenError("http", address, error.strerror or str(error)) from error
         self.port = int(self._socket.getsockname()[1])
-        served = app(daemon.state, daemon.healthy)
+        served = app(daemon.state, daemon.healthy, operator)
         self._server = uvicorn.Server(
             uvicorn.Config(served, log_config=None, access_log=False, lifespan="off")
         )
@@ -379,7 +380,9 @@ def main(path: Path, *, json_logs: bool) -> int:
     with ExitStack() as stack:  # closes in reverse order
         ledger = stack.enter_context(Ledger(config.state))
         daemon = Daemon(path, config, store.data, ledger)
-        web = Web(daemon, config.http)
+        token = config.operator_token.get_secret_value()
+        people = Operator(token, ledger.acknowledge, daemon.evaluator.decide)
+        web = Web(daemon, config.http, people)
         stack.callback(web.close)
         service = Monitor(ledger, daemon.state, daemon.evaluate, daemon.evaluator.decide)
         try:

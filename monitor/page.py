@@ -19,6 +19,8 @@ from monitor.detect import Level
 from monitor.episodes import Kind, TriggerState
 from monitor.metrics import RUN_STATES
 from monitor.views import (
+    Action,
+    BarView,
     Evidence,
     Fact,
     FeatureView,
@@ -69,8 +71,16 @@ ADVICE = {
 }
 """What to do first, by what is wrong; docs/runbook.md says more."""
 
+ACKNOWLEDGE = (("acknowledge", "Acknowledge"),)
+DECIDE = (("approve", "Approve the retraining"), ("reject", "Reject it"))
+
 FULL_BAR = 2.0
 """The ratio that fills a bar: the limit stands in its middle."""
+
+SUPERSEDED = (
+    "The model was retrained after the last window was judged. What stands below is about the "
+    "former reference; the next bucket is judged against the new one."
+)
 
 LABELS = "labels"
 """The source of evidence that is a figure of the live model rather than a feature."""
@@ -156,9 +166,12 @@ def _headline(state: State, problems: Sequence[Problem], unhealthy: str) -> tupl
     if problems:
         worst = Tone.BROKEN if any(one.tone is Tone.BROKEN for one in problems) else Tone.BAD
         return worst, f"{_count(len(problems), 'problem')} open", ""
-    verdicts = [verdict for one in state.monitors.values() for verdict in one.verdicts]
+    monitors = state.monitors.values()
+    verdicts = [verdict for one in monitors if not one.superseded for verdict in one.verdicts]
     if not verdicts:
         text = "No bucket of event time has been evaluated yet."
+        if any(one.superseded for one in monitors):
+            text = "A model was retrained, and its first bucket is not closed yet."
         return Tone.UNKNOWN, "Nothing to judge yet", text
     if all(verdict.level is Level.INSUFFICIENT_DATA for verdict in verdicts):
         text = "No feature has enough data for a verdict; that is not the same as no drift."
@@ -233,11 +246,12 @@ def _steps(episode: EpisodeRecord, state: State) -> Sequence[Step]:
         if trigger.attempts > 1:
             text += f" after {trigger.attempts} attempts"
         reason = f": {trigger.reason}" if trigger.reason else "."
-        command = ""
+        command, action = "", None
         if trigger.state is TriggerState.WAITING:
             command = f"steadfeast monitor approve {trigger.request_id}"
+            action = Action(trigger.request_id, DECIDE)
         tone = TRIGGER_TONES[trigger.state]
-        steps.append(Step(tone, text + reason, trigger.decided_at, command))
+        steps.append(Step(tone, text + reason, trigger.decided_at, command, action))
         if trigger.run is not None:
             state_name = RUN_STATES.get(trigger.run.state, "unknown")
             outcome = _outcome(trigger.run)
@@ -252,7 +266,9 @@ def _steps(episode: EpisodeRecord, state: State) -> Sequence[Step]:
         steps.append(Step(Tone.GOOD, f"Acknowledged by {episode.acknowledged_by}."))
     else:
         command = f"steadfeast monitor acknowledge {episode.episode_id}"
-        steps.append(Step(Tone.UNKNOWN, "Nobody has acknowledged it yet.", command=command))
+        action = Action(episode.episode_id, ACKNOWLEDGE)
+        text = "Nobody has acknowledged it yet."
+        steps.append(Step(Tone.UNKNOWN, text, command=command, action=action))
     return steps
 
 
@@ -262,22 +278,28 @@ def _monitor(monitor: MonitorState) -> MonitorView:
         key=[Level.OK, Level.INSUFFICIENT_DATA, Level.DRIFT, Level.INCIDENT].index,
         default=Level.INSUFFICIENT_DATA,
     )
-    tone = Tone.BROKEN if monitor.incidents else TONES[worst]
+    tone = TONES[Level.INSUFFICIENT_DATA] if monitor.superseded else TONES[worst]
+    tone = Tone.BROKEN if monitor.incidents else tone
     over = sum(verdict.level is Level.DRIFT for verdict in monitor.verdicts)
     judged = sum(verdict.level is not Level.INSUFFICIENT_DATA for verdict in monitor.verdicts)
     figures = {one.feature: one for one in monitor.figures}
     verdict = f"{over} of {judged} features over the limit" if judged else "nothing judged yet"
+    if monitor.superseded:
+        verdict = "nothing judged yet for the live model"
+    spreads = {one.feature: one for one in monitor.distributions}
     if monitor.incidents:
         verdict = f"{_count(len(monitor.incidents), 'data incident')}, {verdict}"
     return MonitorView(
         name=monitor.name,
         tone=tone,
         verdict=verdict,
+        note=SUPERSEDED if monitor.superseded else "",
         blocked=monitor.blocked,
         facts=tuple(_facts(monitor)),
         performance=tuple(_performance(monitor)),
         features=tuple(
-            _feature(one, monitor, figures.get(one.feature)) for one in monitor.verdicts
+            _feature(one, monitor, figures.get(one.feature), spreads.get(one.feature))
+            for one in monitor.verdicts
         ),
         freshness=tuple(
             Fact(view.view, _age(view.median_age_seconds), view.latest)
@@ -333,11 +355,17 @@ def _performance(monitor: MonitorState) -> Sequence[tuple[str, Chart]]:
     for name, title in FIGURES.items():
         history = [(past.window.end, past.performance.get(name)) for past in monitor.history]
         if any(value is not None for _, value in history):
-            drawn.append((title, charts.figures(history, expected=expected.get(name))))
+            chart = charts.figures(history, expected=expected.get(name), box=charts.MEDIUM)
+            drawn.append((title, chart))
     return drawn
 
 
-def _feature(verdict: Verdict, monitor: MonitorState, figures: Figures | None) -> FeatureView:
+def _feature(
+    verdict: Verdict,
+    monitor: MonitorState,
+    figures: Figures | None,
+    spread: Distribution | None,
+) -> FeatureView:
     history = [(past.window.end, past.ratios.get(verdict.feature)) for past in monitor.history]
     facts = [
         Fact("Statistic", verdict.statistic),
@@ -361,8 +389,8 @@ def _feature(verdict: Verdict, monitor: MonitorState, figures: Figures | None) -
                 facts.append(Fact(term, charts.number(value)))
     return FeatureView(
         name=verdict.feature,
-        tone=TONES[verdict.level],
-        word=WORDS[verdict.level],
+        tone=Tone.UNKNOWN if monitor.superseded else TONES[verdict.level],
+        word="former model" if monitor.superseded else WORDS[verdict.level],
         ratio=_times(verdict),
         bar=round(100 * min(verdict.ratio / FULL_BAR, 1.0), 1),
         nulls=_share(figures.null_share) if figures else "",
@@ -370,7 +398,30 @@ def _feature(verdict: Verdict, monitor: MonitorState, figures: Figures | None) -
         chart=charts.ratios(history),
         reason=verdict.reason,
         facts=tuple(facts),
+        bars=_bars(spread) if spread else (),
     )
+
+
+def _bars(spread: Distribution) -> tuple[BarView, ...]:
+    """Scale the bars so that the longest of both sides fills its place."""
+    shares = [share for bar in spread.bars for share in (bar.reference, bar.current or 0.0)]
+    longest = max(shares, default=0.0) or 1.0
+    return tuple(
+        BarView(
+            label=bar.label,
+            reference=_percent(bar.reference),
+            current="none" if bar.current is None else _percent(bar.current),
+            reference_width=round(100 * bar.reference / longest, 1),
+            current_width=round(100 * (bar.current or 0.0) / longest, 1),
+        )
+        for bar in spread.bars
+    )
+
+
+def _percent(share: float) -> str:
+    """Write a share so that a little is not written as nothing."""
+    least = 0.0005
+    return "<0.1%" if 0 < share < least else f"{share:.1%}"
 
 
 def _value(value: float | None) -> str:

@@ -36,6 +36,17 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
+class BarView:
+    """One group of values: shares in words, and as widths from 0 to 100."""
+
+    label: str
+    reference: str
+    current: str
+    reference_width: float
+    current_width: float
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureView:
     """One watched feature; `bar` is 0 to 100, the limit at 50."""
 
@@ -49,6 +60,7 @@ class FeatureView:
     chart: Chart
     reason: str
     facts: tuple[Fact, ...]
+    bars: tuple[BarView, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +76,32 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class Action:
+    """What a person may do about something.
+
+    Attributes:
+        subject: Id of the episode or the trigger.
+        verbs: What is posted, and what the button says.
+    """
+
+    subject: str
+    verbs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """Something that happened, or that is still to come; `command` is what does it."""
+    """Something that happened, or that is still to come.
+
+    Attributes:
+        command: What does it, in a terminal.
+        action: What does it on the page, for whom may act.
+    """
 
     tone: Tone
     text: str
     at: datetime | None = None
     command: str = ""
+    action: Action | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +136,7 @@ class MonitorView:
     name: str
     tone: Tone
     verdict: str
+    note: str
     blocked: str
     facts: tuple[Fact, ...]
     performance: tuple[tuple[str, Chart], ...]

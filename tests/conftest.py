@@ -9,15 +9,17 @@ the program's name, and with STEADFEAST_REQUIRE_SERVICES=1 it fails instead.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import uvicorn
@@ -39,7 +41,7 @@ from monitor.state import (
     State,
     TriggerRecord,
 )
-from monitor.web import Health, app
+from monitor.web import Health, Operator, app
 from protos.steadfeast.v1 import pipeline_pb2
 
 if TYPE_CHECKING:
@@ -53,8 +55,11 @@ PACKAGES = {
     "prometheus-alertmanager": "prometheus-alertmanager",
     "amtool": "prometheus-alertmanager",
     "chromium": "chromium",
+    "npm": "npm",
 }
 """Program to the Debian package that has it."""
+
+NODE = Path(__file__).parent / "node"
 
 
 def _find(name: str) -> Path:
@@ -62,9 +67,12 @@ def _find(name: str) -> Path:
     package = PACKAGES[name]  # a typing error in a test is a KeyError, never a skip
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # where Debian keeps some servers
     found = shutil.which(name, path=path)
-    if found is not None:
-        return Path(found)
-    message = f"{name} is missing (Debian package {package}); scripts/services.sh installs it"
+    if found is None:
+        _missing(f"{name} is missing (Debian package {package}); scripts/services.sh installs it")
+    return Path(found)
+
+
+def _missing(message: str) -> NoReturn:
     if os.environ.get("STEADFEAST_REQUIRE_SERVICES") == "1":
         pytest.fail(message, pytrace=False)
     pytest.skip(message)
@@ -81,6 +89,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def service_binary() -> Callable[[str], Path]:
     """Give the path of a real program by its name; see `PACKAGES` for the names."""
     return _find
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """Give the folder of npm's packages, installed as `tests/node/package-lock.json` says.
+
+    Without npm or without a registry the test is skipped, or fails like those of a service.
+    """
+    npm, installed = _find("npm"), NODE / "node_modules" / ".steadfeast"
+    lock = (NODE / "package-lock.json").read_text(encoding="utf-8")
+    with (NODE / ".gitignore").open(encoding="utf-8") as turn:  # one worker at a time
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not installed.is_file() or installed.read_text(encoding="utf-8") != lock:
+            ran = subprocess.run(
+                [npm, "ci"], cwd=NODE, capture_output=True, text=True, check=False, timeout=240
+            )
+            if ran.returncode:
+                _missing(f"npm ci failed in tests/node: {ran.stderr[-600:]}")
+            installed.write_text(lock, encoding="utf-8")
+    return NODE / "node_modules"
 
 
 @pytest.fixture(scope="session")
@@ -328,10 +356,14 @@ def drifting() -> State:
 
 
 @contextmanager
-def _served(state: State, health: Health = Health(ok=True)) -> Iterator[str]:  # noqa: B008
+def _served(
+    state: State,
+    health: Health = Health(ok=True),  # noqa: B008
+    operator: Operator | None = None,
+) -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app(lambda: state, lambda: health), log_level="warning", lifespan="off", ws="none"
+        app(lambda: state, lambda: health, operator), log_level="warning", lifespan="off", ws="none"
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))

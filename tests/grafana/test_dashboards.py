@@ -42,7 +42,7 @@ def others() -> Iterator[tuple[str, str]]:
     """Queries of annotations and variables."""
     for name, board in BOARDS.items():
         for annotation in board["annotations"]["list"]:
-            yield f"{name}: {annotation['name']}", annotation["expr"]
+            yield f"{name}: {annotation['name']}", annotation["target"]["expr"]
         for variable in board["templating"]["list"]:
             if variable["type"] == "query":
                 yield f"{name}: {variable['name']}", variable["query"]["query"]

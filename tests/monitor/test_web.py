@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import re
 import urllib.error
 import urllib.request
@@ -13,8 +15,9 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitor import metrics
+from monitor.episodes import TriggerState
 from monitor.state import MonitorState, State
-from monitor.web import HEADERS, Health
+from monitor.web import HEADERS, Health, Operator
 
 WELL = Health(ok=True)
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -33,7 +36,7 @@ def get(url: str, **headers: str) -> tuple[int, dict[str, str], str]:
 class Text(HTMLParser):
     """Collects a page's words, ids and links, and checks that its tags nest."""
 
-    VOID = frozenset({"meta", "link", "br"})
+    VOID = frozenset({"meta", "link", "br", "wbr", "input"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -77,6 +80,10 @@ def test_the_page_says_what_is_wrong_since_when_and_what_happened(drifting, serv
     assert page.text.count("3 problems open") == 2  # the title of the window, and the headline
     for words in (
         "Data incident: null burst",
+        "Since 13 Jul 2013 00:00 UTC, 2 days of event time",
+        "up to 40 50.0% 2.0%",
+        "over 40 48.0% 98.0%",
+        "6 25.0% none",
         "wind_gust: 99.8 % null, 81.2 % in the reference",
         "Retraining is blocked: wind_gust: null burst",
         "Since 24 Jun 2013 00:00 UTC, 21 days of event time",
@@ -179,6 +186,33 @@ def test_probes(drifting, served):
             assert get(url + path)[::2] == (503, "tick hangs\n")
 
 
+def test_the_report_is_the_page_in_one_file(drifting, served):
+    """It says the same, asks for nothing, and its policy is that of its own style."""
+    with served(drifting) as url:
+        _, headers, html = get(url + "/report")
+        shown = Text(get(url)[2])
+    report = Text(html)
+    assert not [link for link in report.links if not link.startswith("#")]
+    assert not report.tags & {"script", "link", "form", "img"}
+    style = html.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = {name.lower(): value for name, value in headers.items()}["content-security-policy"]
+    assert f"'sha256-{digest}'" in policy
+    assert html.count(digest.replace("+", "&#43;")) + html.count(digest) >= 1
+    for words in ("3 problems open", "wind_gust: null burst", "over 40 48.0% 98.0%"):
+        assert words in report.text
+        assert words in shown.text
+
+
+def test_after_a_promotion_the_page_judges_nothing(drifting, served):
+    flights = dataclasses.replace(drifting.monitors["flights"], superseded=True, incidents=())
+    with served(State(monitors={"flights": flights})) as url:
+        page = Text(get(url)[2])
+    assert "Nothing to judge yet" in page.text
+    assert "nothing judged yet for the live model" in page.text
+    assert "over limit" not in page.text
+
+
 @pytest.mark.service("chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_in_chromium(drifting, service_binary, scheme, served):
@@ -206,6 +240,91 @@ def test_the_page_in_chromium(drifting, service_binary, scheme, served):
         finally:
             browser.close()
 
+
+@pytest.mark.service("chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(drifting, service_binary, node_modules, scheme, served):
+    """Every rule of axe-core, on the page with all of it unfolded, the report and the sign-in."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415
+
+    axe = (node_modules / "axe-core" / "axe.min.js").read_text("utf-8")
+    operator = Operator(TOKEN, lambda *_: None, lambda *_, **__: None)
+    with served(drifting, operator=operator) as url, sync_playwright() as play:
+        browser = play.chromium.launch(
+            executable_path=str(service_binary("chromium")), args=CHROMIUM
+        )
+        try:
+            # The page's policy refuses scripts; the scanner is let in past it, for the scan only.
+            context = browser.new_context(bypass_csp=True, color_scheme=scheme)
+            page = context.new_page()
+            found = {}
+            for path in ("/report", "/sign-in", "signed in"):
+                if path == "signed in":
+                    sign_in(page, url)
+                else:
+                    page.goto(url + path)
+                page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
+                page.evaluate(axe)
+                result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+                found[path] = [(v["id"], v["nodes"][0]["html"]) for v in result["violations"]]
+                assert len(result["passes"]) > 10
+            assert not any(found.values()), found
+        finally:
+            browser.close()
+
+
+@pytest.mark.service("chromium")
+def test_the_buttons_in_chromium(drifting, service_binary, served):
+    """By keyboard: sign in, acknowledge with a comment, approve; signed out they are gone."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415
+
+    done: list[tuple[object, ...]] = []
+    operator = Operator(
+        TOKEN,
+        lambda episode, actor, comment: done.append((episode, actor, comment)),
+        lambda request, *, yes, actor, comment: done.append((request, yes, actor, comment)),
+    )
+    waiting = dataclasses.replace(drifting.triggers[0], state=TriggerState.WAITING, run=None)
+    state = dataclasses.replace(drifting, triggers=(waiting, drifting.triggers[1]))
+    with served(state, operator=operator) as url, sync_playwright() as play:
+        browser = play.chromium.launch(
+            executable_path=str(service_binary("chromium")), args=CHROMIUM
+        )
+        try:
+            page = browser.new_page()
+            said: list[str] = []
+            page.on("console", lambda message: said.append(message.text))
+            page.goto(url)
+            assert page.get_by_role("button").count() == 0
+            page.get_by_role("link", name="Sign in").click()
+            sign_in(page, url)
+            article = page.locator("#episode-episode-2")
+            article.get_by_label("Comment").last.fill("looking at it")
+            article.get_by_role("button", name="Acknowledge").press("Enter")
+            page.wait_for_url("**/#episode-episode-2")
+            article.get_by_role("button", name="Approve the retraining").press("Enter")
+            page.wait_for_url("**/#retraining")
+            assert done == [
+                ("episode-2", "night shift", "looking at it"),
+                ("request-2", True, "night shift", ""),
+            ]
+            page.get_by_role("button", name="Sign out").press("Enter")
+            page.get_by_role("link", name="Sign in").wait_for()
+            assert page.get_by_role("button").count() == 0
+            assert said == []
+        finally:
+            browser.close()
+
+
+def sign_in(page, url: str) -> None:
+    page.goto(url + "/sign-in")
+    page.get_by_label("Your name").fill("night shift")
+    page.get_by_label("Operator token").fill(TOKEN)
+    page.get_by_label("Operator token").press("Enter")
+    page.get_by_text("Signed in as night shift").wait_for()
+
+
+TOKEN = "correct horse battery staple"  # noqa: S105  # of this test
 
 CHROMIUM = [
     "--no-sandbox",
