@@ -33,9 +33,7 @@ items = FeatureView(
     entities=[item],
     ttl=timedelta(0),
     schema=[Field(name="price", dtype=Float32), Field(name="listed", dtype=UnixTimestamp)],
-    source=FileSource(
-        name="items_source", path="data/sources/items.parquet", timestamp_field="at"
-    ),
+    source=FileSource(name="items_source", path="data/sources/items.parquet", timestamp_field="at"),
 )
 basket = RequestSource(name="basket", schema=[Field(name="amount", dtype=Float64)])
 
