@@ -23,7 +23,7 @@ def contract_of(shop, service="purchase"):
 
 DECIDES = {
     "source path": ("features.py", "data/sources/items.parquet", "./data/sources/items.parquet"),
-    "timestamp column": ("features.py", 'timestamp_field="at"\n', 'timestamp_field="listed"\n'),
+    "timestamp column": ("features.py", 'timestamp_field="at")', 'timestamp_field="listed")'),
     "created column": ("features.py", '        created_timestamp_column="written",\n', ""),
     "field mapping": (
         "features.py",
