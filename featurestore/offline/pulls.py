@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
+from feast.infra.offline_stores.file_source import FileSource
 
 from featurestore import sql
 from featurestore.offline.job import DuckDBRetrievalJob
 from featurestore.offline.session import session
-from featurestore.offline.sources import open_source, reading
+from featurestore.offline.sources import is_remote, open_source, reading
 from featurestore.offline.times import micros
 from featurestore.offline.views import bind, originals
 
@@ -51,7 +52,8 @@ def latest(
 def _latest(
     config: RepoConfig, view: FeatureView, since: datetime | None, until: datetime
 ) -> Iterator[Any]:
-    with session(config) as connection:
+    remote = isinstance(view.batch_source, FileSource) and is_remote(view.batch_source.path)
+    with session(config, remote=remote) as connection:
         bound = bind(connection, config.repo_path, view, [f.name for f in view.features])
         text = sql.newest(bound.view, micros(since), micros(until), known_by=micros(until))
         with reading(bound.name, bound.source.location):
@@ -92,8 +94,10 @@ def pulled(
     with session(config) as connection:
         text = query(connection)
 
+    remote = isinstance(data_source, FileSource) and is_remote(data_source.path)
+
     def tables(rows: int | None) -> Iterator[pa.Table]:
-        with session(config) as connection, reading("", data_source.name):
+        with session(config, remote=remote) as connection, reading("", data_source.name):
             relation = connection.sql(text)
             if rows is None:
                 yield relation.to_arrow_table()

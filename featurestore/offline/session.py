@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def session(config: RepoConfig) -> Iterator[duckdb.DuckDBPyConnection]:
+def session(config: RepoConfig, *, remote: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a connection with the store's settings; close it and remove its spill at the end.
+
+    Args:
+        config: The repository's configuration.
+        remote: A source is not local: fetch column chunks ahead. Of local files that would only
+            hold each chunk in memory whole.
 
     Raises:
         ResourceError: The query inside needs more memory or disk than it may use.
@@ -34,6 +39,7 @@ def session(config: RepoConfig) -> Iterator[duckdb.DuckDBPyConnection]:
     with tempfile.TemporaryDirectory(prefix="steadfeast-spill-", dir=parent) as spill:
         settings: dict[str, object] = {
             "TimeZone": "UTC",
+            "disable_parquet_prefetching": not remote,
             "temp_directory": spill,
             "memory_limit": options.memory_limit,
             "max_temp_directory_size": options.max_temp_directory_size,

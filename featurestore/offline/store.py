@@ -126,7 +126,8 @@ class DuckDBOfflineStore(OfflineStore):
         reach = entities.range()
 
         def tables(rows: int | None) -> Iterator[pa.Table]:
-            with session(config) as connection:
+            remote = any(is_remote(bound.source.location) for bound in bounds)
+            with session(config, remote=remote) as connection:
                 for part in entities.slices(rows):
                     yield point_in_time(
                         connection, part, bounds, as_known=filter_by_created_timestamp

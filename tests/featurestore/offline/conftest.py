@@ -62,6 +62,8 @@ class Repo:
     ) -> FeatureView:
         """Register a feature view over a table or a path, and its entities."""
         path = data if isinstance(data, str) else self.write(data)
+        if self.store.config.offline_store.type != OURS:
+            path = str(self.folder / path)  # Feast's DuckDB store starts at the working directory
         entities = [Entity(name=f"e_{k}", join_keys=[k], value_type=key_type) for k in keys]
         view = FeatureView(
             name=name,
