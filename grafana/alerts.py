@@ -24,6 +24,26 @@ STALE_SECONDS = 900
 UNDELIVERED_SECONDS = 600
 """A trigger that waits this long has outlived the restart of a pipeline."""
 
+OBJECTIVE = 0.99
+"""Share of the time in which the values of a view with a `max_age` are to be fresh."""
+
+ALLOWED_STALE = round(1 - OBJECTIVE, 6)
+
+STALE_SPANS = ("5m", "30m", "1h", "6h", "3d")
+RECORDED = {
+    f"steadfeast:view_stale:ratio_{span}": f"avg_over_time({m.VIEW_STALE}[{span}])"
+    for span in STALE_SPANS
+}
+"""Recording rules: name to expression."""
+
+BURN_RATES = (
+    # name, times the allowed rate, long and short span, severity; the spans and rates are those
+    # of Beyer et al. (2018), The Site Reliability Workbook, ch. 5: 2 %, 5 % and 10 % of a month.
+    ("Fast", 14.4, "1h", "5m", "critical"),
+    ("Medium", 6.0, "6h", "30m", "critical"),
+    ("Slow", 1.0, "3d", "6h", "warning"),
+)
+
 HEAD = "# Built by grafana/build.py; edit grafana/alerts.py.\n"
 
 
@@ -74,6 +94,37 @@ ALERTS = (
         summary="Broken data in {{ $labels.monitor }}: {{ $labels.kind }}",
         description="{{ $value }} open of kind {{ $labels.kind }}. The model's retraining is "
         "blocked until a bucket comes in whole.",
+        dashboard=OVERVIEW,
+    ),
+    Rule(
+        name="SteadfeastInvariantViolated",
+        expr=f'sum by (monitor, invariant, subject) ({m.AUDIT_MISMATCHES}{{invariant!="I11"}}) > 0',
+        lasting="0m",
+        severity="critical",
+        summary="Serving and training disagree: {{ $labels.invariant }} of {{ $labels.subject }}",
+        description="The last audit found {{ $value }} cells that differ. Neither the drift "
+        "figures nor a retraining can be trusted before it is explained.",
+        dashboard=OVERVIEW,
+    ),
+    Rule(
+        name="SteadfeastLogDrops",
+        expr=f'sum by (monitor, subject) ({m.AUDIT_MISMATCHES}{{invariant="I11"}}) > 0',
+        lasting="0m",
+        severity="warning",
+        summary="The served log of {{ $labels.subject }} has lost rows",
+        description="{{ $value }} vectors were served and are not in the log. What is measured on "
+        "it is of the rows that are left.",
+        dashboard=OPERATIONS,
+    ),
+    Rule(
+        name="SteadfeastAuditStale",
+        expr=f"time() - {m.AUDIT_AT} > 2 * {m.AUDIT_INTERVAL} or {m.AUDIT_INTERVAL} unless "
+        f"on (monitor) {m.AUDIT_AT}",
+        lasting="15m",
+        severity="warning",
+        summary="The invariants of {{ $labels.monitor }} are not being checked",
+        description="No audit has come to its end for twice its interval; the daemon's log says "
+        "why.",
         dashboard=OVERVIEW,
     ),
     Rule(
@@ -185,7 +236,31 @@ ALERTS = (
 )
 
 
+def _burn(name: str, times: float, long: str, short: str, severity: str) -> Rule:
+    """Alert when a view burns its budget of stale time, over a long and still over a short span."""
+    over = f"{times * ALLOWED_STALE:g}"
+    ratio = "steadfeast:view_stale:ratio_"
+    return Rule(
+        name=f"SteadfeastFreshnessBurn{name}",
+        expr=f"{ratio}{long} > {over} and {ratio}{short} > {over}",
+        lasting="0m",
+        severity=severity,
+        summary="View {{ $labels.view }} of {{ $labels.monitor }} is served stale",
+        description=f"Over the last {long} it was older than its `max_age` for "
+        "{{ $value | humanizePercentage }} of the time, which burns the budget of "
+        f"{ALLOWED_STALE:.0%} {times:g} times too fast.",
+        dashboard=OVERVIEW,
+    )
+
+
 def rules() -> str:
     """Return the text of the rule file."""
-    groups = {"groups": [{"name": "steadfeast", "rules": [rule.as_rule() for rule in ALERTS]}]}
+    recorded = [{"record": name, "expr": expr} for name, expr in RECORDED.items()]
+    alerts = [*ALERTS, *(_burn(*rate) for rate in BURN_RATES)]
+    groups = {
+        "groups": [
+            {"name": "steadfeast-recorded", "rules": recorded},
+            {"name": "steadfeast", "rules": [rule.as_rule() for rule in alerts]},
+        ]
+    }
     return HEAD + yaml.safe_dump(groups, sort_keys=False, width=100)

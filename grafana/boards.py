@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from alerts import ALLOWED_STALE
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import dashboard as models
 from panels import (
@@ -24,6 +25,7 @@ from panels import (
     lines,
     query,
     rows,
+    shares,
     states,
 )
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 TAG = "steadfeast"
 MONITOR = '{monitor=~"$monitor"}'
 FEATURE = '{monitor=~"$monitor", feature=~"$feature"}'
+VIEW = '{monitor=~"$monitor", view=~"$view"}'
 ISO_TIME = "dateTimeAsIso"
 
 LEVELS = {
@@ -46,12 +49,17 @@ LEVELS = {
 }
 """Value of `DRIFT_LEVEL` to its name and colour."""
 
+STALE_RATIO = "steadfeast:view_stale:ratio_"
+"""Recorded by `alerts`; the span follows."""
+
 YES_IS_BAD = {0.0: ("no", "green"), 1.0: ("yes", "red")}
 
 NOT_SHOWN = {
     m.REFERENCE_START: "the page shows the reference's stretch; the dashboards its end and rows",
     m.WINDOW_START: "follows from the window's end and its configured length",
     m.MONITOR_LATEST_EVENT: "the lag on Operations is against the latest event of all monitors",
+    m.AUDIT_INTERVAL: "the alert on stale audits reads it; the time since the last is shown",
+    m.VIEW_STALE: "its shares over time are shown, recorded by grafana/rules",
     m.JOB_STARTED: "the last success says more; kept for alerts of one's own",
 }
 """Metrics that no dashboard shows, and why."""
@@ -103,6 +111,37 @@ def overview() -> Any:
                 m.OUTBOX_DEAD,
                 steps=ANY_IS_BAD,
             ),
+            figure(
+                "Invariants violated",
+                "Checks of the last audit that do not hold: serving and training disagree, or "
+                "nothing could be compared. No data means that no audit is configured.",
+                f"count({m.AUDIT_HOLDS}{MONITOR} == 0) or 0 * count({m.AUDIT_HOLDS}{MONITOR})",
+                steps=ANY_IS_BAD,
+                width=6,
+            ),
+            figure(
+                "Since the last audit",
+                "How long ago the invariants were last checked; the alert comes at twice the "
+                "configured interval.",
+                f"max(time() - {m.AUDIT_AT}{MONITOR})",
+                unit="s",
+                width=6,
+            ),
+            figure(
+                "Freshness budget burnt, last hour",
+                "How many times faster than allowed values were served stale, over the last hour; "
+                "1 uses up the budget exactly, the alerts come at 14.4, 6 and 1.",
+                f"max({STALE_RATIO}1h{MONITOR}) / {ALLOWED_STALE}",
+                steps=((None, "green"), (1.0, "yellow"), (6.0, "orange"), (14.4, "red")),
+                width=6,
+            ),
+            figure(
+                "Judged against a former model",
+                "Yes from a promotion to the next bucket: no verdict is about the live model yet.",
+                f"max({m.MONITOR_SUPERSEDED}{MONITOR})",
+                names={0.0: ("no", "green"), 1.0: ("yes", "blue")},
+                width=6,
+            ),
             history(
                 "Distance from the reference, in multiples of the limit",
                 "Ratio of the deciding statistic to its calibrated threshold, by feature; red is "
@@ -127,6 +166,23 @@ def overview() -> Any:
                 height=5,
             ),
             rows(
+                "Open data incidents",
+                "Since when data are broken (event time), by kind.",
+                query(f"{m.MONITOR_INCIDENT_OPENED}{MONITOR} * 1000", instant=True),
+                renamed={"Value": "first seen"},
+                units={"first seen": ISO_TIME},
+                height=5,
+            ),
+            rows(
+                "Invariants",
+                "What the last audit compared, and what differed.",
+                query(f"{m.AUDIT_CELLS}{MONITOR}", instant=True),
+                query(f"{m.AUDIT_HOLDS}{MONITOR}", instant=True),
+                renamed={"Value #A": "cells", "Value #B": "holds"},
+                units={"holds": "bool_yes_no"},
+                height=5,
+            ),
+            rows(
                 "Firing alerts",
                 "Prometheus's own, from the rules in grafana/rules; each links its runbook.",
                 query('ALERTS{alertname=~"Steadfeast.*", alertstate="firing"}', instant=True),
@@ -135,16 +191,26 @@ def overview() -> Any:
             ),
             lines(
                 "Age of served values",
-                "Median age of a feature view's values when they were served, in the last bucket.",
-                query(f"{m.VIEW_AGE}{MONITOR}", "{{monitor}} {{view}}"),
+                "Median age of a feature view's values when they were served, in the last bucket, "
+                "and its `max_age` where it has one.",
+                query(f"{m.VIEW_AGE}{VIEW}", "{{monitor}} {{view}}"),
+                query(f"{m.VIEW_AGE_LIMIT}{VIEW}", "limit of {{monitor}} {{view}}"),
                 unit="s",
+            ),
+            lines(
+                "Stale views",
+                "Share of the time in which a view was over its `max_age`, over an hour, six hours "
+                "and three days.",
+                *(
+                    query(f"{STALE_RATIO}{span}{VIEW}", f"{{{{view}}}} {span}")
+                    for span in ("1h", "6h", "3d")
+                ),
+                unit="percentunit",
             ),
             lines(
                 "Newest value behind the latest event",
                 "How far the newest value served from a view is behind the latest event.",
-                query(
-                    f"scalar({m.LATEST_EVENT}) - {m.VIEW_LATEST}{MONITOR}", "{{monitor}} {{view}}"
-                ),
+                query(f"scalar({m.LATEST_EVENT}) - {m.VIEW_LATEST}{VIEW}", "{{monitor}} {{view}}"),
                 unit="s",
                 minimum=None,
             ),
@@ -174,6 +240,14 @@ def feature() -> Any:
                     "{{__name__}} {{feature}}",
                 ),
                 query(f"{m.DRIFT_THRESHOLD}{FEATURE}", "limit of {{statistic}} {{feature}}"),
+            ),
+            shares(
+                "Reference against current",
+                "Share of the rows by value: the groups that the deciding statistic sums over, "
+                "with null and NaN as groups of their own.",
+                f"{m.FEATURE_SHARE}{FEATURE}",
+                by="side",
+                across="bin",
             ),
             states(
                 "Verdict",
@@ -205,6 +279,16 @@ def feature() -> Any:
                 query(f"{m.FEATURE_ROWS}{FEATURE}", "{{feature}}"),
                 query(f"{m.WINDOW_ROWS}{MONITOR}", "window of {{monitor}}"),
                 query(f"{m.REFERENCE_ROWS}{MONITOR}", "reference of {{monitor}}"),
+            ),
+            lines(
+                "Skew by kind",
+                "Cells in which serving and training differed in the last audit, by kind of skew; "
+                "of the monitor's service, not of one feature.",
+                query(
+                    f"{m.AUDIT_MISMATCHES}{MONITOR}",
+                    "{{invariant}} {{subject}} {{kind}}",
+                ),
+                width=24,
             ),
             rows(
                 "Windows",
@@ -250,6 +334,16 @@ def model() -> Any:
                 "Labelled rows",
                 "Rows behind the live figures; below the configured least there is no figure.",
                 query(f"{m.PERFORMANCE_ROWS}{MONITOR}", "{{monitor}}"),
+            ),
+            rows(
+                "Challenger against champion",
+                "Gates of the last run that came to them: what the challenger measured, and what "
+                "the champion or a limit asked for.",
+                query(f"{m.GATE_VALUE}{MONITOR}", instant=True),
+                query(f"{m.GATE_LIMIT}{MONITOR}", instant=True),
+                query(f"{m.GATE_PASSED}{MONITOR}", instant=True),
+                renamed={"Value #A": "challenger", "Value #B": "asked for", "Value #C": "passed"},
+                units={"passed": "bool_yes_no"},
             ),
             rows(
                 "Retrain history",
@@ -413,14 +507,30 @@ def _board(name: str, title: str, description: str, *, features: bool) -> dashbo
             .keep_time(True)
         )
     )
+    if name == "overview":
+        board.with_variable(_variable("view", f"label_values({m.VIEW_AGE}{MONITOR}, view)"))
     if features:
         labels = f"label_values({m.DRIFT_LEVEL}{MONITOR}, feature)"
-        board.with_variable(_variable("feature", labels))
+        board.with_variable(_variable("feature", labels, many=False))
+    annotations = [
+        (
+            "Retraining asked for",
+            "blue",
+            f'changes({m.DECISIONS}{{monitor=~"$monitor", outcome="fired"}}[2m]) > 0',
+        ),
+        (
+            "Daemon deployed",
+            "purple",
+            f"time() - process_start_time_seconds < 60 and on (instance) {m.BUILD_INFO}",
+        ),
+    ]
     for states_, color, label in (
         ("promoted", "green", "Promoted"),
         ("refused|failed|cancelled", "orange", "Retrained without promotion"),
     ):
         expr = f'time() - {m.RUN_CHANGED}{{monitor=~"$monitor", state=~"{states_}"}} < 60'
+        annotations.append((label, color, expr))
+    for label, color, expr in annotations:
         board.annotation(
             dashboard.AnnotationQuery()
             .name(label)
@@ -432,19 +542,22 @@ def _board(name: str, title: str, description: str, *, features: bool) -> dashbo
     return board
 
 
-def _variable(name: str, labels: str) -> dashboard.QueryVariable:
-    return (
+def _variable(name: str, labels: str, *, many: bool = True) -> dashboard.QueryVariable:
+    """Return a variable of label values; with `many`, all of them are chosen at first."""
+    variable = (
         dashboard.QueryVariable(name)
         .label(name.capitalize())
         .datasource(SOURCE)
         .query({"query": labels, "refId": name})
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(models.VariableSort.ALPHABETICAL_ASC)
-        .multi(True)
-        .include_all(True)
-        .all_value(".*")
-        .current(models.VariableOption(selected=True, text="All", value="$__all"))
+        .multi(many)
+        .include_all(many)
     )
+    if many:
+        everything = models.VariableOption(selected=True, text="All", value="$__all")
+        variable.all_value(".*").current(everything)
+    return variable
 
 
 def _filled(board: dashboard.Dashboard, panels: Sequence[Any]) -> Any:

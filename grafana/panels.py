@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from grafana_foundation_sdk.builders import (
+    barchart,
     bargauge,
     common,
     dashboard,
@@ -188,6 +189,38 @@ def bars(
         .orientation(common_models.VizOrientation.HORIZONTAL)
         .display_mode(common_models.BarGaugeDisplayMode.GRADIENT)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
+    )
+
+
+def shares(title: str, description: str, expr: str, *, by: str, across: str) -> Any:
+    """Return groups of bars, one group a value of label `across`, one bar a value of `by`."""
+    panel = _common(barchart.Panel(), title, description, 24, 10)
+    return (
+        panel.with_target(query(expr, instant=True))
+        .transformations(
+            [
+                models.DataTransformerConfig(
+                    id_val="groupingToMatrix",
+                    options={"columnField": by, "rowField": across, "valueField": "Value"},
+                )
+            ]
+        )
+        .unit("percentunit")
+        .min(0)
+        .group_width(0.8)
+        .bar_width(0.95)
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(common_models.LegendDisplayMode.LIST)
+            .placement(common_models.LegendPlacement.BOTTOM)
+            .show_legend(True)
+            .calcs([])
+        )
+        .tooltip(
+            common.VizTooltipOptions()
+            .mode(common_models.TooltipDisplayMode.MULTI)
+            .sort(common_models.SortOrder.NONE)
+        )
     )
 
 

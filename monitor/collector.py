@@ -88,6 +88,7 @@ class StateCollector(Collector):
             _monitor(monitor, out)
             _drift(monitor, out)
             _performance(monitor, out)
+            _audit(monitor, out)
             _consequences(monitor.name, state, out)
         yield from out.families()
 
@@ -151,6 +152,21 @@ def _monitor(monitor: MonitorState, out: _Exposition) -> None:
             out.add(metrics.VIEW_STALE, [monitor.name, view.view], age is None or age > seconds)
 
 
+def _audit(monitor: MonitorState, out: _Exposition) -> None:
+    if monitor.audit_interval is not None:
+        out.add(metrics.AUDIT_INTERVAL, [monitor.name], monitor.audit_interval.total_seconds())
+    if monitor.audit is None:
+        return
+    out.add(metrics.AUDIT_AT, [monitor.name], monitor.audit.at)
+    for check in monitor.audit.checks:
+        labels = [monitor.name, check.invariant, check.subject]
+        out.add(metrics.AUDIT_HOLDS, labels, check.holds)
+        out.add(metrics.AUDIT_CELLS, labels, check.cells)
+        kinds = metrics.AUDIT_KINDS.get(check.invariant, ())
+        for kind in dict.fromkeys((*kinds, *check.mismatches)):
+            out.add(metrics.AUDIT_MISMATCHES, [*labels, kind], check.mismatches.get(kind, 0))
+
+
 def _drift(monitor: MonitorState, out: _Exposition) -> None:
     for verdict in monitor.verdicts:
         labels = [monitor.name, verdict.source, verdict.feature]
@@ -177,10 +193,10 @@ def _drift(monitor: MonitorState, out: _Exposition) -> None:
             ):
                 out.add(name, labels, count / figures.rows)
     for one in monitor.distributions:
-        for bar in one.bars:
-            labels = [monitor.name, one.feature]
-            out.add(metrics.FEATURE_SHARE, [*labels, "reference", bar.label], bar.reference)
-            out.add(metrics.FEATURE_SHARE, [*labels, "current", bar.label], bar.current)
+        for number, bar in enumerate(one.bars):
+            labels, name = [monitor.name, one.feature], f"{number:02} {bar.label}"  # they sort
+            out.add(metrics.FEATURE_SHARE, [*labels, "reference", name], bar.reference)
+            out.add(metrics.FEATURE_SHARE, [*labels, "current", name], bar.current)
 
 
 def _performance(monitor: MonitorState, out: _Exposition) -> None:

@@ -91,6 +91,8 @@ class MonitorConfig(Section):
             incident, at the median.
         cooldown: Least time between two triggers for the model.
         approval: `auto`, or `manual`: a person decides each trigger.
+        audit: How often the store's invariants are checked on the current window, wall clock;
+            none means never.
     """
 
     service: str
@@ -109,6 +111,7 @@ class MonitorConfig(Section):
     cooldown: Duration = timedelta(days=7)
     budget: BudgetConfig = BudgetConfig()
     approval: Literal["auto", "manual"] = "auto"
+    audit: Duration | None = None
     performance: PerformanceConfig | None = PerformanceConfig()
 
     @model_validator(mode="after")

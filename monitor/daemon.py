@@ -32,6 +32,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from featurestore.errors import UserError
+from monitor.audits import Asked, Auditor
 from monitor.config import load
 from monitor.evaluation import Evaluator
 from monitor.ledger import Ledger
@@ -207,6 +208,7 @@ class Daemon:
         self.evaluator = Evaluator(config, ledger, data)
         self.evaluator.configure(config, self.evaluator.prepare(config))
         self.outbox = Outbox(ledger, self.evaluator)
+        self.auditor = Auditor(path, config.state, self._audited)
         self.jobs = Jobs()
         self.inbox: SimpleQueue[int] = SimpleQueue()  # put() is reentrant
         self._draining = Event()
@@ -217,10 +219,12 @@ class Daemon:
         self._plan()
         self.outbox.start()
         self.jobs.start()
+        self.auditor.start()
 
     def close(self) -> None:
         """Finish the bucket that is being evaluated and the delivery under way."""
         self._draining.set()
+        self.auditor.close()
         self.jobs.close()
         self.outbox.close()
         self.evaluator.close()
@@ -288,7 +292,7 @@ class Daemon:
         under_way = any(
             trigger.run is not None and trigger.run.state not in ENDED for trigger in state.triggers
         )
-        jobs = self.jobs.states()
+        jobs, audits = self.jobs.states(), self.auditor.latest()
         return replace(
             state,
             monitors={
@@ -296,6 +300,8 @@ class Daemon:
                     monitor,
                     latest_event=latest.get(name),
                     max_age=config.monitors[name].max_age,
+                    audit=audits.get(name),
+                    audit_interval=config.monitors[name].audit,
                 )
                 for name, monitor in state.monitors.items()
             },
@@ -316,6 +322,16 @@ class Daemon:
         if not problem and not self.outbox.alive():
             problem = "the delivery thread has ended"
         return Health(ok=not problem, reason=problem)
+
+    def _audited(self) -> list[Asked]:
+        """Say what is to be audited: the current window of each monitor that asks for it."""
+        config = self.evaluator.config
+        state = self._ledger.state(config.monitors)
+        return [
+            Asked(name, monitor.service, monitor.audit, window.start)
+            for name, monitor in config.monitors.items()
+            if monitor.audit is not None and (window := state.monitors[name].window) is not None
+        ]
 
     def _plan(self) -> None:
         config = self.evaluator.config

@@ -67,6 +67,11 @@ VIEW_LATEST = "steadfeast_view_latest_event_timestamp_seconds"
 VIEW_AGE = "steadfeast_view_median_age_seconds"
 VIEW_AGE_LIMIT = "steadfeast_view_age_limit_seconds"
 VIEW_STALE = "steadfeast_view_stale"
+AUDIT_AT = "steadfeast_audit_timestamp_seconds"
+AUDIT_INTERVAL = "steadfeast_audit_interval_seconds"
+AUDIT_HOLDS = "steadfeast_audit_holds"
+AUDIT_CELLS = "steadfeast_audit_cells"
+AUDIT_MISMATCHES = "steadfeast_audit_mismatches"
 PERFORMANCE = "steadfeast_performance_"  # and the figure's name
 PERFORMANCE_REFERENCE = "steadfeast_performance_reference_"  # and the figure's name
 PERFORMANCE_ROWS = "steadfeast_performance_labelled_rows"
@@ -162,8 +167,12 @@ def _counter(name: str, unit: str, labels: str, text: str) -> Described:
     return Described(name, Type.COUNTER, unit, tuple(labels.split()), text)
 
 
-SIDES = ("reference", "current")
-"""What a share of `FEATURE_SHARE` is of."""
+AUDIT_KINDS = {
+    "I1": ("missing online", "missing offline", "stale", "ahead", "value"),
+    "I2": ("missing online", "missing offline", "value"),
+    "I11": ("lost",),
+}
+"""Kinds of mismatch that `featurestore.audit` tells apart, by invariant."""
 
 _EVENT_TIME = "seconds, event time"
 _CLOCK_TIME = "seconds, wall clock"
@@ -283,6 +292,25 @@ METRICS: Mapping[str, Described] = {
             "0 or 1",
             "monitor view",
             "1 when the view's median age is over its `max_age`, or most requests found no value.",
+        ),
+        _gauge(
+            AUDIT_AT, _CLOCK_TIME, "monitor", "End of the last audit of the store's invariants."
+        ),
+        _gauge(
+            AUDIT_INTERVAL, "seconds", "monitor", "Time between audits, where they are asked for."
+        ),
+        _gauge(
+            AUDIT_HOLDS,
+            "0 or 1",
+            "monitor invariant subject",
+            "Whether the invariant held: something was compared and all of it was the same.",
+        ),
+        _gauge(AUDIT_CELLS, "cells", "monitor invariant subject", "Cells that were compared."),
+        _gauge(
+            AUDIT_MISMATCHES,
+            "cells",
+            "monitor invariant subject kind",
+            "Cells that differed between serving and training, by the kind of skew.",
         ),
         *(
             _gauge(

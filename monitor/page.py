@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from monitor.distribution import Distribution
     from monitor.episodes import OpenIncident
     from monitor.quality import Figures
-    from monitor.state import EpisodeRecord, MonitorState, State, TriggerRecord
+    from monitor.state import AuditCheck, EpisodeRecord, MonitorState, State, TriggerRecord
     from protos.steadfeast.v1.pipeline_pb2 import Run
 
 WORDS = {
@@ -59,6 +59,10 @@ ADVICE = {
     "incident": (
         "Find the source that broke and mend it. Retraining of the model stays blocked until a "
         "bucket comes in whole."
+    ),
+    "invariant": (
+        "Serving and training disagree, so trust neither the figures below nor a retraining. "
+        "steadfeast store audit shows examples of the cells that differ."
     ),
     Kind.DRIFT: (
         "See below what moved and since when. If the world changed, let the retraining run; if a "
@@ -190,6 +194,12 @@ def _problems(state: State) -> Sequence[Problem]:
         for monitor in state.monitors.values()
         for i, incident in enumerate(monitor.incidents)
     ]
+    broken += [
+        _violated(monitor, check, i)
+        for monitor in state.monitors.values()
+        for i, check in enumerate(monitor.audit.checks if monitor.audit else ())
+        if not check.holds
+    ]
     return [*broken, *(_episode(one, state) for one in state.episodes if one.open)]
 
 
@@ -207,6 +217,25 @@ def _broken(monitor: MonitorState, open_: OpenIncident, number: int) -> Problem:
         advice=ADVICE["incident"],
         evidence=(),
         steps=tuple(blocked if monitor.blocked else ()),
+    )
+
+
+def _violated(monitor: MonitorState, check: AuditCheck, number: int) -> Problem:
+    counted = ", ".join(f"{count:,} {kind}" for kind, count in check.mismatches.items() if count)
+    what = f"of {check.cells:,} cells compared: {counted}" if counted else "nothing to compare"
+    note = f" ({check.note})" if check.note else ""
+    ended = monitor.audit.at if monitor.audit else None
+    return Problem(
+        anchor=f"invariant-{monitor.name}-{number}",
+        tone=Tone.BROKEN,
+        label=f"Invariant {check.invariant} does not hold",
+        monitor=monitor.name,
+        title=f"{check.subject}: {what}{note}",
+        since=None,
+        lasting="",
+        advice=ADVICE["invariant"],
+        evidence=(),
+        steps=(Step(Tone.BROKEN, "The audit ended (wall clock).", ended),),
     )
 
 
@@ -341,6 +370,10 @@ def _facts(monitor: MonitorState) -> Sequence[Fact]:
         facts.append(Fact("Evaluated until", moment(monitor.watermark), monitor.watermark))
     if monitor.performance is not None:
         facts.append(Fact("Labelled rows", f"{monitor.performance.labelled:,}"))
+    if monitor.audit is not None:
+        held = sum(check.holds for check in monitor.audit.checks)
+        text = f"{held} of {len(monitor.audit.checks)} checks hold, {moment(monitor.audit.at)}"
+        facts.append(Fact("Invariants (wall clock)", text))
     return facts
 
 

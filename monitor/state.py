@@ -57,6 +57,35 @@ class PastWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditCheck:
+    """One invariant of the store on one subject; see `featurestore.audit`.
+
+    Attributes:
+        invariant: `I1`, `I2` or `I11`.
+        subject: The feature view, or the service.
+        cells: Cells that were compared.
+        mismatches: Kind to cells that differed.
+        holds: Whether something was compared and all of it was the same.
+        note: What was left out, or why there was nothing to compare.
+    """
+
+    invariant: str
+    subject: str
+    cells: int
+    mismatches: Mapping[str, int]
+    holds: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditState:
+    """The last audit that came to its end; `at` is the wall clock."""
+
+    at: datetime
+    checks: tuple[AuditCheck, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MonitorState:
     """One monitor after its last evaluation; before the first, the lists are empty.
 
@@ -75,6 +104,8 @@ class MonitorState:
         distributions: The reference against the window, one per feature; empty without a
             reference. After a promotion the current side grows anew, bucket by bucket.
         max_age: Oldest that a feature view's values may be when served, where it has a limit.
+        audit: The last audit; none before the first.
+        audit_interval: How often there should be one; none means never.
         superseded: The reference moved after the window was judged, so that its verdicts are
             not about the live model. The next bucket ends this.
     """
@@ -96,6 +127,8 @@ class MonitorState:
     distributions: tuple[Distribution, ...] = ()
     superseded: bool = False
     max_age: Mapping[str, timedelta] = field(default_factory=dict)
+    audit: AuditState | None = None
+    audit_interval: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)

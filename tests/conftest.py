@@ -31,6 +31,8 @@ from monitor.performance import Performance
 from monitor.profile import Window
 from monitor.quality import Figures, Freshness, Incident, IncidentKind
 from monitor.state import (
+    AuditCheck,
+    AuditState,
     Counters,
     EpisodeRecord,
     JobState,
@@ -242,6 +244,15 @@ def drifting() -> State:
             ),
             Distribution("hour", 0, (Bar("6", 0.25, None), Bar("18", 0.75, None))),
         ),
+        audit=AuditState(
+            datetime(2026, 1, 2, 3, tzinfo=UTC),
+            (
+                AuditCheck("I1", "weather", 18, {}, holds=True),
+                AuditCheck("I2", "late_arrival", 70_659, {"value": 12}, holds=False),
+                AuditCheck("I11", "late_arrival", 28_100, {}, holds=True),
+            ),
+        ),
+        audit_interval=timedelta(hours=6),
         max_age={"weather": timedelta(hours=1), "tail_last": timedelta(hours=1)},
     )
     drop = dataclasses.replace(

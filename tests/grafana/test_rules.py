@@ -22,7 +22,14 @@ ALERTS = [
     rule
     for group in yaml.safe_load((RULES / "steadfeast.rules.yml").read_text("utf-8"))["groups"]
     for rule in group["rules"]
+    if "alert" in rule
 ]
+RECORDED = {
+    rule["record"]
+    for group in yaml.safe_load((RULES / "steadfeast.rules.yml").read_text("utf-8"))["groups"]
+    for rule in group["rules"]
+    if "record" in rule
+}
 
 
 @pytest.mark.service("promtool")
@@ -51,6 +58,7 @@ def test_every_alert_says_what_a_person_needs(rule):
     assert f"\n## {rule['alert']}\n" in runbook
     assert notes["dashboard"].removeprefix("/d/steadfeast-") in boards
     assert set(re.findall(r"\bsteadfeast_[a-z0-9_]+", rule["expr"])) <= set(SAMPLES)
+    assert set(re.findall(r"\bsteadfeast:[a-z0-9_:]+", rule["expr"])) <= RECORDED
 
 
 def test_the_runbook_and_the_unit_tests_know_every_alert_and_no_other():
@@ -69,6 +77,11 @@ def test_a_daemon_in_trouble_raises_its_alerts(prometheus):
         ("SteadfeastPerformanceDrop", "firing"),
         ("SteadfeastDriftEpisode", "firing"),
         ("SteadfeastTriggerGivenUp", "firing"),
+        ("SteadfeastInvariantViolated", "firing"),
+        ("SteadfeastFreshnessBurnFast", "firing"),
+        ("SteadfeastFreshnessBurnMedium", "firing"),
+        ("SteadfeastFreshnessBurnSlow", "firing"),
+        ("SteadfeastAuditStale", "pending"),
         ("SteadfeastRetrainBlocked", "pending"),
         ("SteadfeastOutboxStuck", "pending"),
         ("SteadfeastJobStale", "pending"),

@@ -46,7 +46,8 @@ def value(state: State, name: str, **labels: str) -> float:
 def test_every_figure_of_the_state_is_exported(drifting):
     flights = {"monitor": "flights"}
     temp = {**flights, "source": "served", "feature": "weather__temp"}
-    temp_bin = {**flights, "feature": "weather__temp", "bin": "over 40"}
+    replayed = {**flights, "invariant": "I2", "subject": "late_arrival"}
+    temp_bin = {**flights, "feature": "weather__temp", "bin": "01 over 40"}
     expected = {
         (metrics.DRIFT_RATIO, *temp.items()): 6.4,
         (metrics.DRIFT + "psi", *temp.items()): 1.28,
@@ -73,6 +74,12 @@ def test_every_figure_of_the_state_is_exported(drifting):
         (metrics.VIEW_AGE_LIMIT, *flights.items(), ("view", "weather")): 3600,
         (metrics.VIEW_STALE, *flights.items(), ("view", "weather")): 1,
         (metrics.VIEW_STALE, *flights.items(), ("view", "tail_last")): 1,
+        (metrics.AUDIT_AT, *flights.items()): 1767322800,
+        (metrics.AUDIT_INTERVAL, *flights.items()): 21600,
+        (metrics.AUDIT_HOLDS, *replayed.items()): 0,
+        (metrics.AUDIT_CELLS, *replayed.items()): 70_659,
+        (metrics.AUDIT_MISMATCHES, *replayed.items(), ("kind", "value")): 12,
+        (metrics.AUDIT_MISMATCHES, *replayed.items(), ("kind", "missing online")): 0,
         (metrics.GATE_VALUE, *flights.items(), ("gate", "auc")): 0.771,
         (metrics.GATE_LIMIT, *flights.items(), ("gate", "auc")): 0.752,
         (metrics.GATE_PASSED, *flights.items(), ("gate", "auc")): 1,

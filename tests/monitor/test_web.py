@@ -77,11 +77,14 @@ def test_the_page_says_what_is_wrong_since_when_and_what_happened(drifting, serv
         status, _, html = get(url)
     page = Text(html)
     assert status == 200
-    assert page.text.count("3 problems open") == 2  # the title of the window, and the headline
+    assert page.text.count("4 problems open") == 2  # the title of the window, and the headline
     for words in (
         "Data incident: null burst",
         "Since 13 Jul 2013 00:00 UTC, 2 days of event time",
         "up to 40 50.0% 2.0%",
+        "Invariant I2 does not hold",
+        "late_arrival: of 70,659 cells compared: 12 value",
+        "2 of 3 checks hold, 2 Jan 2026 03:00 UTC",
         "over 40 48.0% 98.0%",
         "6 25.0% none",
         "wind_gust: 99.8 % null, 81.2 % in the reference",
@@ -136,10 +139,10 @@ def test_the_headline_without_verdicts(state, health, title, served):
 def test_no_data_is_not_called_well(drifting, served):
     """With nothing but features that cannot be judged the page does not say that all is well."""
     flights = drifting.monitors["flights"]
-    monitor = dataclasses.replace(flights, verdicts=flights.verdicts[-1:], incidents=())
+    monitor = dataclasses.replace(flights, verdicts=flights.verdicts[-1:], incidents=(), audit=None)
     with served(State(monitors={"flights": monitor})) as url:
         assert "Too little data to judge" in Text(get(url)[2]).text
-    calm = dataclasses.replace(flights, verdicts=flights.verdicts[3:], incidents=(), blocked="")
+    calm = dataclasses.replace(flights, verdicts=flights.verdicts[3:], incidents=(), audit=None)
     with served(State(monitors={"flights": calm})) as url:
         assert "No problem is open" in Text(get(url)[2]).text
 
@@ -199,13 +202,15 @@ def test_the_report_is_the_page_in_one_file(drifting, served):
     policy = {name.lower(): value for name, value in headers.items()}["content-security-policy"]
     assert f"'sha256-{digest}'" in policy
     assert html.count(digest.replace("+", "&#43;")) + html.count(digest) >= 1
-    for words in ("3 problems open", "wind_gust: null burst", "over 40 48.0% 98.0%"):
+    for words in ("4 problems open", "wind_gust: null burst", "over 40 48.0% 98.0%"):
         assert words in report.text
         assert words in shown.text
 
 
 def test_after_a_promotion_the_page_judges_nothing(drifting, served):
-    flights = dataclasses.replace(drifting.monitors["flights"], superseded=True, incidents=())
+    flights = dataclasses.replace(
+        drifting.monitors["flights"], superseded=True, incidents=(), audit=None
+    )
     with served(State(monitors={"flights": flights})) as url:
         page = Text(get(url)[2])
     assert "Nothing to judge yet" in page.text
