@@ -7,6 +7,7 @@ part is the old file itself: nothing is rewritten, and readers of folders read o
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -181,18 +182,32 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _replace(fresh: Path, path: Path) -> None:
-    """Put `fresh` in the place of `path`; a file over a file at once, a folder in two renames."""
+    """Put `fresh` in the place of `path`, at no moment without either."""
     if not path.exists() or (path.is_file() and fresh.is_file()):
         fresh.replace(path)
-        return
-    old = _beside(path)
-    path.rename(old)
+    elif not _exchange(fresh, path):
+        old = _beside(path)
+        path.rename(old)
+        try:
+            fresh.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+        _remove(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names at once, where the system can: a file and a folder need Linux's renameat2."""
     try:
-        fresh.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    _remove(old)
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    done: int = renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
+    return done == 0
+
+
+_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
 
 
 def _remove(path: Path) -> None:
@@ -207,12 +222,23 @@ def _partition_columns(root: Path, file: Path) -> list[str]:
 
 
 def _write_partitions(table: pa.Table, root: Path, columns: list[str]) -> None:
-    pq.write_to_dataset(
-        table,
-        root_path=root,
-        partition_cols=columns,
-        basename_template=f"part-{uuid.uuid4().hex}-{{i}}.parquet",
-    )
+    """Add a file to each partition; the files move to their places when all are whole."""
+    fresh = root / f".{uuid.uuid4().hex}"
+    try:
+        pq.write_to_dataset(
+            table,
+            root_path=fresh,
+            partition_cols=columns,
+            basename_template=f"part-{uuid.uuid4().hex}-{{i}}.parquet",
+        )
+        for file in sorted(fresh.rglob("*.parquet")):
+            target = root / file.relative_to(fresh)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(target)
+    except OSError as error:
+        raise SourceError("", str(root), f"cannot be written: {error}") from error
+    finally:
+        _remove(fresh)
 
 
 def _write_delta(
