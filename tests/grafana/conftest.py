@@ -56,10 +56,15 @@ def grafana() -> Iterator[Callable[[str], ModuleType]]:
 
 
 @contextmanager
-def _scraping(binary: Path, url: str, folder: Path) -> Iterator[Prometheus]:
+def _scraping(binary: Path, url: str, folder: Path, alertmanager: str = "") -> Iterator[Prometheus]:
     config = {
         "global": {"scrape_interval": "200ms", "evaluation_interval": "200ms"},
         "rule_files": [str(ROOT / "grafana" / "rules" / "steadfeast.rules.yml")],
+        "alerting": {
+            "alertmanagers": [
+                {"static_configs": [{"targets": [alertmanager] if alertmanager else []}]}
+            ]
+        },
         "scrape_configs": [
             {
                 "job_name": "steadfeast",
@@ -92,7 +97,11 @@ def scraping(
 ) -> Callable[[str], AbstractContextManager[Prometheus]]:
     """Give what starts a Prometheus on a daemon's address: `with scraping(url) as prometheus`."""
     binary = service_binary("prometheus")
-    return lambda url: _scraping(binary, url, tmp_path_factory.mktemp("prometheus"))
+
+    def start(url: str, alertmanager: str = "") -> AbstractContextManager[Prometheus]:
+        return _scraping(binary, url, tmp_path_factory.mktemp("prometheus"), alertmanager)
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,13 @@ def train(folder: Path, name: str, first: datetime, drift_at: datetime) -> Path:
 
 
 def serve(
-    folder: Path, first: datetime, days: int, drift_at: datetime, *, null_x: bool = False
+    folder: Path,
+    first: datetime,
+    days: int,
+    drift_at: datetime,
+    *,
+    null_x: bool = False,
+    version: str = "1",
 ) -> None:
     """Log `days` whole days of requests with predictions, and their labels an hour later."""
     for number in range(days):
@@ -125,7 +131,7 @@ def serve(
             "request_id": pa.array(ids),
             "request_time": pa.array(at, TS),
             "model": pa.array(["price"] * len(at)),
-            "model_version": pa.array(["1"] * len(at)),
+            "model_version": pa.array([version] * len(at)),
             "contract": pa.array([CONTRACT] * len(at)),
             "item": pa.array([f"i{i % 50}" for i in range(len(at))]),
             "x": pa.nulls(len(at), pa.float64()) if null_x else known["x"],
