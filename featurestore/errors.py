@@ -308,6 +308,21 @@ class StoreUnavailableError(SteadfeastError):
         super().__init__(f"{store} is not available: {problem}")
 
 
+class InvalidStoreError(UserError):
+    """The configured online store cannot keep what is promised.
+
+    Attributes:
+        store: Name of its class.
+    """
+
+    def __init__(self, store: str) -> None:
+        self.store = store
+        super().__init__(
+            f"online store {store} keeps no order of writes; use "
+            "featurestore.online.SQLiteOnlineStore or featurestore.online.RedisOnlineStore"
+        )
+
+
 class MissingExtraError(UserError):
     """Something needs an optional part of the distribution that is not installed.
 

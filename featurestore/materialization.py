@@ -1,8 +1,11 @@
 """From sources to the online store: each key's newest row among those that became known.
 
-Above `offline` and `online`. A row is known from the later of its event time and its created
+Above `offline` and `online`, below `store` and `engine`, which is `feast materialize`: both move
+views by `Materializer.move`. A row is known from the later of its event time and its created
 time. Reading by event time alone, as Feast does, never sees a row that was written late; reading
-by either finds it, and the online store's order keeps it from undoing what is newer.
+by either finds it, and the online store's order keeps it from undoing what is newer. Without a
+created column lateness cannot be seen: then a source that has changed is read again as far back
+as its rows can still be used, which is the TTL.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,16 +23,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME, DUMMY_ENTITY_VAL
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from featurestore import sql
+from featurestore.errors import SourceError
 from featurestore.evidence import write_whole
 from featurestore.offline.session import session
+from featurestore.offline.sources import reading
 from featurestore.offline.views import Bound, bind
 from featurestore.service import EVENT_TIMESTAMP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import duckdb
     from feast import FeatureView
@@ -41,6 +47,13 @@ _BATCH_ROWS = 65_536
 _AHEAD_STEPS = 128
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TextColumn("{task.fields[rows]:,} rows"),
+    TimeElapsedColumn(),
+)
 
 
 class Materializer:
@@ -52,10 +65,11 @@ class Materializer:
     Args:
         config: Feast's configuration.
         online: Where to write.
-        marks: File that keeps view -> microseconds materialized until.
+        marks: File that keeps how far each view has come, and the state of its source then;
+            None when someone else remembers.
     """
 
-    def __init__(self, config: RepoConfig, online: PackedOnlineStore, marks: Path) -> None:
+    def __init__(self, config: RepoConfig, online: PackedOnlineStore, marks: Path | None) -> None:
         self._config, self._online, self._path = config, online, marks
         self._lock = RLock()
         self._open = ExitStack()
@@ -63,8 +77,9 @@ class Materializer:
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._bounds: dict[str, tuple[object, Bound]] = {}
         self._ahead: dict[str, _Ahead] = {}
-        self._marks: dict[str, int] = (
-            json.loads(marks.read_text(encoding="utf-8")) if marks.is_file() else {}
+        kept = marks is not None and marks.is_file()
+        self._marks: dict[str, dict[str, Any]] = (
+            json.loads(marks.read_text(encoding="utf-8")) if marks is not None and kept else {}
         )
 
     def close(self) -> None:
@@ -76,7 +91,7 @@ class Materializer:
     def watermark(self, view: str) -> datetime | None:
         """Return the time up to which `view` was materialized; None before the first time."""
         mark = self._marks.get(view)
-        return None if mark is None else _EPOCH + timedelta(microseconds=mark)
+        return None if mark is None else _EPOCH + timedelta(microseconds=mark["until"])
 
     def run(
         self, views: Sequence[FeatureView], since: int | None, until: int, *, progress: bool
@@ -87,17 +102,65 @@ class Materializer:
             Feature view -> entities that changed.
         """
         changed = {}
-        with self._lock, Progress(transient=True, disable=not progress) as bar:
-            task = bar.add_task("materialize", total=len(views))
+        with self._lock, Progress(*_COLUMNS, transient=True, disable=not progress) as bar:
+            task = bar.add_task("materialize", total=len(views), rows=0)
             for view in views:
-                bar.update(task, description=view.name)
-                start = self._marks.get(view.name) if since is None else since
-                changed[view.name] = self.write(view, self._newly_known(view, start, until))
-                self._marks[view.name] = max(until, self._marks.get(view.name, until))
+                bar.update(task, description=view.name, rows=0)
+                mark, state = self._marks.get(view.name), _digest(self._config, view)
+                start, late = since, False
+                if since is None and mark is not None:
+                    start = mark["until"]
+                    late = state is None or state != mark["source"]
+                changed[view.name] = self.move(
+                    view,
+                    start,
+                    until,
+                    late=late,
+                    tell=lambda rows: bar.update(task, rows=bar.tasks[0].fields["rows"] + rows),
+                )
+                reached = max(until, mark["until"]) if mark is not None else until
+                self._marks[view.name] = {"until": reached, "source": state}
                 bar.advance(task)
-            # Written last: a crash before it repeats the step, which changes nothing.
-            write_whole(self._path, json.dumps(self._marks, sort_keys=True).encode())
+            if self._path is not None:
+                # Written last: a crash before it repeats the step, which changes nothing.
+                write_whole(self._path, json.dumps(self._marks, sort_keys=True).encode())
         return changed
+
+    def move(
+        self,
+        view: FeatureView,
+        since: int | None,
+        until: int,
+        *,
+        late: bool,
+        tell: Callable[[int], object],
+    ) -> int:
+        """Write each key's greatest row of those that became known in a time range.
+
+        Args:
+            view: The feature view.
+            since: Microseconds, inclusive; None for all.
+            until: Microseconds, inclusive.
+            late: Where the source has no created column, look for rows that were written late.
+            tell: Called with the number of rows of each batch.
+
+        Returns:
+            Entities that changed.
+
+        Raises:
+            SourceError: The source cannot be read, or a transformation stands before the view.
+        """
+        with self._lock:
+            if getattr(view, "feature_transformation", None) is not None:
+                location = getattr(view.batch_source, "name", "")
+                raise SourceError(view.name, location, "has a transformation; run it beforehand")
+            if late and since is not None:
+                bound = self._bound(view)
+                if bound.view.created is None:
+                    ttl = bound.view.ttl
+                    since = min(since, until - ttl) if ttl else None
+            with reading(view.name, getattr(view.batch_source, "name", "")):
+                return self.write(view, _told(self._newly_known(view, since, until), tell))
 
     def write(self, view: FeatureView, rows: Iterable[pa.RecordBatch]) -> int:
         """Write rows under the source's names; return how many entities changed."""
@@ -258,3 +321,19 @@ def _state(config: RepoConfig, view: FeatureView) -> tuple[Any, ...] | None:
         return None
     found = path.stat()
     return id(view.batch_source), location, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _digest(config: RepoConfig, view: FeatureView) -> str | None:
+    """Return what `_state` says, to be compared by a later process."""
+    state = _state(config, view)
+    if state is None:
+        return None
+    return blake2b(repr(state[1:]).encode(), digest_size=8).hexdigest()
+
+
+def _told(
+    rows: Iterable[pa.RecordBatch], tell: Callable[[int], object]
+) -> Iterable[pa.RecordBatch]:
+    for batch in rows:
+        yield batch
+        tell(batch.num_rows)
