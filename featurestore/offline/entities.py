@@ -60,9 +60,9 @@ class Entities:
         """Return the times as int64 microseconds since the epoch, null where there is none."""
         return self.table[self.time].cast(pa.int64())
 
-    def slices(self, rows: int | None) -> Iterator[Entities]:
-        """Give the rows in order, at most so many at a time; all at once with None."""
-        if rows is None or self.table.num_rows <= rows:
+    def slices(self, rows: int) -> Iterator[Entities]:
+        """Give the rows in order, at most so many at a time, at least once."""
+        if self.table.num_rows <= rows:
             yield self
             return
         for start in range(0, self.table.num_rows, rows):

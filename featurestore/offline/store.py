@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.repo_config import RepoConfig
 
+_ROWS = 4_000_000
+"""Entity rows joined at a time: the work for more would outweigh their result in memory."""
+
 
 class DuckDBOfflineStoreConfig(FeastConfigBaseModel):
     """`offline_store:` in feature_store.yaml.
@@ -49,7 +52,7 @@ class DuckDBOfflineStoreConfig(FeastConfigBaseModel):
     Attributes:
         type: The plugin's dotted name.
         memory_limit: What DuckDB may hold in memory, as `4GiB`; its own default, 80 % of the
-            machine's, when absent.
+            machine's, when absent. A result as one table comes on top; `to_batches` streams it.
         temp_directory: Folder to spill to; relative to the repository. The system's when absent.
         max_temp_directory_size: What may be spilled, as `50GiB`.
         threads: Threads for one query; one per core when absent.
@@ -128,7 +131,7 @@ class DuckDBOfflineStore(OfflineStore):
         def tables(rows: int | None) -> Iterator[pa.Table]:
             remote = any(is_remote(bound.source.location) for bound in bounds)
             with session(config, remote=remote) as connection:
-                for part in entities.slices(rows):
+                for part in entities.slices(rows or _ROWS):
                     yield point_in_time(
                         connection, part, bounds, as_known=filter_by_created_timestamp
                     )
