@@ -9,9 +9,9 @@ from __future__ import annotations
 import getpass
 import json
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,16 +20,14 @@ from featurestore.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from google.protobuf.message import Message
-    from google.protobuf.timestamp_pb2 import Timestamp
-
-    from protos.steadfeast.v1 import monitor_pb2
     from protos.steadfeast.v1.monitor_pb2_grpc import MonitorServiceStub
 
 app = typer.Typer(help="Watch features, and retrain when they drift.", no_args_is_help=True)
 
 DEADLINE_SECONDS = 30.0
 EVALUATE_SECONDS = 600.0
+OPEN = 1
+"""Exit code of `status --exit-code` when anything is open; a UserError's is 2."""
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
 Address = Annotated[
@@ -77,9 +75,21 @@ def status(
     monitor: Annotated[str, typer.Argument(help="Only this monitor.")] = "",
     config: Config = DEFAULT,
     address: Address = "",
+    exit_code: Annotated[
+        bool,
+        typer.Option("--exit-code", help="Exit with 1 when anything is open, for scripts."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show where every monitor stands, open episodes and the last triggers."""
+    """Show where every monitor stands, open episodes and the last triggers.
+
+    With --exit-code: 0 when nothing is open; 1 when an episode or a data incident is, or a
+    trigger was given up; 2 when the daemon cannot be asked.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from monitor import terminal
     from protos.steadfeast.v1 import monitor_pb2
 
     with _daemon(config, address) as stub:
@@ -87,9 +97,62 @@ def status(
             monitor_pb2.GetStatusRequest(monitor=monitor), timeout=DEADLINE_SECONDS
         )
     if as_json:
-        typer.echo(_json(answer))
-        return
-    _show_status(answer)
+        typer.echo(terminal.as_json(answer))
+    else:
+        console = Console()
+        for part in terminal.status(answer):
+            console.print(part, highlight=False, soft_wrap=not isinstance(part, Table))
+    if exit_code and terminal.troubled(answer):
+        raise typer.Exit(OPEN)
+
+
+@app.command()
+def watch(
+    monitor: Annotated[str, typer.Argument(help="Only this monitor.")] = "",
+    config: Config = DEFAULT,
+    address: Address = "",
+    interval: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds between two looks.")
+    ] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Show the status live until Ctrl-C; with --json, print each one that differs."""
+    from monitor import terminal
+    from protos.steadfeast.v1 import monitor_pb2
+
+    with _daemon(config, address) as stub, suppress(KeyboardInterrupt):
+        terminal.watch(
+            lambda: stub.GetStatus(
+                monitor_pb2.GetStatusRequest(monitor=monitor), timeout=DEADLINE_SECONDS
+            ),
+            lambda: list(
+                stub.ListAlerts(
+                    monitor_pb2.ListAlertsRequest(monitor=monitor, limit=5),
+                    timeout=DEADLINE_SECONDS,
+                ).alerts
+            ),
+            interval,
+            json_lines=as_json,
+        )
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path(
+        "report.html"
+    ),
+    config: Config = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Write the daemon's page as one self-contained HTML file.
+
+    A running daemon is asked for it; without one, it is made from the state folder.
+    """
+    from monitor.report import written
+
+    source = written(config, out)
+    answer = {"out": str(out), "bytes": out.stat().st_size, "source": source}
+    typer.echo(json.dumps(answer) if as_json else f"{out}, from the {source}")
 
 
 @app.command()
@@ -105,8 +168,10 @@ def alerts(
     as_json: Json = False,
 ) -> None:
     """Print alerts, oldest first."""
+    from monitor import terminal
     from protos.steadfeast.v1 import monitor_pb2
 
+    line = terminal.as_json if as_json else terminal.alert_line
     with _daemon(config, address) as stub:
         if not follow:
             answer = stub.ListAlerts(
@@ -114,11 +179,11 @@ def alerts(
                 timeout=DEADLINE_SECONDS,
             )
             for alert in reversed(answer.alerts):
-                _show_alert(alert, as_json=as_json)
+                typer.echo(line(alert))
             return
         for event in stub.WatchAlerts(monitor_pb2.WatchAlertsRequest(after_sequence=after)):
             if event.HasField("alert") and monitor in {"", event.alert.monitor}:
-                _show_alert(event.alert, as_json=as_json)
+                typer.echo(line(event.alert))
                 sys.stdout.flush()
 
 
@@ -130,13 +195,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate the closed buckets now instead of at the next tick."""
+    from monitor import terminal
     from protos.steadfeast.v1 import monitor_pb2
 
     with _daemon(config, address) as stub:
         answer = stub.Evaluate(
             monitor_pb2.EvaluateRequest(monitor=monitor), timeout=EVALUATE_SECONDS
         )
-    typer.echo(_json(answer) if as_json else f"{answer.buckets} buckets evaluated")
+    typer.echo(terminal.as_json(answer) if as_json else f"{answer.buckets} buckets evaluated")
 
 
 @app.command()
@@ -149,6 +215,7 @@ def acknowledge(
     as_json: Json = False,
 ) -> None:
     """Say that you have seen an episode."""
+    from monitor import terminal
     from protos.steadfeast.v1 import monitor_pb2
 
     request = monitor_pb2.AcknowledgeRequest(
@@ -157,7 +224,7 @@ def acknowledge(
     with _daemon(config, address) as stub:
         answer = stub.Acknowledge(request, timeout=DEADLINE_SECONDS)
     by = f"acknowledged by {answer.episode.acknowledged_by}: {answer.episode.summary}"
-    typer.echo(_json(answer) if as_json else by)
+    typer.echo(terminal.as_json(answer) if as_json else by)
 
 
 @app.command()
@@ -196,6 +263,7 @@ def _decide(
     yes: bool,
     as_json: bool,
 ) -> None:
+    from monitor import terminal
     from protos.steadfeast.v1 import monitor_pb2
 
     message = monitor_pb2.DecideTriggerRequest(
@@ -203,7 +271,7 @@ def _decide(
     )
     with _daemon(config, address) as stub:
         answer = stub.DecideTrigger(message, timeout=DEADLINE_SECONDS)
-    typer.echo(_json(answer) if as_json else _trigger_line(answer.trigger))
+    typer.echo(terminal.as_json(answer) if as_json else terminal.trigger_line(answer.trigger))
 
 
 @contextmanager
@@ -223,89 +291,3 @@ def _daemon(config: Path, address: str) -> Iterator[MonitorServiceStub]:
     except grpc.RpcError as error:
         code, details = error.code().name, error.details()
         raise CallError(address, code, details or "") from error
-
-
-def _json(message: Message) -> str:
-    from google.protobuf.json_format import MessageToDict
-
-    plain = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return json.dumps(plain)
-
-
-def _time(value: Timestamp) -> str:
-    return f"{value.ToDatetime():%Y-%m-%d %H:%M}" if value.seconds or value.nanos else "never"
-
-
-def _word(enum: Any, value: int) -> str:
-    """Return an enum value as one lower-case word: its name without the enum's prefix."""
-    prefix = {"Level": "LEVEL_", "TriggerState": "TRIGGER_STATE_", "Severity": "SEVERITY_"}
-    name: str = enum.Name(value)
-    return name.removeprefix(prefix[enum.DESCRIPTOR.name]).lower()
-
-
-def _show_status(answer: monitor_pb2.GetStatusResponse) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from protos.steadfeast.v1 import monitor_pb2
-
-    console = Console()
-    for monitor in answer.monitors:
-        version = monitor.model_version or "none"
-        console.print(
-            f"{monitor.monitor}: model {monitor.model} version {version}, "
-            f"evaluated until {_time(monitor.watermark)} UTC",
-            highlight=False,
-        )
-        for metric, value in sorted(monitor.performance.items()):
-            console.print(f"  live {metric} {value:.3f}", highlight=False)
-        if not monitor.verdicts:
-            continue
-        table = Table("feature", "statistic", "value", "threshold", "level", "reason", box=None)
-        for verdict in monitor.verdicts[:10]:
-            table.add_row(
-                verdict.drift.feature,
-                verdict.drift.statistic,
-                f"{verdict.drift.value:.3g}",
-                f"{verdict.drift.threshold:.3g}",
-                _word(monitor_pb2.Level, verdict.level),
-                verdict.reason,
-            )
-        console.print(table)
-        if len(monitor.verdicts) > len(table.rows):
-            console.print(f"  and {len(monitor.verdicts) - len(table.rows)} more")
-    for episode in answer.open_episodes:
-        seen = f", seen by {episode.acknowledged_by}" if episode.acknowledged_by else ""
-        typer.echo(
-            f"open since {_time(episode.opened_at)}{seen}: {episode.summary} "
-            f"(episode {episode.episode_id})"
-        )
-    for trigger in answer.triggers[:10]:
-        typer.echo(_trigger_line(trigger))
-    if answer.idle:
-        typer.echo("idle: everything closed is evaluated, nothing is under way")
-
-
-def _trigger_line(trigger: monitor_pb2.Trigger) -> str:
-    from protos.steadfeast.v1 import monitor_pb2
-    from protos.steadfeast.v1.pipeline_pb2 import RunState
-
-    parts = [f"trigger {trigger.request_id}", _word(monitor_pb2.TriggerState, trigger.state)]
-    if trigger.reason:
-        parts.append(trigger.reason)
-    if trigger.HasField("run"):
-        state = RunState.Name(trigger.run.state).removeprefix("RUN_STATE_").lower()
-        parts.append(f"run {trigger.run.run_id} {state}")
-    return f"{_time(trigger.decided_at)} {': '.join(parts)}"
-
-
-def _show_alert(alert: monitor_pb2.Alert, *, as_json: bool) -> None:
-    from protos.steadfeast.v1 import monitor_pb2
-
-    if as_json:
-        typer.echo(_json(alert))
-        return
-    severity = _word(monitor_pb2.Severity, alert.severity)
-    typer.echo(f"{alert.sequence} {_time(alert.at)} {severity} {alert.monitor}: {alert.summary}")

@@ -181,4 +181,15 @@ def status(value: MonitorState) -> monitor_pb2.MonitorStatus:
         model_version="" if reference is None else reference.model_version,
         reference_uri="" if reference is None else reference.uri,
         performance=None if value.performance is None else value.performance.metrics,
+        incidents=[
+            monitor_pb2.DataIncident(
+                kind=one.incident.kind,
+                subject=one.incident.subject,
+                summary=one.incident.summary,
+                opened_at=timestamp(one.opened_at),
+            )
+            for one in value.incidents
+        ],
+        blocked=value.blocked,
+        superseded=value.superseded,
     )

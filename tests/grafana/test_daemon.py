@@ -135,7 +135,7 @@ def _alertmanager(binary: Path, folder: Path, port: int, webhook: int, stack: Ex
 
 
 @pytest.fixture(scope="module")
-def story(
+def story(  # noqa: PLR0915  # one story, in order
     tmp_path_factory: pytest.TempPathFactory,
     free_port: Callable[[], int],
     service_binary: Callable[[str], Path],

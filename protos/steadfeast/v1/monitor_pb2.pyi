@@ -516,6 +516,42 @@ class Verdict(_message.Message):
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
+class DataIncident(_message.Message):
+    """Broken data, for as long as they are broken; retraining is blocked meanwhile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    OPENED_AT_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """null_burst, stale, schema or missing_data."""
+    subject: _builtins.str
+    """The feature, the feature view, or the feature service."""
+    summary: _builtins.str
+    """One line for a person."""
+    @_builtins.property
+    def opened_at(self) -> _timestamp_pb2.Timestamp:
+        """Event time: the end of the bucket in which it was first seen."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        summary: _builtins.str = ...,
+        opened_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["opened_at", b"opened_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "opened_at", b"opened_at", "subject", b"subject", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataIncident: _TypeAlias = DataIncident  # noqa: Y015
+
+@_typing.final
 class MonitorStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -547,12 +583,19 @@ class MonitorStatus(_message.Message):
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     REFERENCE_URI_FIELD_NUMBER: _builtins.int
     PERFORMANCE_FIELD_NUMBER: _builtins.int
+    INCIDENTS_FIELD_NUMBER: _builtins.int
+    BLOCKED_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_FIELD_NUMBER: _builtins.int
     monitor: _builtins.str
     model: _builtins.str
     contract: _builtins.str
     """Contract and version of the model the monitor believes to be live."""
     model_version: _builtins.str
     reference_uri: _builtins.str
+    blocked: _builtins.str
+    """Why retraining is blocked; empty when it is not."""
+    superseded: _builtins.bool
+    """True from a promotion to the next bucket: the verdicts are about the former model."""
     @_builtins.property
     def watermark(self) -> _timestamp_pb2.Timestamp:
         """End of the last bucket that was evaluated, event time; unset before the first."""
@@ -565,6 +608,8 @@ class MonitorStatus(_message.Message):
     def performance(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Performance of the live model on the last window with enough labels, by metric name."""
 
+    @_builtins.property
+    def incidents(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataIncident]: ...
     def __init__(
         self,
         *,
@@ -576,10 +621,13 @@ class MonitorStatus(_message.Message):
         model_version: _builtins.str = ...,
         reference_uri: _builtins.str = ...,
         performance: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        incidents: _abc.Iterable[Global___DataIncident] | None = ...,
+        blocked: _builtins.str = ...,
+        superseded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["watermark", b"watermark"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "model", b"model", "model_version", b"model_version", "monitor", b"monitor", "performance", b"performance", "reference_uri", b"reference_uri", "verdicts", b"verdicts", "watermark", b"watermark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "contract", b"contract", "incidents", b"incidents", "model", b"model", "model_version", b"model_version", "monitor", b"monitor", "performance", b"performance", "reference_uri", b"reference_uri", "superseded", b"superseded", "verdicts", b"verdicts", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

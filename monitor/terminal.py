@@ -1,0 +1,174 @@
+"""What `steadfeast monitor` prints: a status, an alert, a live view of both.
+
+Above the protocol only; `cli` calls it. Every function takes the daemon's answer and gives words
+or what rich draws; the one that waits is `watch`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from protos.steadfeast.v1 import monitor_pb2
+from protos.steadfeast.v1.pipeline_pb2 import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from google.protobuf.message import Message
+    from google.protobuf.timestamp_pb2 import Timestamp
+    from rich.console import RenderableType
+
+SHOWN = 10
+"""Verdicts and triggers that are listed; the others are counted."""
+
+STYLES = {
+    monitor_pb2.LEVEL_OK: "green",
+    monitor_pb2.LEVEL_DRIFT: "red",
+    monitor_pb2.LEVEL_INSUFFICIENT_DATA: "yellow",
+    monitor_pb2.LEVEL_INCIDENT: "magenta",
+}
+
+
+def as_json(message: Message) -> str:
+    """Return a message as one line of JSON, with the protocol's names and defaults."""
+    plain = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return json.dumps(plain)
+
+
+def troubled(answer: monitor_pb2.GetStatusResponse) -> bool:
+    """Say whether anything is open that a person has to look at."""
+    dead = any(one.state == monitor_pb2.TRIGGER_STATE_DEAD for one in answer.triggers)
+    return bool(answer.open_episodes) or dead or any(one.incidents for one in answer.monitors)
+
+
+def status(answer: monitor_pb2.GetStatusResponse) -> Iterator[RenderableType]:
+    """Give where everything stands, in the order in which it is read."""
+    for monitor in answer.monitors:
+        yield from _monitor(monitor)
+    for episode in answer.open_episodes:
+        seen = f", seen by {episode.acknowledged_by}" if episode.acknowledged_by else ""
+        yield Text(
+            f"open since {_time(episode.opened_at)}{seen}: {episode.summary} "
+            f"(episode {episode.episode_id})"
+        )
+    for trigger in answer.triggers[:SHOWN]:
+        yield Text(trigger_line(trigger))
+    if answer.idle:
+        yield Text("idle: everything closed is evaluated, nothing is under way")
+
+
+def _monitor(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:
+    version = monitor.model_version or "none"
+    yield Text(
+        f"{monitor.monitor}: model {monitor.model} version {version}, "
+        f"evaluated until {_time(monitor.watermark)} UTC"
+    )
+    for incident in monitor.incidents:
+        text = f"  data incident since {_time(incident.opened_at)}: {incident.summary}"
+        yield Text(text, style="magenta")
+    if monitor.blocked:
+        yield Text(f"  retraining is blocked: {monitor.blocked}", style="magenta")
+    if monitor.superseded:
+        yield Text("  verdicts are about the former model until the next bucket", style="yellow")
+    for metric, value in sorted(monitor.performance.items()):
+        yield Text(f"  live {metric} {value:.3f}")
+    if not monitor.verdicts:
+        return
+    table = Table("feature", "statistic", "value", "threshold", "level", "reason", box=None)
+    for verdict in monitor.verdicts[:SHOWN]:
+        table.add_row(
+            verdict.drift.feature,
+            verdict.drift.statistic,
+            f"{verdict.drift.value:.3g}",
+            f"{verdict.drift.threshold:.3g}",
+            Text(_word(monitor_pb2.Level, verdict.level), style=STYLES.get(verdict.level, "")),
+            verdict.reason,
+        )
+    yield table
+    if len(monitor.verdicts) > len(table.rows):
+        yield Text(f"  and {len(monitor.verdicts) - len(table.rows)} more")
+
+
+def trigger_line(trigger: monitor_pb2.Trigger) -> str:
+    """Return a trigger with what became of it, in a line."""
+    parts = [f"trigger {trigger.request_id}", _word(monitor_pb2.TriggerState, trigger.state)]
+    if trigger.reason:
+        parts.append(trigger.reason)
+    if trigger.HasField("run"):
+        state = RunState.Name(trigger.run.state).removeprefix("RUN_STATE_").lower()
+        parts.append(f"run {trigger.run.run_id} {state}")
+    return f"{_time(trigger.decided_at)} {': '.join(parts)}"
+
+
+def alert_line(alert: monitor_pb2.Alert) -> str:
+    """Return an alert in a line."""
+    severity = _word(monitor_pb2.Severity, alert.severity)
+    return f"{alert.sequence} {_time(alert.at)} {severity} {alert.monitor}: {alert.summary}"
+
+
+def watch(
+    ask: Callable[[], monitor_pb2.GetStatusResponse],
+    alerts: Callable[[], list[monitor_pb2.Alert]],
+    interval_seconds: float,
+    *,
+    json_lines: bool,
+) -> None:
+    """Show the status until Ctrl-C; a daemon that is away is waited for.
+
+    Args:
+        ask: Asks the daemon for its status.
+        alerts: Asks it for the last alerts, newest first.
+        interval_seconds: Between two questions.
+        json_lines: Print each status that differs from the one before as a line instead.
+    """
+    if json_lines:
+        before = ""
+        while True:
+            line = as_json(ask())
+            if line != before:
+                print(line, flush=True)  # noqa: T201 - this is what it is for
+            before = line
+            time.sleep(interval_seconds)
+    # On a terminal the view takes the whole screen and gives it back.
+    console = Console()
+    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        while True:
+            live.update(_screen(ask, alerts), refresh=True)
+            time.sleep(interval_seconds)
+
+
+def _screen(
+    ask: Callable[[], monitor_pb2.GetStatusResponse],
+    alerts: Callable[[], list[monitor_pb2.Alert]],
+) -> RenderableType:
+    try:
+        answer, latest = ask(), alerts()
+    except grpc.RpcError as error:
+        return Text(f"waiting for the daemon: {error.code().name}", style="yellow")
+    now = f"data until {_time(answer.latest_event)} UTC; Ctrl-C ends"
+    head = Text("something is open" if troubled(answer) else "nothing is open", style="bold")
+    head.stylize("red" if troubled(answer) else "green")
+    told = [Text("latest alerts", style="bold"), *(Text(alert_line(one)) for one in latest)]
+    return Group(head, Text(now, style="dim"), *status(answer), *(told if latest else []))
+
+
+def _time(value: Timestamp) -> str:
+    return f"{value.ToDatetime():%Y-%m-%d %H:%M}" if value.seconds or value.nanos else "never"
+
+
+def _word(enum: Any, value: int) -> str:
+    """Return an enum value as one lower-case word: its name without the enum's prefix."""
+    prefix = {"Level": "LEVEL_", "TriggerState": "TRIGGER_STATE_", "Severity": "SEVERITY_"}
+    name: str = enum.Name(value)
+    return name.removeprefix(prefix[enum.DESCRIPTOR.name]).lower()
