@@ -3,10 +3,10 @@
 BIN := .venv/bin
 SOURCES := pyproject.toml constraints.txt scripts/install.sh
 
-.PHONY: help install demo up test check generate clean
+.PHONY: help install demo up test check generate screenshots clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/.demo  ## make .venv with everything the demo needs
 
@@ -37,6 +37,10 @@ check: .venv/.dev  ## lint, types, dependency direction, generated files up to d
 generate: .venv/.dev  ## write the generated files anew: protobuf stubs, dashboards, tables
 	$(BIN)/python scripts/protos.py
 	$(BIN)/python grafana/build.py
+
+screenshots: .venv/.demo .venv/.dev  ## write docs/images/*.png from the real page and a report
+	@scripts/services.sh
+	@PYTHONPATH=. $(BIN)/python scripts/screenshots.py
 
 clean:  ## remove the environment and the demo's state
 	rm -rf .venv feature_repo/data
