@@ -80,7 +80,7 @@ def main(
             return
         rows = tell(repo, until.replace(tzinfo=NEW_YORK), share)
     except SteadfeastError as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, UserError) else 1) from error
     if report is not None:
         report.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
