@@ -18,7 +18,7 @@ import typer
 from featurestore.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from protos.steadfeast.v1.monitor_pb2_grpc import MonitorServiceStub
 
@@ -251,6 +251,63 @@ def reject(
 ) -> None:
     """Refuse a trigger that waits for a person; its episode will not fire."""
     _decide(request, config, address, actor, comment, yes=False, as_json=as_json)
+
+
+@app.command()
+def triggers(
+    monitor: Annotated[str, typer.Argument(help="Only this monitor.")] = "",
+    config: Config = DEFAULT,
+    address: Address = "",
+    state: Annotated[
+        str, typer.Option(help="waiting, pending, delivered, suppressed or dead; all without it.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    as_json: Json = False,
+) -> None:
+    """List triggers, newest first.
+
+    Example: steadfeast monitor triggers --state dead
+    """
+    from monitor import terminal
+    from protos.steadfeast.v1 import monitor_pb2
+
+    numbers = dict(monitor_pb2.TriggerState.items())
+    states = [numbers[f"TRIGGER_STATE_{state.upper()}"]] if _known(state, numbers) else []
+    asked = monitor_pb2.ListTriggersRequest(monitor=monitor, states=states, limit=limit)
+    with _daemon(config, address) as stub:
+        answer = stub.ListTriggers(asked, timeout=DEADLINE_SECONDS)
+    for trigger in answer.triggers:
+        typer.echo(terminal.as_json(trigger) if as_json else terminal.trigger_line(trigger))
+
+
+def _known(state: str, numbers: Mapping[str, object]) -> bool:
+    if state and f"TRIGGER_STATE_{state.upper()}" not in numbers:
+        raise typer.BadParameter(f"no such state: {state}", param_hint="--state")
+    return bool(state)
+
+
+@app.command()
+def resend(
+    request: Request,
+    config: Config = DEFAULT,
+    address: Address = "",
+    actor: Actor = "",
+    comment: Comment = "",
+    as_json: Json = False,
+) -> None:
+    """Deliver a trigger that was given up once more, unchanged.
+
+    Example: steadfeast monitor resend 7c2f6f0e-5b6e-5d0a-8b8f-6f0f2a775d1c
+    """
+    from monitor import terminal
+    from protos.steadfeast.v1 import monitor_pb2
+
+    message = monitor_pb2.ResendTriggerRequest(
+        request_id=request, actor=actor or getpass.getuser(), comment=comment
+    )
+    with _daemon(config, address) as stub:
+        answer = stub.ResendTrigger(message, timeout=DEADLINE_SECONDS)
+    typer.echo(terminal.as_json(answer) if as_json else terminal.trigger_line(answer.trigger))
 
 
 def _decide(

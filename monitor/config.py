@@ -78,6 +78,8 @@ class MonitorConfig(Section):
         model: Registered model that reads it, and that a trigger retrains.
         pipeline: Name of the pipeline, in `pipelines`, that triggers go to; none means that
             drift is watched and nothing is fired.
+        reference: Manifest of the training set to compare with, for good. None means that of the
+            model's champion, as the pipeline tells it, which moves with every promotion.
         bucket: Length of one snapshot; divides a day or is whole days.
         window: Length of what is compared with the reference; a multiple of `bucket`.
         lateness: How long after its end a bucket waits for late rows.
@@ -98,6 +100,7 @@ class MonitorConfig(Section):
     service: str
     model: str
     pipeline: str | None = None
+    reference: FilePath | None = None
     bucket: Duration = timedelta(days=1)
     window: Duration = timedelta(days=7)
     lateness: Duration = timedelta(0)

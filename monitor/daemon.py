@@ -35,12 +35,12 @@ from featurestore.errors import UserError
 from monitor.audits import Asked, Auditor
 from monitor.config import load
 from monitor.evaluation import Evaluator
+from monitor.known import check
 from monitor.ledger import Ledger
 from monitor.messages import ENDED
 from monitor.outbox import Outbox
 from monitor.server import Monitor, Server
 from monitor.state import JobState, State
-from monitor.statistics import statistic
 from monitor.web import Health, Operator, app
 
 if TYPE_CHECKING:
@@ -258,6 +258,7 @@ class Daemon:
                 fixed.append("store.data")
             if fixed:
                 raise FixedFieldError(fixed)
+            check(self._path, config, store)
             prepared = self.evaluator.prepare(config)
         except UserError as error:
             self._reloads_rejected += 1
@@ -285,7 +286,9 @@ class Daemon:
         # What is due is looked at first: what its evaluation fired is then in the state.
         latest = {name: self.evaluator.latest(name) for name in config.monitors}
         due = any(
-            latest[name] is not None and self.evaluator.due(name, 1, latest=latest[name])
+            latest[name] is not None
+            and not self.outbox.nobody_has(name)
+            and self.evaluator.due(name, 1, latest=latest[name])
             for name in config.monitors
         )
         state = self._ledger.state(config.monitors)
@@ -299,6 +302,7 @@ class Daemon:
                 name: replace(
                     monitor,
                     latest_event=latest.get(name),
+                    waits_for="" if monitor.reference else self.outbox.waits_for(name),
                     max_age=config.monitors[name].max_age,
                     audit=audits.get(name),
                     audit_interval=config.monitors[name].audit,
@@ -390,9 +394,8 @@ def main(path: Path, *, json_logs: bool) -> int:
             that others see.
     """
     config, store = load(path)
-    for monitor in config.monitors.values():
-        statistic(monitor.statistic)
     configure_logs(json_logs=json_logs)
+    check(path, config, store)
     with ExitStack() as stack:  # closes in reverse order
         ledger = stack.enter_context(Ledger(config.state))
         daemon = Daemon(path, config, store.data, ledger)
@@ -400,7 +403,9 @@ def main(path: Path, *, json_logs: bool) -> int:
         people = Operator(token, ledger.acknowledge, daemon.evaluator.decide)
         web = Web(daemon, config.http, people)
         stack.callback(web.close)
-        service = Monitor(ledger, daemon.state, daemon.evaluate, daemon.evaluator.decide)
+        service = Monitor(
+            ledger, daemon.state, daemon.evaluate, daemon.evaluator.decide, daemon.evaluator.resend
+        )
         try:
             server = Server(service, config.grpc)
         except RuntimeError as error:

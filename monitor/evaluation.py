@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock
+from time import time_ns
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -21,7 +22,7 @@ import structlog
 from featurestore.served import ServedLog
 from monitor.calibrate import Reference, build_reference
 from monitor.detect import Level, Verdict, detect
-from monitor.episodes import Decision, Evaluation, ModelHistory
+from monitor.episodes import Decision, Evaluation, ModelHistory, NotDecidableError
 from monitor.performance import measure
 from monitor.policy import approve, decide, move_reference, reject
 from monitor.profile import Profile, Window, profile, total
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from monitor.state import TriggerRecord
 
 log = structlog.get_logger(__name__)
+
+SETTLED_NS = 1_000_000_000
 
 _REFERENCE_FIELDS = {
     "bucket", "window", "min_rows", "statistic", "features", "false_alarms_per_year", "episode",
@@ -56,6 +59,8 @@ class Evaluator:
     def __init__(self, config: DaemonConfig, ledger: Ledger, data: Path) -> None:
         self.config = config
         self._ledger, self._log = ledger, ServedLog(data)
+        self._served = data / "served"
+        self._latest: dict[str, tuple[int, datetime | None]] = {}
         # In memory and only for reading Parquet: the ledger's connection stays free meanwhile.
         self._con = duckdb.connect()
         self._con.execute("SET TimeZone = 'UTC'")
@@ -75,7 +80,10 @@ class Evaluator:
                 statistic(monitor.statistic)
                 held = self._ledger.held(name)
                 old = held.reference
-                if old is not None and held.reference_key != _key(old, monitor):
+                pinned = monitor.reference
+                if pinned is not None and (old is None or old.uri != str(pinned)):
+                    built[name] = build_reference(con, pinned, monitor)
+                elif old is not None and held.reference_key != _key(old, monitor):
                     built[name] = build_reference(
                         con,
                         Path(old.uri),
@@ -100,8 +108,20 @@ class Evaluator:
     # Time
 
     def latest(self, monitor: str) -> datetime | None:
-        """Return the latest request in the monitor's served log; reads file names only."""
-        return self._log.watermark(self.config.monitors[monitor].service)
+        """Return the latest request in the monitor's served log; reads file names only.
+
+        A folder that has not changed since it was listed is not listed again.
+        """
+        service = self.config.monitors[monitor].service
+        folder = self._served / service
+        changed = folder.stat().st_mtime_ns if folder.exists() else 0
+        seen, latest = self._latest.get(service, (-1, None))
+        if changed != seen:
+            latest = self._log.watermark(service)
+            # A change within the clock's grain of the last one may not show in the time.
+            settled = time_ns() - changed > SETTLED_NS
+            self._latest[service] = (changed if settled else -1, latest)
+        return latest
 
     def due(
         self, monitor: str, limit: int | None = None, *, latest: datetime | None = None
@@ -326,6 +346,8 @@ class Evaluator:
     ) -> dict[str, Reference]:
         """Build the reference of each of the model's monitors; commits nothing.
 
+        Monitors whose reference the configuration names keep it.
+
         Raises:
             UserError: The training set is missing or cannot be a reference.
         """
@@ -335,17 +357,19 @@ class Evaluator:
                     con, manifest, config, model_version=version, performance=performance
                 )
                 for name, config in self.config.monitors.items()
-                if config.model == model
+                if config.model == model and config.reference is None
             }
 
     def move(self, references: Mapping[str, Reference], reason: str) -> None:
-        """Commit new references; open episodes on the old ones close."""
+        """Commit new references; open episodes on the old ones close. The same one is no news."""
         with self._ledger.transaction():
             for monitor, reference in references.items():
                 held = self._ledger.held(monitor)
+                key = _key(reference, self.config.monitors[monitor])
+                if key == held.reference_key:
+                    continue
                 decision = move_reference(held.policy, monitor, reason)
                 self._decided(monitor, decision)
-                key = _key(reference, self.config.monitors[monitor])
                 held = self._ledger.held(monitor)
                 self._ledger.hold(monitor, replace(held, reference=reference, reference_key=key))
                 log.info(
@@ -357,6 +381,21 @@ class Evaluator:
                 )
 
     # People
+
+    def resend(self, request: str, *, actor: str, comment: str) -> TriggerRecord:
+        """Deliver a trigger that was given up, unchanged, to where its monitor now sends.
+
+        Raises:
+            NotFoundError: There is no such trigger.
+            NotDecidableError: It was not given up, or its monitor has no pipeline any more.
+        """
+        with self._ledger.transaction():
+            monitor = self.config.monitors.get(self._ledger.trigger(request).monitor)
+            if monitor is None or monitor.pipeline is None:
+                raise NotDecidableError(request, "its monitor has no pipeline any more")
+            self._ledger.revive(request, monitor.pipeline)
+            self._ledger.add_audit(actor, "resend", request, comment)
+            return self._ledger.trigger(request)
 
     def decide(self, request: str, *, yes: bool, actor: str, comment: str) -> TriggerRecord:
         """Approve or reject a trigger that waits.

@@ -8,74 +8,37 @@ value, for everybody who only reads.
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from threading import Condition, RLock
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
-from featurestore.errors import NotFoundError
 from monitor import messages, reading
 from monitor.calibrate import Reference
 from monitor.codec import dump, load
-from monitor.database import connect, fault, lock
+from monitor.deliveries import Deliveries, Following, Message
 from monitor.detect import Verdict
-from monitor.episodes import Alert, AlertKind, ModelHistory, Outcome, PolicyState, Severity
+from monitor.episodes import ModelHistory, Outcome, PolicyState
 from monitor.quality import Figures, Freshness, Incident
 from monitor.reading import Held, Kept
 from monitor.state import EpisodeRecord, MonitorState, PastWindow, State
-from protos.steadfeast.v1.pipeline_pb2 import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from monitor.config import MonitorConfig
     from monitor.episodes import Decision, Evaluation, Trigger
     from monitor.profile import Profile
     from monitor.snapshot import Snapshot
-    from monitor.state import TriggerRecord
 
 __all__ = ["Following", "Held", "Kept", "Ledger", "Message", "MonitorState", "State"]
 
-SEVERITIES = {
-    "promoted": Severity.INFO,
-    "refused": Severity.WARNING,
-    "cancelled": Severity.WARNING,
-    "failed": Severity.CRITICAL,
-}
-"""How urgent each end of a run is."""
 
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One trigger to deliver: a serialized TriggerRetrainRequest and whom it is for."""
-
-    request_id: str
-    target: str
-    body: bytes
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class Following:
-    """A run that is under way, and the last event of it that was committed."""
-
-    request_id: str
-    model: str
-    target: str
-    run: Run
-    sequence: int
-
-
-class Ledger:
+class Ledger(Deliveries):
     """The daemon's DuckDB file; safe to share between threads.
 
-    Methods whose name begins with `add_` are called inside `transaction()`.
-
-    Attributes:
-        changed: Notified after each commit.
+    Methods whose name begins with `add_` are called inside `transaction()`. See `Journal` for
+    alerts and people, and `Deliveries` for the outbox.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,54 +49,16 @@ class Ledger:
             LedgerVersionError: It is of a newer version.
             LedgerBrokenError: It cannot be read.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self._holder = lock(folder)
-        try:
-            self._con = connect(folder / "monitor.duckdb")
-        except BaseException:
-            os.close(self._holder)
-            raise
-        self._lock = RLock()
-        self._nested = False
+        super().__init__(folder)
         self._held: dict[str, Held] = {}
         self._state: State | None = None
         self._monitors: dict[str, MonitorState] = {}
-        self.changed = Condition(self._lock)
 
-    def close(self) -> None:
-        """Write everything into the one file and let it go."""
-        with self._lock:
-            self._con.close()
-            os.close(self._holder)
+    def _rolled_back(self) -> None:
+        self._held.clear()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commit everything written inside together, or nothing; may be nested."""
-        with self._lock:
-            if self._nested:
-                yield
-                return
-            self._con.execute("BEGIN")
-            self._nested = True
-            try:
-                yield
-                fault("before_commit")
-                self._con.execute("COMMIT")
-            except BaseException:
-                self._held.clear()
-                self._con.execute("ROLLBACK")
-                raise
-            finally:
-                self._nested = False
-            self._state = None
-            self.changed.notify_all()
-        fault("after_commit")
+    def _committed(self) -> None:
+        self._state = None
 
     # What a monitor goes on from
 
@@ -298,178 +223,6 @@ class Ledger:
                 datetime.now(UTC),
             )
 
-    def add_alerts(self, alerts: Sequence[Alert]) -> None:
-        """Give each alert the next sequence and keep it."""
-        for sequence, alert in enumerate(alerts, self.last_sequence() + 1):
-            self._rows(
-                "INSERT INTO alerts VALUES (?, ?, ?)",
-                sequence,
-                alert.monitor,
-                dump(replace(alert, sequence=sequence)),
-            )
-
-    def acknowledge(self, episode: str, actor: str, comment: str) -> EpisodeRecord:
-        """Note that a person has seen an episode; the first one to do so stays.
-
-        Raises:
-            NotFoundError: There is no such episode.
-        """
-        with self.transaction():
-            record = self.episode(episode)
-            if not record.acknowledged_by:
-                record = replace(record, acknowledged_by=actor)
-                self._rewrite(record)
-                self.add_audit(actor, "acknowledge", episode, comment)
-            return record
-
-    def add_audit(self, actor: str, act: str, subject: str, remark: str) -> None:
-        """Note who did what; nothing is ever taken out."""
-        self._rows(
-            "INSERT INTO audit VALUES (?, ?, ?, ?, ?)",
-            datetime.now(UTC),
-            actor,
-            act,
-            subject,
-            remark,
-        )
-
-    def episode(self, episode: str) -> EpisodeRecord:
-        """Return one episode.
-
-        Raises:
-            NotFoundError: There is none.
-        """
-        with self._lock:
-            rows = self._rows("SELECT body FROM episodes WHERE episode_id = ?", episode)
-            if not rows:
-                known = [row[0] for row in self._rows("SELECT episode_id FROM episodes")]
-                raise NotFoundError("episode", episode, known)
-        return load(EpisodeRecord, rows[0][0])
-
-    def _rewrite(self, record: EpisodeRecord) -> None:
-        self._rows(
-            "UPDATE episodes SET closed = ?, body = ? WHERE episode_id = ?",
-            not record.open,
-            dump(record),
-            record.episode_id,
-        )
-
-    def trigger(self, request: str) -> TriggerRecord:
-        """Return one trigger.
-
-        Raises:
-            NotFoundError: There is none.
-        """
-        with self._lock:
-            found = reading.triggers(self._rows, request)
-            if not found:
-                known = [row[0] for row in self._rows("SELECT request_id FROM triggers")]
-                raise NotFoundError("trigger", request, known)
-            return found[0]
-
-    # Delivery
-
-    def pending(self) -> list[Message]:
-        """Return what is to deliver, oldest first."""
-        with self._lock:
-            rows = self._rows(
-                "SELECT request_id, target, body, attempts FROM outbox WHERE state = 'pending' "
-                "ORDER BY committed_at, request_id"
-            )
-        return [Message(*row) for row in rows]
-
-    def attempted(self, request: str, *, dead: str = "") -> None:
-        """Count a delivery that failed; with a reason, give the message up."""
-        with self.transaction():
-            self._rows(
-                "UPDATE outbox SET attempts = attempts + 1, state = ? WHERE request_id = ?",
-                "dead" if dead else "pending",
-                request,
-            )
-            if dead:
-                self._rows(
-                    "UPDATE triggers SET state = 'dead', reason = ? WHERE request_id = ?",
-                    dead,
-                    request,
-                )
-                self._tell(request, AlertKind.TRIGGER, Severity.CRITICAL, f"given up: {dead}")
-
-    def delivered(self, request: str, run: Run) -> None:
-        """Keep the run that the pipeline answered with."""
-        with self.transaction():
-            self._rows(
-                "UPDATE outbox SET attempts = attempts + 1, state = 'delivered' "
-                "WHERE request_id = ?",
-                request,
-            )
-            self._rows(
-                "UPDATE triggers SET state = 'delivered', reason = '', run = ? "
-                "WHERE request_id = ?",
-                run.SerializeToString(),
-                request,
-            )
-            self._tell(request, AlertKind.TRIGGER, Severity.INFO, f"accepted as run {run.run_id}")
-
-    def following(self) -> list[Following]:
-        """Return the runs under way, oldest first."""
-        with self._lock:
-            rows = self._rows(
-                "SELECT t.request_id, t.model, o.target, t.run, t.run_sequence "
-                "FROM triggers AS t JOIN outbox AS o USING (request_id) "
-                "WHERE t.state = 'delivered' AND NOT t.run_ended ORDER BY t.position"
-            )
-        return [
-            Following(request, model, target, Run.FromString(run), sequence)
-            for request, model, target, run, sequence in rows
-        ]
-
-    def run_event(self, request: str, run: Run, sequence: int, *, note: str = "") -> None:
-        """Keep a run as it was after one of its events, and tell of its end.
-
-        Args:
-            request: Whose run.
-            run: The run after the event.
-            sequence: The event; a watch resumes after it.
-            note: What else there is to say about the end.
-        """
-        ended = run.state in messages.ENDED
-        with self.transaction():
-            self._rows(
-                "UPDATE triggers SET run = ?, run_sequence = ?, run_ended = ? WHERE request_id = ?",
-                run.SerializeToString(),
-                sequence,
-                ended,
-                request,
-            )
-            if ended:
-                state = messages.state_name(run.state)
-                version = f"version {run.model_version}" if run.model_version else ""
-                told = [f"run {run.run_id} {state}", version, run.reason, note]
-                summary = ": ".join(filter(None, told))
-                self._tell(request, AlertKind.RUN, SEVERITIES[state], summary, resolved=True)
-
-    def _tell(
-        self,
-        request: str,
-        kind: AlertKind,
-        severity: Severity,
-        summary: str,
-        *,
-        resolved: bool = False,
-    ) -> None:
-        trigger = self.trigger(request)
-        alert = Alert(
-            kind,
-            severity,
-            trigger.monitor,
-            trigger.decided_at,
-            f"retraining {trigger.model}: {summary}",
-            trigger.episode_id,
-            self.episode(trigger.episode_id).features,
-            resolved,
-        )
-        self.add_alerts([alert])
-
     # Reading
 
     def state(self, monitors: Mapping[str, MonitorConfig]) -> State:
@@ -485,45 +238,6 @@ class Ledger:
                     counters=reading.counters(self._rows),
                 )
             return self._state
-
-    def alerts(self, after: int, limit: int) -> list[Alert]:
-        """Return at most `limit` alerts with a sequence above `after`, in order."""
-        with self._lock:
-            rows = self._rows(
-                "SELECT body FROM alerts WHERE sequence > ? ORDER BY sequence LIMIT ?",
-                after,
-                limit,
-            )
-        return [load(Alert, body) for (body,) in rows]
-
-    def alerts_before(self, limit: int, monitor: str = "") -> list[Alert]:
-        """Return the newest alerts, newest first; of all monitors without a name."""
-        with self._lock:
-            rows = self._rows(
-                "SELECT body FROM alerts WHERE ? IN ('', monitor) ORDER BY sequence DESC LIMIT ?",
-                monitor,
-                limit,
-            )
-        return [load(Alert, body) for (body,) in rows]
-
-    def last_sequence(self) -> int:
-        """Return the sequence of the newest alert; 0 before the first."""
-        with self._lock:
-            ((last,),) = self._rows("SELECT coalesce(max(sequence), 0) FROM alerts")
-            return int(last)
-
-    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        return self._con.execute(query, list(values)).fetchall()
-
-    def _count(self, name: str, monitor: str, label: str = "", amount: int = 1) -> None:
-        self._rows(
-            "INSERT INTO counters VALUES ($1, $2, $3, $4) "
-            "ON CONFLICT DO UPDATE SET total = total + $4",
-            name,
-            monitor,
-            label,
-            amount,
-        )
 
     def _monitor(self, name: str, config: MonitorConfig) -> MonitorState:
         """Read one monitor, but only what is newer than what was read before."""

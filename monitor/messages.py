@@ -192,4 +192,5 @@ def status(value: MonitorState) -> monitor_pb2.MonitorStatus:
         ],
         blocked=value.blocked,
         superseded=value.superseded,
+        waits_for=value.waits_for,
     )

@@ -1,9 +1,11 @@
 """Committed triggers to pipelines, and their runs followed to the end.
 
-Above `evaluation`. A trigger is in the ledger before it is sent, and stays pending there until
-a pipeline has answered, so it is delivered at least once; the pipeline makes that once by the
-request's id. A run is followed by its numbered events, from the last one committed on. The end
-of a run and the move of the reference that follows from a promotion are one transaction.
+Above `evaluation` and `targets`. A trigger is in the ledger before it is sent, and stays pending
+there until a pipeline has answered, so it is delivered at least once; the pipeline makes that
+once by the request's id. Each pipeline has a queue of its own, so one that hangs delays no other.
+A run is followed by its numbered events, from the last one committed on. The end of a run and the
+move of the reference that follows from a promotion are one transaction; a promotion that somebody
+made by hand is noticed at the next look.
 """
 
 from __future__ import annotations
@@ -15,33 +17,26 @@ from threading import Event, Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING
 
-import grpc
 import structlog
-from google.protobuf.duration_pb2 import Duration
 
 from featurestore.errors import UserError
 from monitor.database import fault
 from monitor.messages import ENDED, state_name
-from protos.steadfeast.v1 import pipeline_pb2, pipeline_pb2_grpc
+from monitor.targets import RejectedError, RunForgottenError, UnansweredError, connect
+from protos.steadfeast.v1 import pipeline_pb2
 
 if TYPE_CHECKING:
     from monitor.calibrate import Reference
     from monitor.evaluation import Evaluator
     from monitor.ledger import Following, Ledger, Message
+    from monitor.targets import Target
 
 log = structlog.get_logger(__name__)
 
-DEADLINE_SECONDS = 10.0
-WATCH_SECONDS = 60.0
-HEARTBEAT = Duration(seconds=10)
+GRACE_SECONDS = 2.0
+"""How long a delivery under way may take when the daemon stops."""
 
-RETRIED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
-"""Answers that say nothing about the request. A deadline is one: sending twice is harmless."""
-
-_CHANNEL = [
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-]
+NOT_ASKED = "no pipeline was asked for the model's champion yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +58,7 @@ class Backoff:
 
 
 class Outbox:
-    """Delivers in one thread and follows each run in one more.
+    """Delivers in one thread for each pipeline and follows each run in one more.
 
     Args:
         ledger: Where the messages are.
@@ -77,10 +72,13 @@ class Outbox:
         self._ledger, self._evaluator = ledger, evaluator
         self._backoff = backoff or Backoff()
         self._stopping = Event()
-        self._channels: dict[str, grpc.Channel] = {}
-        self._channels_lock = Lock()
+        self._targets: dict[str, tuple[object, Target]] = {}
+        self._targets_lock = Lock()
         self._due: dict[str, float] = {}
+        self._lanes: dict[str, Thread] = {}  # changed under the ledger's lock
         self._followers: dict[str, Thread] = {}
+        self._missing: dict[str, str] = {}
+        self._nobody: frozenset[str] = frozenset()
         self._deliverer = Thread(target=self._run, name="outbox", daemon=True)
 
     def start(self) -> None:
@@ -94,68 +92,135 @@ class Outbox:
             self._ledger.changed.notify_all()
         if self._deliverer.is_alive():
             self._deliverer.join()
-        with self._channels_lock:
-            for channel in self._channels.values():
-                channel.close()  # ends the watches
-        for follower in self._followers.values():
-            follower.join()
+        end = monotonic() + GRACE_SECONDS
+        lanes = [*self._lanes.values()]
+        for lane in lanes:
+            lane.join(max(0.0, end - monotonic()))
+        with self._targets_lock:
+            for _, target in self._targets.values():
+                target.close()  # ends the watches
+        for thread in (*lanes, *self._followers.values()):
+            thread.join()
 
     def alive(self) -> bool:
-        """Whether the delivery thread runs."""
-        return self._deliverer.is_alive()
+        """Whether the delivery threads run."""
+        # A lane that came to its end has taken itself out.
+        return self._deliverer.is_alive() and all(t.is_alive() for t in [*self._lanes.values()])
 
-    def champion(self, model: str, target: str) -> pipeline_pb2.Run | None:
-        """Return the last run of `model` that was promoted at pipeline `target`.
+    # References
 
-        Raises:
-            grpc.RpcError: The pipeline cannot be asked.
-        """
-        request = pipeline_pb2.ListRunsRequest(
-            model=model, states=[pipeline_pb2.RUN_STATE_PROMOTED], limit=1
-        )
-        runs = self._stub(target).ListRuns(request, timeout=DEADLINE_SECONDS).runs
-        return runs[0] if runs else None
+    def waits_for(self, monitor: str) -> str:
+        """Return why a monitor has no reference, as of the last look."""
+        return self._missing.get(monitor, NOT_ASKED)
+
+    def nobody_has(self, monitor: str) -> bool:
+        """Whether every pipeline there is has said that it has no reference for `monitor`."""
+        return monitor in self._nobody
 
     def find_references(self) -> None:
-        """Give each monitor that has no reference its model's champion, where there is one."""
+        """Have each monitor compare with its model's champion, whoever promoted it."""
+        nobody, missing = set(), {}
+        for name, monitor in self._evaluator.config.monitors.items():
+            if monitor.reference is not None:
+                continue
+            problem, final = self._find(name)
+            if problem and self._ledger.held(name).reference is None:
+                missing[name] = problem
+                nobody |= {name} if final else set()
+            if problem != self._missing.get(name, "") and problem:
+                log.info("no_reference", monitor=name, reason=problem)
+        self._missing, self._nobody = missing, frozenset(nobody)
+
+    def _find(self, name: str) -> tuple[str, bool]:
+        """Move one monitor to the champion; return why not, and whether that will stay so."""
         config = self._evaluator.config
-        for name in self._evaluator.without_reference():
-            monitor = config.monitors[name]
-            for target in [monitor.pipeline] if monitor.pipeline else config.pipelines:
-                try:
-                    run = self.champion(monitor.model, target)
-                except grpc.RpcError as error:
-                    log.info("no_reference", monitor=name, pipeline=target, reason=_text(error))
-                    continue
-                if run is not None:
-                    built = self._build(run)
-                    self._evaluator.move({name: built[name]}, "first reference")
-                    break
-                log.info("no_reference", monitor=name, pipeline=target, reason="no promoted run")
+        monitor, before = config.monitors[name], self._ledger.held(name).reference
+        targets = [monitor.pipeline] if monitor.pipeline else list(config.pipelines)
+        problems, final = [], True
+        for target in targets:
+            try:
+                run = self._target(target).champion(monitor.model)
+            except UnansweredError as error:
+                problems.append(f"pipeline {target}: {error}")
+                final = False
+                continue
+            if run is None:
+                problems.append(f"pipeline {target}: no promoted run of model {monitor.model}")
+                continue
+            try:
+                self._follow_champion(name, run, before)
+            except UserError as error:
+                problems.append(f"pipeline {target}: run {run.run_id}: {error}")
+                continue
+            return "", True
+        if not targets:
+            problems = ["no pipeline is configured, and the monitor names no reference"]
+        return "; ".join(problems), final
+
+    def _follow_champion(self, name: str, run: pipeline_pb2.Run, before: Reference | None) -> None:
+        if before is not None:
+            if (before.uri, before.model_version) == (run.manifest_uri, run.model_version):
+                return
+            if any(one.request_id == run.request_id for one in self._ledger.following()):
+                return  # whoever follows the run commits its end and the move together
+        built = {name: self._build(run)[name]}
+        with self._ledger.transaction():
+            # Moved since the pipeline was asked: what it said may be older than that.
+            if self._ledger.held(name).reference is before:
+                how = f": {run.reason}" if run.reason else ""
+                reason = f"version {run.model_version} promoted{how}"
+                self._evaluator.move(built, "first reference" if before is None else reason)
 
     def _build(self, run: pipeline_pb2.Run) -> dict[str, Reference]:
         return self._evaluator.build(
             run.model, Path(run.manifest_uri), run.model_version, dict(run.metrics)
         )
 
-    def _stub(self, target: str) -> pipeline_pb2_grpc.PipelineServiceStub:
-        address = self._evaluator.config.pipelines[target]
-        with self._channels_lock:
-            if address not in self._channels:
-                self._channels[address] = grpc.insecure_channel(address, options=_CHANNEL)
-            return pipeline_pb2_grpc.PipelineServiceStub(self._channels[address])
+    def _target(self, name: str) -> Target:
+        """Return a pipeline, made anew when its configuration has changed.
+
+        Raises:
+            UnansweredError: It is not configured, or the outbox is closed.
+        """
+        config = self._evaluator.config.pipelines.get(name)
+        if config is None:
+            raise UnansweredError(f"pipeline {name!r} is not configured")
+        with self._targets_lock:
+            if self._stopping.is_set():
+                raise UnansweredError("the daemon is shutting down")
+            made_for, target = self._targets.get(name, (None, None))
+            if target is None or made_for != config:
+                if target is not None:
+                    target.close()
+                target = connect(config)
+                self._targets[name] = (config, target)
+            return target
 
     # Delivery
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            for message in self._waiting():
-                if not self._stopping.is_set():
-                    self._deliver(message)
+            with self._ledger.changed:
+                for target in {message.target for message in self._waiting()} - {*self._lanes}:
+                    lane = Thread(
+                        target=self._lane, args=[target], name=f"to-{target}", daemon=True
+                    )
+                    self._lanes[target] = lane
+                    lane.start()
             self._follow_all()
             with self._ledger.changed:
-                if not self._waiting() and not self._unfollowed() and not self._stopping.is_set():
+                startable = {m.target for m in self._waiting()} - {*self._lanes}
+                if not startable and not self._unfollowed() and not self._stopping.is_set():
                     self._ledger.changed.wait(self._pause())
+
+    def _lane(self, target: str) -> None:
+        """Deliver what waits for one pipeline, oldest first."""
+        for message in self._waiting():
+            if message.target == target and not self._stopping.is_set():
+                self._deliver(message)
+        with self._ledger.changed:
+            del self._lanes[target]
+            self._ledger.changed.notify_all()
 
     def _waiting(self) -> list[Message]:
         now = monotonic()
@@ -168,27 +233,26 @@ class Outbox:
     def _deliver(self, message: Message) -> None:
         """Send one message once, and commit what came of it."""
         request = message.request_id
-        if message.target not in self._evaluator.config.pipelines:
-            self._later(message, f"pipeline {message.target!r} is not configured")
-            return
+        self._due.pop(request, None)
         body = pipeline_pb2.TriggerRetrainRequest.FromString(message.body)
         fault("before_send")
         try:
-            answer = self._stub(message.target).TriggerRetrain(body, timeout=DEADLINE_SECONDS)
-        except grpc.RpcError as error:
-            if error.code() in RETRIED:
-                self._later(message, _text(error))
-            elif not self._stopping.is_set():
-                self._due.pop(request, None)
-                self._ledger.attempted(request, dead=_text(error))
-                log.error("dead_letter", request=request, reason=_text(error))  # noqa: TRY400 - no bug
+            run = self._target(message.target).trigger(body)
+        except UnansweredError as error:
+            self._later(message, error.reason)
+            return
+        except RejectedError as error:
+            if not self._stopping.is_set():
+                self._ledger.attempted(request, dead=error.reason)
+                log.error("dead_letter", request=request, reason=error.reason)  # noqa: TRY400 - no bug
             return
         fault("after_send")
-        self._due.pop(request, None)
-        self._ledger.delivered(request, answer.run)
-        log.info("delivered", request=request, run=answer.run.run_id, created=answer.created)
+        self._ledger.delivered(request, run)
+        log.info("delivered", request=request, run=run.run_id)
 
     def _later(self, message: Message, reason: str) -> None:
+        if self._stopping.is_set():
+            return
         wait = self._backoff.seconds(message.attempts + 1)
         self._due[message.request_id] = monotonic() + wait
         self._ledger.attempted(message.request_id)
@@ -220,33 +284,22 @@ class Outbox:
 
     def _follow(self, following: Following) -> None:
         """Watch one run until its end, resuming after the last committed event."""
-        sequence, failures = following.sequence, 0
+        run, sequence, failures = following.run, following.sequence, 0
         while not self._stopping.is_set():
-            watch = pipeline_pb2.WatchRunRequest(
-                run_id=following.run.run_id,
-                after_sequence=sequence,
-                heartbeat_interval=HEARTBEAT,
-            )
             try:
-                # With a deadline, so that a pipeline that vanished without a word is noticed.
-                for event in self._stub(following.target).WatchRun(watch, timeout=WATCH_SECONDS):
-                    failures = 0
-                    if event.HasField("run") and event.sequence > sequence:
-                        sequence = event.sequence
-                        self._event(following, event.run, sequence)
-                        if event.run.state in ENDED:
-                            return
-            except (grpc.RpcError, ValueError, KeyError) as error:
-                # ValueError: the channel was closed; KeyError: the pipeline left the file.
+                for number, now in self._target(following.target).watch(run, sequence):
+                    run, sequence, failures = now, number, 0
+                    self._event(following, run, sequence)
+                    if run.state in ENDED:
+                        return
+            except RunForgottenError as error:
+                if not self._stopping.is_set():
+                    self._lost(following, sequence, error.reason)
+                return
+            except UnansweredError as error:
                 if self._stopping.is_set():
                     return
-                code = error.code() if isinstance(error, grpc.RpcError) else None
-                if code is grpc.StatusCode.NOT_FOUND:
-                    self._lost(following, sequence, _text(error))
-                    return
-                if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    continue
-                log.warning("watch_broken", run=following.run.run_id, reason=_text(error))
+                log.warning("watch_broken", run=run.run_id, reason=error.reason)
             failures += 1
             self._stopping.wait(self._backoff.seconds(failures))
 
@@ -273,9 +326,3 @@ class Outbox:
         run.reason = f"the pipeline no longer knows the run: {reason}"
         self._ledger.run_event(following.request_id, run, sequence)
         log.error("run_lost", run=run.run_id, reason=reason)
-
-
-def _text(error: Exception) -> str:
-    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
-        return f"{error.code().name}: {error.details()}"
-    return repr(error)

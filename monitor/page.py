@@ -322,7 +322,7 @@ def _monitor(monitor: MonitorState) -> MonitorView:
         name=monitor.name,
         tone=tone,
         verdict=verdict,
-        note=SUPERSEDED if monitor.superseded else "",
+        note=SUPERSEDED if monitor.superseded else _waits(monitor),
         blocked=monitor.blocked,
         facts=tuple(_facts(monitor)),
         performance=tuple(_performance(monitor)),
@@ -341,6 +341,12 @@ def _age(seconds: float | None) -> str:
     if seconds is None:
         return "more than half of the requests found no value"
     return f"median age {lasting(timedelta(seconds=seconds))} when served"
+
+
+def _waits(monitor: MonitorState) -> str:
+    if not monitor.waits_for:
+        return ""
+    return f"Nothing is judged: there is no reference to compare with: {monitor.waits_for}."
 
 
 def _facts(monitor: MonitorState) -> Sequence[Fact]:

@@ -156,20 +156,32 @@ def episodes(rows: Rows) -> list[EpisodeRecord]:
     return [load(EpisodeRecord, body) for (body,) in found]
 
 
-def triggers(rows: Rows, request: str = "") -> list[TriggerRecord]:
-    """Return one trigger, or the last ones, newest first."""
+def triggers(
+    rows: Rows,
+    request: str = "",
+    *,
+    limit: int = LISTED,
+    monitor: str = "",
+    states: Sequence[TriggerState] = (),
+) -> list[TriggerRecord]:
+    """Return one trigger, or the last ones, newest first; empty arguments leave none out."""
     found = rows(
         "SELECT t.request_id, t.monitor, t.model, t.state, t.reason, t.episode_id, "
         "t.decided_at, coalesce(o.attempts, 0), t.run "
         "FROM triggers AS t LEFT JOIN outbox AS o USING (request_id) "
-        "WHERE ? IN ('', t.request_id) ORDER BY t.position DESC LIMIT ?",
+        "WHERE ? IN ('', t.request_id) AND ? IN ('', t.monitor) "
+        "AND (len(?::VARCHAR[]) = 0 OR list_contains(?::VARCHAR[], t.state)) "
+        "ORDER BY t.position DESC LIMIT ?",
         request,
-        LISTED,
+        monitor,
+        [state.value for state in states],
+        [state.value for state in states],
+        limit,
     )
     return [
         TriggerRecord(
             id_,
-            monitor,
+            name,
             model,
             TriggerState(state),
             reason,
@@ -178,7 +190,7 @@ def triggers(rows: Rows, request: str = "") -> list[TriggerRecord]:
             attempts,
             None if run is None else Run.FromString(run),
         )
-        for id_, monitor, model, state, reason, episode, decided_at, attempts, run in found
+        for id_, name, model, state, reason, episode, decided_at, attempts, run in found
     ]
 
 

@@ -99,6 +99,16 @@ class Decide(Protocol):
         """See `Evaluator.decide`."""
 
 
+class Resend(Protocol):
+    """A person's word that a trigger that was given up is to be delivered again."""
+
+    def __call__(self, request: str, *, actor: str, comment: str) -> TriggerRecord:
+        """See `Evaluator.resend`."""
+
+
+_TRIGGERS = {number: state for state, number in messages.TRIGGERS.items()}
+
+
 class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
     """MonitorService over one ledger.
 
@@ -107,6 +117,7 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         state: The last committed state with the daemon's own part; cheap.
         evaluate: Evaluates one monitor, or all for an empty name, and returns the buckets.
         decide: Approves or rejects; see `Evaluator.decide`.
+        resend: Delivers again what was given up; see `Evaluator.resend`.
     """
 
     def __init__(
@@ -115,9 +126,10 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         state: Callable[[], State],
         evaluate: Callable[[str], int],
         decide: Decide,
+        resend: Resend,
     ) -> None:
         self._ledger, self._state = ledger, state
-        self._evaluate, self._decide = evaluate, decide
+        self._evaluate, self._decide, self._resend = evaluate, decide, resend
         self._stopping = Event()
         self._watchers = 0
         self._watchers_lock = Lock()
@@ -175,6 +187,27 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
                 comment=request.comment,
             )
             return monitor_pb2.DecideTriggerResponse(trigger=messages.trigger(record))
+
+    def ResendTrigger(  # noqa: N802
+        self, request: monitor_pb2.ResendTriggerRequest, context: grpc.ServicerContext
+    ) -> monitor_pb2.ResendTriggerResponse:
+        """See monitor.proto."""
+        with _errors(context):
+            _required("actor", request.actor)
+            record = self._resend(request.request_id, actor=request.actor, comment=request.comment)
+            return monitor_pb2.ResendTriggerResponse(trigger=messages.trigger(record))
+
+    def ListTriggers(  # noqa: N802
+        self, request: monitor_pb2.ListTriggersRequest, context: grpc.ServicerContext
+    ) -> monitor_pb2.ListTriggersResponse:
+        """See monitor.proto."""
+        with _errors(context):
+            self._named(request.monitor, self._state())
+            limit = _between("limit", request.limit or 100, 1, 1000)
+            found = self._ledger.triggers(
+                int(limit), request.monitor, [_TRIGGERS[number] for number in request.states]
+            )
+            return monitor_pb2.ListTriggersResponse(triggers=map(messages.trigger, found))
 
     def ListAlerts(  # noqa: N802
         self, request: monitor_pb2.ListAlertsRequest, context: grpc.ServicerContext

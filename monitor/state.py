@@ -92,6 +92,7 @@ class MonitorState:
     Attributes:
         watermark: End of the last evaluated bucket, event time.
         latest_event: Latest request in the served log when last looked.
+        waits_for: What is missing for there to be a reference; empty when there is one.
         window: The last evaluated window.
         verdicts: Of that window, worst ratio first.
         figures: Of that window, one per feature.
@@ -116,6 +117,7 @@ class MonitorState:
     watermark: datetime | None = None
     latest_event: datetime | None = None
     reference: ReferenceInfo | None = None
+    waits_for: str = ""
     window: Window | None = None
     verdicts: tuple[Verdict, ...] = ()
     figures: tuple[Figures, ...] = ()
@@ -245,7 +247,8 @@ class State:
         triggers: The last 100, newest first.
         alerts: The last 100, newest first.
         jobs: By name.
-        idle: Every closed bucket is evaluated, the outbox is empty, no run is under way.
+        idle: Every closed bucket is evaluated, the outbox is empty, no run is under way. Buckets
+            that wait for a reference that nobody has are not counted: see `waits_for`.
     """
 
     monitors: Mapping[str, MonitorState] = field(default_factory=dict)

@@ -83,6 +83,8 @@ def _monitor(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:
         yield Text("  verdicts are about the former model until the next bucket", style="yellow")
     for metric, value in sorted(monitor.performance.items()):
         yield Text(f"  live {metric} {value:.3f}")
+    if monitor.waits_for:
+        yield Text(f"  waits for a reference: {monitor.waits_for}", style="yellow")
     if not monitor.verdicts:
         return
     table = Table("feature", "statistic", "value", "threshold", "level", "reason", box=None)

@@ -99,6 +99,59 @@ def test_without_a_reference_buckets_wait(tmp_path: Path):
     here.server.stop()
 
 
+def test_what_nobody_has_keeps_nobody_waiting(tmp_path: Path):
+    """Without a champion anywhere the page says so, and the daemon is idle all the same."""
+    here = Here(tmp_path)
+    here.pipeline._db.execute("DELETE FROM runs")
+    world.serve(here.folder, SERVED, 3, NEVER)
+    assert not here.daemon.state().idle
+    here.daemon.outbox.find_references()
+    assert here.daemon.state().idle
+    assert "no promoted run of model price" in here.prices.waits_for
+    here.pipeline.first(here.manifest)
+    here.daemon.outbox.find_references()
+    assert not here.daemon.state().idle
+    assert here.prices.waits_for == ""
+    here.close()
+    here.server.stop()
+
+
+def test_the_configuration_may_name_the_reference(tmp_path: Path):
+    here = Here(tmp_path)
+    here.close()
+    other = world.train(tmp_path, "other", START, NEVER)
+    here.rewrite("      pipeline: main\n", f"      reference: {other}\n")
+    here.open()
+    assert here.prices.reference.uri == str(other)
+    here.daemon.outbox.find_references()  # what is promoted elsewhere does not move it
+    assert here.prices.reference.uri == str(other)
+    world.serve(here.folder, SERVED, 5, SERVED)
+    assert here.daemon.evaluate("") == 4
+    assert here.prices.verdicts[0].level is Level.DRIFT
+    here.rewrite(str(other), str(tmp_path / "nosuch.json"))
+    here.daemon.reload()
+    assert here.daemon.state().counters.reloads_rejected == 1
+    here.close()
+    here.server.stop()
+
+
+def test_the_latest_request_is_read_off_a_folder_only_when_it_changed(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("monitor.evaluation.SETTLED_NS", 0)
+    evaluator = here.daemon.evaluator
+    assert evaluator.latest("prices") is None
+    world.serve(here.folder, SERVED, 2, NEVER)
+    assert evaluator.latest("prices") == SERVED + 2 * DAY - DAY / PER_DAY
+    looked: list[str] = []
+    monkeypatch.setattr(evaluator._log, "watermark", looked.append)
+    evaluator.latest("prices")
+    assert not looked
+    monkeypatch.undo()
+    world.serve(here.folder, SERVED + 2 * DAY, 1, NEVER)
+    assert evaluator.latest("prices") == SERVED + 3 * DAY - DAY / PER_DAY
+
+
 def test_a_window_that_is_not_full_is_not_judged(here: Here):
     world.serve(here.folder, SERVED, 4, SERVED)
     here.daemon.evaluator.evaluate("prices", 2)

@@ -75,7 +75,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert (yes, actor, comment) == (True, "ann", "go")
             return ledger.trigger(request)
 
-        monitor = Monitor(ledger, lambda: ledger.state(CONFIG), lambda _: 3, decide)
+        def resend(request, *, actor, comment):
+            assert (actor, comment) == ("ann", "fixed")
+            return ledger.trigger(request)
+
+        monitor = Monitor(ledger, lambda: ledger.state(CONFIG), lambda _: 3, decide, resend)
         server = Server(monitor, "127.0.0.1:0")
         stack.callback(server.close)
         server.start()
@@ -114,6 +118,12 @@ def test_people_act(address: str):
     assert done.stdout == "acknowledged by ann: drift: x: psi 0.5 over 0.1\n"
     done = steadfeast("approve", "r1", "--address", address, "--actor", "ann", "--comment", "go")
     assert "trigger r1: suppressed: too soon" in done.stdout
+    line = done.stdout
+    done = steadfeast("resend", "r1", "--address", address, "--actor", "ann", "--comment", "fixed")
+    assert done.stdout == line
+    assert steadfeast("triggers", "w", "--address", address).stdout == line
+    assert not steadfeast("triggers", "--address", address, "--state", "dead").stdout
+    assert "no such state" in steadfeast("triggers", "--state", "lost").stderr
     assert steadfeast("evaluate", "--address", address).stdout == "3 buckets evaluated\n"
 
 

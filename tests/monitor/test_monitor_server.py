@@ -30,8 +30,10 @@ from monitor.episodes import (
     Episode,
     Kind,
     NotDecidableError,
+    Outcome,
     PolicyState,
     Severity,
+    Trigger,
 )
 from monitor.ledger import Held, Ledger
 from monitor.profile import Window
@@ -55,7 +57,13 @@ class World:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.ledger = stack.enter_context(Ledger(folder))
         self.server = Server(
-            Monitor(self.ledger, lambda: self.ledger.state(CONFIG), lambda _: 7, self.decide),
+            Monitor(
+                self.ledger,
+                lambda: self.ledger.state(CONFIG),
+                lambda _: 7,
+                self.decide,
+                self.resend,
+            ),
             "127.0.0.1:0",
         )
         stack.callback(self.server.close)
@@ -66,6 +74,12 @@ class World:
     def decide(self, request: str, *, yes: bool, actor: str, comment: str):
         del yes, actor, comment
         raise NotDecidableError(request, "waits no longer")
+
+    def resend(self, request: str, *, actor: str, comment: str):
+        with self.ledger.transaction():
+            self.ledger.revive(request, "elsewhere")
+            self.ledger.add_audit(actor, "resend", request, comment)
+        return self.ledger.trigger(request)
 
     def tell(self, *texts: str) -> None:
         with self.ledger.transaction():
@@ -284,3 +298,33 @@ def test_a_watch_ends_as_unavailable_when_the_daemon_stops(here: World):
     with pytest.raises(grpc.RpcError) as caught:
         next(stream)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_dead_letter_is_listed_and_sent_again_by_word(here: World):
+    episode = Episode("e", Kind.DRIFT, WINDOW, WINDOW, (VERDICT,), "c" * 64)
+    fired = Trigger("r1", episode, Outcome.FIRED, WINDOW.end)
+    with here.ledger.transaction():
+        here.ledger.add_decision(
+            "w",
+            CONFIG["w"].model_copy(update={"pipeline": "gone"}),
+            Decision(PolicyState(), (episode,), triggers=(fired,)),
+        )
+    again = mp.ResendTriggerRequest(request_id="r1", actor="ann", comment="fixed")
+    code, detail = failed(lambda: here.stub.ResendTrigger(again))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "was not given up" in detail.violations[0].description
+    here.ledger.attempted("r1", dead="INVALID_ARGUMENT: no")
+    dead = mp.ListTriggersRequest(states=[mp.TRIGGER_STATE_DEAD])
+    (listed,) = here.stub.ListTriggers(dead).triggers
+    assert (listed.request_id, listed.reason) == ("r1", "INVALID_ARGUMENT: no")
+    (body,) = [row[0] for row in here.ledger._rows("SELECT body FROM outbox")]
+    answer = here.stub.ResendTrigger(again).trigger
+    assert (answer.state, answer.reason) == (mp.TRIGGER_STATE_PENDING, "")
+    (message,) = here.ledger.pending()
+    assert (message.target, message.body) == ("elsewhere", body)
+    assert not here.stub.ListTriggers(dead).triggers
+    assert here.ledger._rows("SELECT actor, act, subject, remark FROM audit") == [
+        ("ann", "resend", "r1", "fixed")
+    ]
+    unknown = mp.ResendTriggerRequest(request_id="nosuch", actor="ann")
+    assert failed(lambda: here.stub.ResendTrigger(unknown))[0] is grpc.StatusCode.NOT_FOUND

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +16,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import monitor_world as world
 from monitor_world import DAY, START, Pipeline, PipelineServer
 
+from featurestore.errors import NotFoundError
 from monitor.config import load
 from monitor.detect import Level, Verdict
 from monitor.episodes import (
     Decision,
     Episode,
     Kind,
+    NotDecidableError,
     Outcome,
     PolicyState,
     Severity,
@@ -236,3 +240,91 @@ def test_waits_double_up_to_a_bound_less_a_random_half():
     for attempt, whole in ((1, 0.5), (2, 1.0), (5, 8.0), (8, 60.0), (10_000, 60.0)):
         waits = [backoff.seconds(attempt) for _ in range(200)]
         assert whole / 2 <= min(waits) < max(waits) <= whole
+
+
+def test_a_promotion_by_hand_moves_the_reference(here: World):
+    here.outbox.find_references()
+    other = world.train(here.folder, "other", START, START + 99 * DAY)
+    by_hand = pb.Run(
+        run_id="hand", request_id="hand", model="price", state=pb.RUN_STATE_PROMOTED,
+        manifest_uri=str(other), model_version="7", reason="by hand, in place of 1",
+    )  # fmt: skip
+    here.pipeline._keep("hand", b"", by_hand)
+    here.outbox.find_references()
+    moved = here.ledger.held("prices").reference
+    assert moved is not None
+    assert (moved.uri, moved.model_version) == (str(other), "7")
+    here.outbox.find_references()  # the same champion again is no news
+    assert here.ledger.held("prices").reference is moved
+
+
+def test_an_answer_that_is_older_than_the_last_move_moves_nothing(here: World):
+    here.outbox.find_references()
+    other = world.train(here.folder, "other", START, START + 99 * DAY)
+    before = here.ledger.held("prices").reference
+    old = here.pipeline._db.execute("SELECT run FROM runs").fetchone()[0]
+    here.evaluator.move(here.evaluator.build("price", other, "7", {}), "meanwhile")
+    said = pb.Run.FromString(old)
+    said.model_version = "0"
+    here.outbox._follow_champion("prices", said, before)
+    now = here.ledger.held("prices").reference
+    assert now is not None
+    assert now.model_version == "7"
+
+
+def test_why_there_is_no_reference_is_said(here: World):
+    assert "yet" in here.outbox.waits_for("prices")
+    here.pipeline._db.execute("DELETE FROM runs")
+    here.outbox.find_references()
+    assert here.outbox.waits_for("prices") == "pipeline main: no promoted run of model price"
+    assert here.outbox.nobody_has("prices")
+    here.server.stop()
+    here.outbox.find_references()
+    assert "UNAVAILABLE" in here.outbox.waits_for("prices")
+    assert not here.outbox.nobody_has("prices")  # it may be that the pipeline has one
+    here.server.start()
+    here.pipeline.first(here.folder / "gone" / "manifest.json")
+
+    def looked() -> bool:
+        here.outbox.find_references()
+        return "gone" in here.outbox.waits_for("prices")
+
+    world.wait_for(looked)
+
+
+def test_a_pipeline_that_hangs_holds_no_other(here: World, monkeypatch: pytest.MonkeyPatch):
+    """One listens and never answers; the other's trigger is there long before the deadline."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        path = here.folder / "steadfeast.yaml"
+        text = path.read_text().replace(
+            "pipelines: {", f'pipelines: {{mute: "127.0.0.1:{mute.getsockname()[1]}", '
+        )
+        path.write_text(text)
+        config, _ = load(path)
+        here.evaluator.configure(config, {})
+        silent = config.monitors["prices"].model_copy(update={"pipeline": "mute"})
+        monkeypatch.setitem(here.config.monitors, "prices", silent)
+        here.fire("r0")
+        monkeypatch.undo()
+        began = time.monotonic()
+        here.fire("r1")
+        world.wait_for(lambda: here.ledger.trigger("r1").run is not None, 5)
+        assert time.monotonic() - began < 5
+        assert [message.request_id for message in here.ledger.pending()] == ["r0"]
+        assert here.outbox.alive()
+        here.outbox.close()  # and does not wait for the deadline either
+        assert time.monotonic() - began < 9
+
+
+def test_a_dead_letter_sent_again_reaches_the_pipeline_unchanged(here: World):
+    here.pipeline.refusal = grpc.StatusCode.INVALID_ARGUMENT
+    here.fire()
+    world.wait_for(lambda: not here.pending())
+    here.pipeline.refusal = None
+    with pytest.raises(NotFoundError):
+        here.evaluator.resend("nosuch", actor="ann", comment="")
+    assert here.evaluator.resend("r1", actor="ann", comment="").state is TriggerState.PENDING
+    world.wait_for(here.ended)
+    assert [body.request_id for body in here.pipeline.bodies()] == ["r1"]
+    with pytest.raises(NotDecidableError, match="delivered"):
+        here.evaluator.resend("r1", actor="ann", comment="")

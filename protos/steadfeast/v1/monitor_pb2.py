@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from protos.steadfeast.v1 import pipeline_pb2 as protos_dot_steadfeast_dot_v1_dot_pipeline__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"protos/steadfeast/v1/monitor.proto\x12\rsteadfeast.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#protos/steadfeast/v1/pipeline.proto\"\x8b\x02\n\x05\x41lert\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12&\n\x04kind\x18\x02 \x01(\x0e\x32\x18.steadfeast.v1.AlertKind\x12)\n\x08severity\x18\x03 \x01(\x0e\x32\x17.steadfeast.v1.Severity\x12\x0f\n\x07monitor\x18\x04 \x01(\t\x12\x12\n\nepisode_id\x18\x05 \x01(\t\x12&\n\x02\x61t\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07summary\x18\x07 \x01(\t\x12-\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0b\x32\x1b.steadfeast.v1.FeatureDrift\x12\x10\n\x08resolved\x18\t \x01(\x08\"c\n\x12WatchAlertsRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x03\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"Q\n\x13WatchAlertsResponse\x12#\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x14.steadfeast.v1.Alert\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\"3\n\x11ListAlertsRequest\x12\x0f\n\x07monitor\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\":\n\x12ListAlertsResponse\x12$\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x14.steadfeast.v1.Alert\"H\n\x12\x41\x63knowledgeRequest\x12\x12\n\nepisode_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\">\n\x13\x41\x63knowledgeResponse\x12\'\n\x07\x65pisode\x18\x01 \x01(\x0b\x32\x16.steadfeast.v1.Episode\"[\n\x14\x44\x65\x63ideTriggerRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61pprove\x18\x02 \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\"@\n\x15\x44\x65\x63ideTriggerResponse\x12\'\n\x07trigger\x18\x01 \x01(\x0b\x32\x16.steadfeast.v1.Trigger\"\xb9\x02\n\x07\x45pisode\x12\x12\n\nepisode_id\x18\x01 \x01(\t\x12\x0f\n\x07monitor\x18\x02 \x01(\t\x12&\n\x04kind\x18\x03 \x01(\x0e\x32\x18.steadfeast.v1.CauseKind\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.steadfeast.v1.EpisodeState\x12-\n\topened_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tclosed_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x61\x63knowledged_by\x18\x07 \x01(\t\x12-\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0b\x32\x1b.steadfeast.v1.FeatureDrift\x12\x0f\n\x07summary\x18\t \x01(\t\"\xdf\x01\n\x07Trigger\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.steadfeast.v1.TriggerState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\nepisode_id\x18\x05 \x01(\t\x12.\n\ndecided_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\x05\x12\x1f\n\x03run\x18\x08 \x01(\x0b\x32\x12.steadfeast.v1.Run\"\x92\x01\n\x07Verdict\x12*\n\x05\x64rift\x18\x01 \x01(\x0b\x32\x1b.steadfeast.v1.FeatureDrift\x12#\n\x05level\x18\x02 \x01(\x0e\x32\x14.steadfeast.v1.Level\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x07\x63urrent\x18\x04 \x01(\x0b\x32\x15.steadfeast.v1.Window\"m\n\x0c\x44\x61taIncident\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12-\n\topened_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x95\x03\n\rMonitorStatus\x12\x0f\n\x07monitor\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12-\n\twatermark\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x08verdicts\x18\x04 \x03(\x0b\x32\x16.steadfeast.v1.Verdict\x12\x10\n\x08\x63ontract\x18\x05 \x01(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\x15\n\rreference_uri\x18\x07 \x01(\t\x12\x42\n\x0bperformance\x18\x08 \x03(\x0b\x32-.steadfeast.v1.MonitorStatus.PerformanceEntry\x12.\n\tincidents\x18\t \x03(\x0b\x32\x1b.steadfeast.v1.DataIncident\x12\x0f\n\x07\x62locked\x18\n \x01(\t\x12\x12\n\nsuperseded\x18\x0b \x01(\x08\x1a\x32\n\x10PerformanceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"#\n\x10GetStatusRequest\x12\x0f\n\x07monitor\x18\x01 \x01(\t\"\xdc\x01\n\x11GetStatusResponse\x12.\n\x08monitors\x18\x01 \x03(\x0b\x32\x1c.steadfeast.v1.MonitorStatus\x12-\n\ropen_episodes\x18\x02 \x03(\x0b\x32\x16.steadfeast.v1.Episode\x12(\n\x08triggers\x18\x03 \x03(\x0b\x32\x16.steadfeast.v1.Trigger\x12\x30\n\x0clatest_event\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04idle\x18\x05 \x01(\x08\"\"\n\x0f\x45valuateRequest\x12\x0f\n\x07monitor\x18\x01 \x01(\t\"#\n\x10\x45valuateResponse\x12\x0f\n\x07\x62uckets\x18\x01 \x01(\x05*d\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x15\n\x11SEVERITY_CRITICAL\x10\x03*\x89\x01\n\tAlertKind\x12\x1a\n\x16\x41LERT_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41LERT_KIND_EPISODE\x10\x01\x12\x16\n\x12\x41LERT_KIND_TRIGGER\x10\x02\x12\x12\n\x0e\x41LERT_KIND_RUN\x10\x03\x12\x1c\n\x18\x41LERT_KIND_DATA_INCIDENT\x10\x04*_\n\x0c\x45pisodeState\x12\x1d\n\x19\x45PISODE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45PISODE_STATE_OPEN\x10\x01\x12\x18\n\x14\x45PISODE_STATE_CLOSED\x10\x02*\xb6\x01\n\x0cTriggerState\x12\x1d\n\x19TRIGGER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15TRIGGER_STATE_WAITING\x10\x01\x12\x19\n\x15TRIGGER_STATE_PENDING\x10\x02\x12\x1b\n\x17TRIGGER_STATE_DELIVERED\x10\x03\x12\x1c\n\x18TRIGGER_STATE_SUPPRESSED\x10\x04\x12\x16\n\x12TRIGGER_STATE_DEAD\x10\x05*n\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0c\n\x08LEVEL_OK\x10\x01\x12\x0f\n\x0bLEVEL_DRIFT\x10\x02\x12\x1b\n\x17LEVEL_INSUFFICIENT_DATA\x10\x03\x12\x12\n\x0eLEVEL_INCIDENT\x10\x04\x32\x8a\x04\n\x0eMonitorService\x12V\n\x0bWatchAlerts\x12!.steadfeast.v1.WatchAlertsRequest\x1a\".steadfeast.v1.WatchAlertsResponse0\x01\x12Q\n\nListAlerts\x12 .steadfeast.v1.ListAlertsRequest\x1a!.steadfeast.v1.ListAlertsResponse\x12T\n\x0b\x41\x63knowledge\x12!.steadfeast.v1.AcknowledgeRequest\x1a\".steadfeast.v1.AcknowledgeResponse\x12Z\n\rDecideTrigger\x12#.steadfeast.v1.DecideTriggerRequest\x1a$.steadfeast.v1.DecideTriggerResponse\x12N\n\tGetStatus\x12\x1f.steadfeast.v1.GetStatusRequest\x1a .steadfeast.v1.GetStatusResponse\x12K\n\x08\x45valuate\x12\x1e.steadfeast.v1.EvaluateRequest\x1a\x1f.steadfeast.v1.EvaluateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"protos/steadfeast/v1/monitor.proto\x12\rsteadfeast.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#protos/steadfeast/v1/pipeline.proto\"\x8b\x02\n\x05\x41lert\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12&\n\x04kind\x18\x02 \x01(\x0e\x32\x18.steadfeast.v1.AlertKind\x12)\n\x08severity\x18\x03 \x01(\x0e\x32\x17.steadfeast.v1.Severity\x12\x0f\n\x07monitor\x18\x04 \x01(\t\x12\x12\n\nepisode_id\x18\x05 \x01(\t\x12&\n\x02\x61t\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07summary\x18\x07 \x01(\t\x12-\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0b\x32\x1b.steadfeast.v1.FeatureDrift\x12\x10\n\x08resolved\x18\t \x01(\x08\"c\n\x12WatchAlertsRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x03\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"Q\n\x13WatchAlertsResponse\x12#\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x14.steadfeast.v1.Alert\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\"3\n\x11ListAlertsRequest\x12\x0f\n\x07monitor\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\":\n\x12ListAlertsResponse\x12$\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x14.steadfeast.v1.Alert\"H\n\x12\x41\x63knowledgeRequest\x12\x12\n\nepisode_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\">\n\x13\x41\x63knowledgeResponse\x12\'\n\x07\x65pisode\x18\x01 \x01(\x0b\x32\x16.steadfeast.v1.Episode\"[\n\x14\x44\x65\x63ideTriggerRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61pprove\x18\x02 \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\"@\n\x15\x44\x65\x63ideTriggerResponse\x12\'\n\x07trigger\x18\x01 \x01(\x0b\x32\x16.steadfeast.v1.Trigger\"J\n\x14ResendTriggerRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"@\n\x15ResendTriggerResponse\x12\'\n\x07trigger\x18\x01 \x01(\x0b\x32\x16.steadfeast.v1.Trigger\"b\n\x13ListTriggersRequest\x12\x0f\n\x07monitor\x18\x01 \x01(\t\x12+\n\x06states\x18\x02 \x03(\x0e\x32\x1b.steadfeast.v1.TriggerState\x12\r\n\x05limit\x18\x03 \x01(\x05\"@\n\x14ListTriggersResponse\x12(\n\x08triggers\x18\x01 \x03(\x0b\x32\x16.steadfeast.v1.Trigger\"\xb9\x02\n\x07\x45pisode\x12\x12\n\nepisode_id\x18\x01 \x01(\t\x12\x0f\n\x07monitor\x18\x02 \x01(\t\x12&\n\x04kind\x18\x03 \x01(\x0e\x32\x18.steadfeast.v1.CauseKind\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.steadfeast.v1.EpisodeState\x12-\n\topened_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tclosed_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x61\x63knowledged_by\x18\x07 \x01(\t\x12-\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0b\x32\x1b.steadfeast.v1.FeatureDrift\x12\x0f\n\x07summary\x18\t \x01(\t\"\xdf\x01\n\x07Trigger\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.steadfeast.v1.TriggerState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\nepisode_id\x18\x05 \x01(\t\x12.\n\ndecided_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\x05\x12\x1f\n\x03run\x18\x08 \x01(\x0b\x32\x12.steadfeast.v1.Run\"\x92\x01\n\x07Verdict\x12*\n\x05\x64rift\x18\x01 \x01(\x0b\x32\x1b.steadfeast.v1.FeatureDrift\x12#\n\x05level\x18\x02 \x01(\x0e\x32\x14.steadfeast.v1.Level\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x07\x63urrent\x18\x04 \x01(\x0b\x32\x15.steadfeast.v1.Window\"m\n\x0c\x44\x61taIncident\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12-\n\topened_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa8\x03\n\rMonitorStatus\x12\x0f\n\x07monitor\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12-\n\twatermark\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x08verdicts\x18\x04 \x03(\x0b\x32\x16.steadfeast.v1.Verdict\x12\x10\n\x08\x63ontract\x18\x05 \x01(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\x15\n\rreference_uri\x18\x07 \x01(\t\x12\x42\n\x0bperformance\x18\x08 \x03(\x0b\x32-.steadfeast.v1.MonitorStatus.PerformanceEntry\x12.\n\tincidents\x18\t \x03(\x0b\x32\x1b.steadfeast.v1.DataIncident\x12\x0f\n\x07\x62locked\x18\n \x01(\t\x12\x12\n\nsuperseded\x18\x0b \x01(\x08\x12\x11\n\twaits_for\x18\x0c \x01(\t\x1a\x32\n\x10PerformanceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"#\n\x10GetStatusRequest\x12\x0f\n\x07monitor\x18\x01 \x01(\t\"\xdc\x01\n\x11GetStatusResponse\x12.\n\x08monitors\x18\x01 \x03(\x0b\x32\x1c.steadfeast.v1.MonitorStatus\x12-\n\ropen_episodes\x18\x02 \x03(\x0b\x32\x16.steadfeast.v1.Episode\x12(\n\x08triggers\x18\x03 \x03(\x0b\x32\x16.steadfeast.v1.Trigger\x12\x30\n\x0clatest_event\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04idle\x18\x05 \x01(\x08\"\"\n\x0f\x45valuateRequest\x12\x0f\n\x07monitor\x18\x01 \x01(\t\"#\n\x10\x45valuateResponse\x12\x0f\n\x07\x62uckets\x18\x01 \x01(\x05*d\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x15\n\x11SEVERITY_CRITICAL\x10\x03*\x89\x01\n\tAlertKind\x12\x1a\n\x16\x41LERT_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41LERT_KIND_EPISODE\x10\x01\x12\x16\n\x12\x41LERT_KIND_TRIGGER\x10\x02\x12\x12\n\x0e\x41LERT_KIND_RUN\x10\x03\x12\x1c\n\x18\x41LERT_KIND_DATA_INCIDENT\x10\x04*_\n\x0c\x45pisodeState\x12\x1d\n\x19\x45PISODE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45PISODE_STATE_OPEN\x10\x01\x12\x18\n\x14\x45PISODE_STATE_CLOSED\x10\x02*\xb6\x01\n\x0cTriggerState\x12\x1d\n\x19TRIGGER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15TRIGGER_STATE_WAITING\x10\x01\x12\x19\n\x15TRIGGER_STATE_PENDING\x10\x02\x12\x1b\n\x17TRIGGER_STATE_DELIVERED\x10\x03\x12\x1c\n\x18TRIGGER_STATE_SUPPRESSED\x10\x04\x12\x16\n\x12TRIGGER_STATE_DEAD\x10\x05*n\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0c\n\x08LEVEL_OK\x10\x01\x12\x0f\n\x0bLEVEL_DRIFT\x10\x02\x12\x1b\n\x17LEVEL_INSUFFICIENT_DATA\x10\x03\x12\x12\n\x0eLEVEL_INCIDENT\x10\x04\x32\xbf\x05\n\x0eMonitorService\x12V\n\x0bWatchAlerts\x12!.steadfeast.v1.WatchAlertsRequest\x1a\".steadfeast.v1.WatchAlertsResponse0\x01\x12Q\n\nListAlerts\x12 .steadfeast.v1.ListAlertsRequest\x1a!.steadfeast.v1.ListAlertsResponse\x12T\n\x0b\x41\x63knowledge\x12!.steadfeast.v1.AcknowledgeRequest\x1a\".steadfeast.v1.AcknowledgeResponse\x12Z\n\rDecideTrigger\x12#.steadfeast.v1.DecideTriggerRequest\x1a$.steadfeast.v1.DecideTriggerResponse\x12Z\n\rResendTrigger\x12#.steadfeast.v1.ResendTriggerRequest\x1a$.steadfeast.v1.ResendTriggerResponse\x12W\n\x0cListTriggers\x12\".steadfeast.v1.ListTriggersRequest\x1a#.steadfeast.v1.ListTriggersResponse\x12N\n\tGetStatus\x12\x1f.steadfeast.v1.GetStatusRequest\x1a .steadfeast.v1.GetStatusResponse\x12K\n\x08\x45valuate\x12\x1e.steadfeast.v1.EvaluateRequest\x1a\x1f.steadfeast.v1.EvaluateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,16 +36,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MONITORSTATUS_PERFORMANCEENTRY']._loaded_options = None
   _globals['_MONITORSTATUS_PERFORMANCEENTRY']._serialized_options = b'8\001'
-  _globals['_SEVERITY']._serialized_start=2562
-  _globals['_SEVERITY']._serialized_end=2662
-  _globals['_ALERTKIND']._serialized_start=2665
-  _globals['_ALERTKIND']._serialized_end=2802
-  _globals['_EPISODESTATE']._serialized_start=2804
-  _globals['_EPISODESTATE']._serialized_end=2899
-  _globals['_TRIGGERSTATE']._serialized_start=2902
-  _globals['_TRIGGERSTATE']._serialized_end=3084
-  _globals['_LEVEL']._serialized_start=3086
-  _globals['_LEVEL']._serialized_end=3196
+  _globals['_SEVERITY']._serialized_start=2889
+  _globals['_SEVERITY']._serialized_end=2989
+  _globals['_ALERTKIND']._serialized_start=2992
+  _globals['_ALERTKIND']._serialized_end=3129
+  _globals['_EPISODESTATE']._serialized_start=3131
+  _globals['_EPISODESTATE']._serialized_end=3226
+  _globals['_TRIGGERSTATE']._serialized_start=3229
+  _globals['_TRIGGERSTATE']._serialized_end=3411
+  _globals['_LEVEL']._serialized_start=3413
+  _globals['_LEVEL']._serialized_end=3523
   _globals['_ALERT']._serialized_start=156
   _globals['_ALERT']._serialized_end=423
   _globals['_WATCHALERTSREQUEST']._serialized_start=425
@@ -64,26 +64,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECIDETRIGGERREQUEST']._serialized_end=951
   _globals['_DECIDETRIGGERRESPONSE']._serialized_start=953
   _globals['_DECIDETRIGGERRESPONSE']._serialized_end=1017
-  _globals['_EPISODE']._serialized_start=1020
-  _globals['_EPISODE']._serialized_end=1333
-  _globals['_TRIGGER']._serialized_start=1336
-  _globals['_TRIGGER']._serialized_end=1559
-  _globals['_VERDICT']._serialized_start=1562
-  _globals['_VERDICT']._serialized_end=1708
-  _globals['_DATAINCIDENT']._serialized_start=1710
-  _globals['_DATAINCIDENT']._serialized_end=1819
-  _globals['_MONITORSTATUS']._serialized_start=1822
-  _globals['_MONITORSTATUS']._serialized_end=2227
-  _globals['_MONITORSTATUS_PERFORMANCEENTRY']._serialized_start=2177
-  _globals['_MONITORSTATUS_PERFORMANCEENTRY']._serialized_end=2227
-  _globals['_GETSTATUSREQUEST']._serialized_start=2229
-  _globals['_GETSTATUSREQUEST']._serialized_end=2264
-  _globals['_GETSTATUSRESPONSE']._serialized_start=2267
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2487
-  _globals['_EVALUATEREQUEST']._serialized_start=2489
-  _globals['_EVALUATEREQUEST']._serialized_end=2523
-  _globals['_EVALUATERESPONSE']._serialized_start=2525
-  _globals['_EVALUATERESPONSE']._serialized_end=2560
-  _globals['_MONITORSERVICE']._serialized_start=3199
-  _globals['_MONITORSERVICE']._serialized_end=3721
+  _globals['_RESENDTRIGGERREQUEST']._serialized_start=1019
+  _globals['_RESENDTRIGGERREQUEST']._serialized_end=1093
+  _globals['_RESENDTRIGGERRESPONSE']._serialized_start=1095
+  _globals['_RESENDTRIGGERRESPONSE']._serialized_end=1159
+  _globals['_LISTTRIGGERSREQUEST']._serialized_start=1161
+  _globals['_LISTTRIGGERSREQUEST']._serialized_end=1259
+  _globals['_LISTTRIGGERSRESPONSE']._serialized_start=1261
+  _globals['_LISTTRIGGERSRESPONSE']._serialized_end=1325
+  _globals['_EPISODE']._serialized_start=1328
+  _globals['_EPISODE']._serialized_end=1641
+  _globals['_TRIGGER']._serialized_start=1644
+  _globals['_TRIGGER']._serialized_end=1867
+  _globals['_VERDICT']._serialized_start=1870
+  _globals['_VERDICT']._serialized_end=2016
+  _globals['_DATAINCIDENT']._serialized_start=2018
+  _globals['_DATAINCIDENT']._serialized_end=2127
+  _globals['_MONITORSTATUS']._serialized_start=2130
+  _globals['_MONITORSTATUS']._serialized_end=2554
+  _globals['_MONITORSTATUS_PERFORMANCEENTRY']._serialized_start=2504
+  _globals['_MONITORSTATUS_PERFORMANCEENTRY']._serialized_end=2554
+  _globals['_GETSTATUSREQUEST']._serialized_start=2556
+  _globals['_GETSTATUSREQUEST']._serialized_end=2591
+  _globals['_GETSTATUSRESPONSE']._serialized_start=2594
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2814
+  _globals['_EVALUATEREQUEST']._serialized_start=2816
+  _globals['_EVALUATEREQUEST']._serialized_end=2850
+  _globals['_EVALUATERESPONSE']._serialized_start=2852
+  _globals['_EVALUATERESPONSE']._serialized_end=2887
+  _globals['_MONITORSERVICE']._serialized_start=3526
+  _globals['_MONITORSERVICE']._serialized_end=4229
 # @@protoc_insertion_point(module_scope)

@@ -390,6 +390,102 @@ class DecideTriggerResponse(_message.Message):
 Global___DecideTriggerResponse: _TypeAlias = DecideTriggerResponse  # noqa: Y015
 
 @_typing.final
+class ResendTriggerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    actor: _builtins.str
+    """Who says so; kept in the ledger."""
+    comment: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        comment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "comment", b"comment", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResendTriggerRequest: _TypeAlias = ResendTriggerRequest  # noqa: Y015
+
+@_typing.final
+class ResendTriggerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def trigger(self) -> Global___Trigger: ...
+    def __init__(
+        self,
+        *,
+        trigger: Global___Trigger | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trigger", b"trigger"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trigger", b"trigger"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResendTriggerResponse: _TypeAlias = ResendTriggerResponse  # noqa: Y015
+
+@_typing.final
+class ListTriggersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MONITOR_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    monitor: _builtins.str
+    """Only triggers of this monitor; empty means all."""
+    limit: _builtins.int
+    """1 to 1000; 0 means 100."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___TriggerState.ValueType]:
+        """Only triggers in one of these states; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        monitor: _builtins.str = ...,
+        states: _abc.Iterable[Global___TriggerState.ValueType] | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "monitor", b"monitor", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTriggersRequest: _TypeAlias = ListTriggersRequest  # noqa: Y015
+
+@_typing.final
+class ListTriggersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRIGGERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def triggers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Trigger]: ...
+    def __init__(
+        self,
+        *,
+        triggers: _abc.Iterable[Global___Trigger] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["triggers", b"triggers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTriggersResponse: _TypeAlias = ListTriggersResponse  # noqa: Y015
+
+@_typing.final
 class Episode(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -586,6 +682,7 @@ class MonitorStatus(_message.Message):
     INCIDENTS_FIELD_NUMBER: _builtins.int
     BLOCKED_FIELD_NUMBER: _builtins.int
     SUPERSEDED_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
     monitor: _builtins.str
     model: _builtins.str
     contract: _builtins.str
@@ -596,6 +693,8 @@ class MonitorStatus(_message.Message):
     """Why retraining is blocked; empty when it is not."""
     superseded: _builtins.bool
     """True from a promotion to the next bucket: the verdicts are about the former model."""
+    waits_for: _builtins.str
+    """What is missing for there to be a reference to compare with; empty when there is one."""
     @_builtins.property
     def watermark(self) -> _timestamp_pb2.Timestamp:
         """End of the last bucket that was evaluated, event time; unset before the first."""
@@ -624,10 +723,11 @@ class MonitorStatus(_message.Message):
         incidents: _abc.Iterable[Global___DataIncident] | None = ...,
         blocked: _builtins.str = ...,
         superseded: _builtins.bool = ...,
+        waits_for: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["watermark", b"watermark"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "contract", b"contract", "incidents", b"incidents", "model", b"model", "model_version", b"model_version", "monitor", b"monitor", "performance", b"performance", "reference_uri", b"reference_uri", "superseded", b"superseded", "verdicts", b"verdicts", "watermark", b"watermark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "contract", b"contract", "incidents", b"incidents", "model", b"model", "model_version", b"model_version", "monitor", b"monitor", "performance", b"performance", "reference_uri", b"reference_uri", "superseded", b"superseded", "verdicts", b"verdicts", "waits_for", b"waits_for", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -663,7 +763,9 @@ class GetStatusResponse(_message.Message):
     LATEST_EVENT_FIELD_NUMBER: _builtins.int
     IDLE_FIELD_NUMBER: _builtins.int
     idle: _builtins.bool
-    """True when every closed bucket is evaluated, the outbox is empty and no run is under way."""
+    """True when every closed bucket is evaluated, the outbox is empty and no run is under way.
+    Buckets that wait for a reference that nobody has are not counted: see waits_for.
+    """
     @_builtins.property
     def monitors(self) -> _containers.RepeatedCompositeFieldContainer[Global___MonitorStatus]: ...
     @_builtins.property

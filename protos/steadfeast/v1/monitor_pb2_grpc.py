@@ -54,6 +54,16 @@ class MonitorServiceStub:
                 request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerRequest.SerializeToString,
                 response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerResponse.FromString,
                 _registered_method=True)
+        self.ResendTrigger = channel.unary_unary(
+                '/steadfeast.v1.MonitorService/ResendTrigger',
+                request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerRequest.SerializeToString,
+                response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerResponse.FromString,
+                _registered_method=True)
+        self.ListTriggers = channel.unary_unary(
+                '/steadfeast.v1.MonitorService/ListTriggers',
+                request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersRequest.SerializeToString,
+                response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/steadfeast.v1.MonitorService/GetStatus',
                 request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.GetStatusRequest.SerializeToString,
@@ -100,6 +110,21 @@ class MonitorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResendTrigger(self, request, context):
+        """Deliver a trigger that was given up, unchanged, to where its monitor sends now.
+        FAILED_PRECONDITION if it was not given up; NOT_FOUND if there is no such trigger.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTriggers(self, request, context):
+        """Triggers, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Where everything stands, from the last committed state.
         """
@@ -136,6 +161,16 @@ def add_MonitorServiceServicer_to_server(servicer, server):
                     servicer.DecideTrigger,
                     request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerRequest.FromString,
                     response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerResponse.SerializeToString,
+            ),
+            'ResendTrigger': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResendTrigger,
+                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerRequest.FromString,
+                    response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerResponse.SerializeToString,
+            ),
+            'ListTriggers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTriggers,
+                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersRequest.FromString,
+                    response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -256,6 +291,60 @@ class MonitorService:
             '/steadfeast.v1.MonitorService/DecideTrigger',
             protos_dot_steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerRequest.SerializeToString,
             protos_dot_steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResendTrigger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/steadfeast.v1.MonitorService/ResendTrigger',
+            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerRequest.SerializeToString,
+            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTriggers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/steadfeast.v1.MonitorService/ListTriggers',
+            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersRequest.SerializeToString,
+            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersResponse.FromString,
             options,
             channel_credentials,
             insecure,

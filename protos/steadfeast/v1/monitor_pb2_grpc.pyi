@@ -44,6 +44,12 @@ class MonitorServiceStub:
     """Approve or reject a trigger that waits for a person. FAILED_PRECONDITION if it waits no
     longer; NOT_FOUND if there is no such trigger.
     """
+    ResendTrigger: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.ResendTriggerRequest, _monitor_pb2.ResendTriggerResponse]
+    """Deliver a trigger that was given up, unchanged, to where its monitor sends now.
+    FAILED_PRECONDITION if it was not given up; NOT_FOUND if there is no such trigger.
+    """
+    ListTriggers: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.ListTriggersRequest, _monitor_pb2.ListTriggersResponse]
+    """Triggers, newest first."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.GetStatusRequest, _monitor_pb2.GetStatusResponse]
     """Where everything stands, from the last committed state."""
     Evaluate: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.EvaluateRequest, _monitor_pb2.EvaluateResponse]
@@ -65,6 +71,12 @@ class MonitorServiceAsyncStub(MonitorServiceStub):
     """Approve or reject a trigger that waits for a person. FAILED_PRECONDITION if it waits no
     longer; NOT_FOUND if there is no such trigger.
     """
+    ResendTrigger: _aio.UnaryUnaryMultiCallable[_monitor_pb2.ResendTriggerRequest, _monitor_pb2.ResendTriggerResponse]  # type: ignore[assignment]
+    """Deliver a trigger that was given up, unchanged, to where its monitor sends now.
+    FAILED_PRECONDITION if it was not given up; NOT_FOUND if there is no such trigger.
+    """
+    ListTriggers: _aio.UnaryUnaryMultiCallable[_monitor_pb2.ListTriggersRequest, _monitor_pb2.ListTriggersResponse]  # type: ignore[assignment]
+    """Triggers, newest first."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_monitor_pb2.GetStatusRequest, _monitor_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Where everything stands, from the last committed state."""
     Evaluate: _aio.UnaryUnaryMultiCallable[_monitor_pb2.EvaluateRequest, _monitor_pb2.EvaluateResponse]  # type: ignore[assignment]
@@ -107,6 +119,24 @@ class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Approve or reject a trigger that waits for a person. FAILED_PRECONDITION if it waits no
         longer; NOT_FOUND if there is no such trigger.
         """
+
+    @_abc_1.abstractmethod
+    def ResendTrigger(
+        self,
+        request: _monitor_pb2.ResendTriggerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitor_pb2.ResendTriggerResponse, _abc.Awaitable[_monitor_pb2.ResendTriggerResponse]]:
+        """Deliver a trigger that was given up, unchanged, to where its monitor sends now.
+        FAILED_PRECONDITION if it was not given up; NOT_FOUND if there is no such trigger.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTriggers(
+        self,
+        request: _monitor_pb2.ListTriggersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitor_pb2.ListTriggersResponse, _abc.Awaitable[_monitor_pb2.ListTriggersResponse]]:
+        """Triggers, newest first."""
 
     @_abc_1.abstractmethod
     def GetStatus(

@@ -1,0 +1,213 @@
+"""The ledger's file as a journal: transactions, alerts, episodes, and what people did.
+
+Above `reading`; `deliveries` and `ledger` add what they keep in the same file, under the same
+lock and in the same transactions.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from threading import Condition, RLock
+from typing import TYPE_CHECKING, Any, Self
+
+from featurestore.errors import NotFoundError
+from monitor import reading
+from monitor.codec import dump, load
+from monitor.database import connect, fault, lock
+from monitor.episodes import Alert
+from monitor.state import EpisodeRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from monitor.episodes import TriggerState
+    from monitor.state import TriggerRecord
+
+
+class Journal:
+    """The daemon's DuckDB file; safe to share between threads.
+
+    Methods whose name begins with `add_` are called inside `transaction()`.
+
+    Attributes:
+        changed: Notified after each commit.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open or create the ledger in `folder`.
+
+        Raises:
+            LedgerLockedError: Another process holds it.
+            LedgerVersionError: It is of a newer version.
+            LedgerBrokenError: It cannot be read.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._holder = lock(folder)
+        try:
+            self._con = connect(folder / "monitor.duckdb")
+        except BaseException:
+            os.close(self._holder)
+            raise
+        self._lock = RLock()
+        self._nested = False
+        self.changed = Condition(self._lock)
+
+    def close(self) -> None:
+        """Write everything into the one file and let it go."""
+        with self._lock:
+            self._con.close()
+            os.close(self._holder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit everything written inside together, or nothing; may be nested."""
+        with self._lock:
+            if self._nested:
+                yield
+                return
+            self._con.execute("BEGIN")
+            self._nested = True
+            try:
+                yield
+                fault("before_commit")
+                self._con.execute("COMMIT")
+            except BaseException:
+                self._rolled_back()
+                self._con.execute("ROLLBACK")
+                raise
+            finally:
+                self._nested = False
+            self._committed()
+            self.changed.notify_all()
+        fault("after_commit")
+
+    def _rolled_back(self) -> None:
+        """Forget what was read or written inside the transaction."""
+
+    def _committed(self) -> None:
+        """Forget what was read before the transaction."""
+
+    def add_alerts(self, alerts: Sequence[Alert]) -> None:
+        """Give each alert the next sequence and keep it."""
+        for sequence, alert in enumerate(alerts, self.last_sequence() + 1):
+            self._rows(
+                "INSERT INTO alerts VALUES (?, ?, ?)",
+                sequence,
+                alert.monitor,
+                dump(replace(alert, sequence=sequence)),
+            )
+
+    def alerts(self, after: int, limit: int) -> list[Alert]:
+        """Return at most `limit` alerts with a sequence above `after`, in order."""
+        with self._lock:
+            rows = self._rows(
+                "SELECT body FROM alerts WHERE sequence > ? ORDER BY sequence LIMIT ?",
+                after,
+                limit,
+            )
+        return [load(Alert, body) for (body,) in rows]
+
+    def alerts_before(self, limit: int, monitor: str = "") -> list[Alert]:
+        """Return the newest alerts, newest first; of all monitors without a name."""
+        with self._lock:
+            rows = self._rows(
+                "SELECT body FROM alerts WHERE ? IN ('', monitor) ORDER BY sequence DESC LIMIT ?",
+                monitor,
+                limit,
+            )
+        return [load(Alert, body) for (body,) in rows]
+
+    def last_sequence(self) -> int:
+        """Return the sequence of the newest alert; 0 before the first."""
+        with self._lock:
+            ((last,),) = self._rows("SELECT coalesce(max(sequence), 0) FROM alerts")
+            return int(last)
+
+    def acknowledge(self, episode: str, actor: str, comment: str) -> EpisodeRecord:
+        """Note that a person has seen an episode; the first one to do so stays.
+
+        Raises:
+            NotFoundError: There is no such episode.
+        """
+        with self.transaction():
+            record = self.episode(episode)
+            if not record.acknowledged_by:
+                record = replace(record, acknowledged_by=actor)
+                self._rewrite(record)
+                self.add_audit(actor, "acknowledge", episode, comment)
+            return record
+
+    def add_audit(self, actor: str, act: str, subject: str, remark: str) -> None:
+        """Note who did what; nothing is ever taken out."""
+        self._rows(
+            "INSERT INTO audit VALUES (?, ?, ?, ?, ?)",
+            datetime.now(UTC),
+            actor,
+            act,
+            subject,
+            remark,
+        )
+
+    def episode(self, episode: str) -> EpisodeRecord:
+        """Return one episode.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        with self._lock:
+            rows = self._rows("SELECT body FROM episodes WHERE episode_id = ?", episode)
+            if not rows:
+                known = [row[0] for row in self._rows("SELECT episode_id FROM episodes")]
+                raise NotFoundError("episode", episode, known)
+        return load(EpisodeRecord, rows[0][0])
+
+    def _rewrite(self, record: EpisodeRecord) -> None:
+        self._rows(
+            "UPDATE episodes SET closed = ?, body = ? WHERE episode_id = ?",
+            not record.open,
+            dump(record),
+            record.episode_id,
+        )
+
+    def triggers(
+        self, limit: int, monitor: str = "", states: Sequence[TriggerState] = ()
+    ) -> list[TriggerRecord]:
+        """Return the newest triggers, newest first; of all monitors and states without any."""
+        with self._lock:
+            return reading.triggers(self._rows, limit=limit, monitor=monitor, states=states)
+
+    def trigger(self, request: str) -> TriggerRecord:
+        """Return one trigger.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        with self._lock:
+            found = reading.triggers(self._rows, request)
+            if not found:
+                known = [row[0] for row in self._rows("SELECT request_id FROM triggers")]
+                raise NotFoundError("trigger", request, known)
+            return found[0]
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        return self._con.execute(query, list(values)).fetchall()
+
+    def _count(self, name: str, monitor: str, label: str = "", amount: int = 1) -> None:
+        self._rows(
+            "INSERT INTO counters VALUES ($1, $2, $3, $4) "
+            "ON CONFLICT DO UPDATE SET total = total + $4",
+            name,
+            monitor,
+            label,
+            amount,
+        )
