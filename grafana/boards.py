@@ -497,7 +497,10 @@ def _board(name: str, title: str, description: str, *, features: bool) -> dashbo
         .with_variable(
             dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")
         )
-        .with_variable(_variable("monitor", f"label_values({m.MONITOR_INFO}, monitor)"))
+        .with_variable(_variable("model", f"label_values({m.MONITOR_INFO}, model)"))
+        .with_variable(
+            _variable("monitor", f'label_values({m.MONITOR_INFO}{{model=~"$model"}}, monitor)')
+        )
         .link(
             dashboard.DashboardLink("Steadfeast")
             .type(models.DashboardLinkType.DASHBOARDS)

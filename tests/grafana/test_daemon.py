@@ -7,10 +7,13 @@ judged against the new reference. Then every panel of every dashboard has data.
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -20,6 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import monitor_world as world
 import pytest
 import yaml
@@ -34,7 +38,8 @@ EXTRA = f"""\
       max_age: {{stock: 1h}}
   operator_token: {TOKEN}
 """
-DRIFT_DAY = world.TRAINED_DAYS + 10
+CALM_DAYS, DRIFT_DAYS = 10, 6
+LOGS = ("log", "alertmanager.log")
 QUIET = {
     "overview: Open episodes A": "the promotion closed it",
     "overview: Open episodes B": "the promotion closed it",
@@ -50,7 +55,6 @@ QUIET = {
     "model: Challenger against champion A": "the pipeline of this world has no gates",
     "model: Challenger against champion B": "the pipeline of this world has no gates",
     "model: Challenger against champion C": "the pipeline of this world has no gates",
-    "model: Retrain history A": "the pipeline of this world dates no run",
     "operations: Oldest undelivered A": "everything is delivered",
 }
 """Queries without data on a daemon at rest, and why."""
@@ -134,66 +138,83 @@ def _alertmanager(binary: Path, folder: Path, port: int, webhook: int, stack: Ex
     stack.callback(process.terminate)
 
 
-@pytest.fixture(scope="module")
-def story(  # noqa: PLR0915  # one story, in order
-    tmp_path_factory: pytest.TempPathFactory,
+@pytest.mark.service("prometheus", "prometheus-alertmanager")
+def test_the_whole_chain(  # noqa: PLR0915  # one story, in order
+    tmp_path: Path,
     free_port: Callable[[], int],
     service_binary: Callable[[str], Path],
     scraping: Callable[..., AbstractContextManager[Any]],
-) -> Iterator[tuple[Running, dict[str, Any]]]:
-    """Give the daemon after the story, and what was seen on the way."""
-    folder = tmp_path_factory.mktemp("world")
-    drift_at = world.START + DRIFT_DAY * world.DAY
-    pipeline = world.Pipeline(folder, drift_at=drift_at)
+):
+    first = world.START + world.TRAINED_DAYS * world.DAY
+    drift_at = first + CALM_DAYS * world.DAY
+    pipeline = world.Pipeline(tmp_path, drift_at=drift_at)
     pipeline.hold.clear()
-    pipeline.first(world.train(folder, "aaaa", world.START, drift_at))
-    world.serve(folder, world.START + world.TRAINED_DAYS * world.DAY, 16, drift_at)
-    seen: dict[str, Any] = {}
+    pipeline.first(world.train(tmp_path, "aaaa", world.START, drift_at))
+    world.serve(tmp_path, first, CALM_DAYS, drift_at)
     with ExitStack() as stack:
         webhook = Webhook()
         webhook.start(stack)
         ringing = free_port()
-        _alertmanager(
-            service_binary("prometheus-alertmanager"), folder, ringing, webhook.port, stack
-        )
+        alertmanager = service_binary("prometheus-alertmanager")
+        _alertmanager(alertmanager, tmp_path, ringing, webhook.port, stack)
         server = world.PipelineServer(pipeline).start()
         stack.callback(server.stop)
         port = free_port()
-        config = world.configure(folder, pipeline=server.port, http=port, extra=EXTRA)
+        config = world.configure(tmp_path, pipeline=server.port, http=port, extra=EXTRA)
         command = [Path(sys.executable).with_name("steadfeast"), "monitor", "run", "-c", config]
-        log = stack.enter_context((folder / "log").open("wb"))
+        log = stack.enter_context((tmp_path / "log").open("wb"))
         process = subprocess.Popen(command, stdout=log, stderr=log)
         stack.callback(process.wait, 30)
         stack.callback(process.terminate)
         url = f"http://127.0.0.1:{port}"
+
+        def wait(condition: Callable[[], Any], what: str) -> None:
+            try:
+                world.wait_for(condition, 60, what)
+            except AssertionError as error:
+                logs = [(tmp_path / one).read_text("utf-8") for one in LOGS]
+                pytest.fail("\n".join([str(error), *logs]))
+
         running = Running(url, webhook, None)
-        try:
-            drift = '{kind="drift",monitor="prices"} 1.0'
-            world.wait_for(running.exports(f"steadfeast_episodes_open{drift}"), 60, "an episode")
-            prometheus = stack.enter_context(scraping(url, f"127.0.0.1:{ringing}"))
-            running = Running(url, webhook, prometheus)
-            name = "SteadfeastDriftEpisode"
-            world.wait_for(lambda: webhook.got(name, "firing"), 60, "a notification")
-            seen["page"] = running.get()
-            seen["episode"] = _acknowledge(running)
-            acknowledged = running.exports(f"steadfeast_episode_acknowledged{drift}")
-            world.wait_for(acknowledged, 20, "the acknowledgement")
-            seen["acknowledged"] = running.get()
-            pipeline.hold.set()
-            world.wait_for(lambda: webhook.got(name, "resolved"), 60, "the all-clear")
-            after = world.START + (world.TRAINED_DAYS + 16) * world.DAY
-            [run] = pipeline.runs()
-            world.serve(folder, after, 2, drift_at, version=run.model_version)
-            ended = 'steadfeast_monitor_window_superseded{monitor="prices"} 0.0'
-            world.wait_for(running.exports(ended), 60, "a verdict against the new reference")
-            world.wait_for(running.exports("steadfeast_idle 1.0"), 60, "a daemon at rest")
-            scraped = "steadfeast_idle == 1 and on () steadfeast_drift_ratio and on () "
-            scraped += "steadfeast_performance_auc"
-            world.wait_for(lambda: prometheus.query(scraped), 30, "a scrape of it")
-        except AssertionError as error:
-            logs = [(folder / one).read_text("utf-8") for one in ("log", "alertmanager.log")]
-            pytest.fail("\n".join([str(error), *logs]))
-        yield running, seen
+        wait(running.exports("steadfeast_idle 1.0"), "a daemon at rest")
+        assert "No problem is open" in running.get()
+        prometheus = stack.enter_context(scraping(url, f"127.0.0.1:{ringing}"))
+        running = Running(url, webhook, prometheus)
+        assert not webhook.alerts
+
+        world.serve(tmp_path, drift_at, DRIFT_DAYS, drift_at)
+        name = "SteadfeastDriftEpisode"
+        wait(lambda: webhook.got(name, "firing"), "a notification")
+        page = running.get()
+        for words in ("drift: x", "Nobody has acknowledged it yet"):
+            assert words in page, words
+
+        episode = _acknowledge(running)
+        drift = '{kind="drift",monitor="prices"} 1.0'
+        wait(running.exports(f"steadfeast_episode_acknowledged{drift}"), "the acknowledgement")
+        assert "Acknowledged by night shift" in running.get()
+
+        pipeline.hold.set()
+        wait(lambda: webhook.got(name, "resolved"), "the all-clear")
+        _notified(webhook)
+        [run] = pipeline.runs()
+        after = drift_at + DRIFT_DAYS * world.DAY
+        world.serve(tmp_path, after, 2, drift_at, version=run.model_version)
+        judged = 'steadfeast_monitor_window_superseded{monitor="prices"} 0.0'
+        wait(running.exports(judged), "a verdict against the new reference")
+        wait(running.exports("steadfeast_idle 1.0"), "a daemon at rest")
+        scraped = "steadfeast_idle == 1 and on () steadfeast_drift_ratio and on () "
+        wait(lambda: prometheus.query(scraped + "steadfeast_performance_auc"), "a scrape of it")
+        page = running.get()
+        assert "No problem is open" in page
+        assert episode not in page.partition('id="monitors"')[0]
+        _panels_have_data(prometheus)
+        _annotations_have_data(prometheus)
+        _distribution_is_the_worlds(prometheus)
+
+        process.terminate()
+        assert process.wait(30) == 0
+        _page_is_the_ledger(page, tmp_path / "data" / "monitor" / "monitor.duckdb")
 
 
 def _acknowledge(running: Running) -> str:
@@ -211,47 +232,39 @@ def _acknowledge(running: Running) -> str:
     return episode
 
 
-SERVICES = pytest.mark.service("prometheus", "prometheus-alertmanager")
-
-
-@SERVICES
-def test_the_notification_says_what_a_person_needs_and_the_all_clear_follows(story):
-    running, _ = story
-    first = running.webhook.got("SteadfeastDriftEpisode", "firing")[0]
+def _notified(webhook: Webhook) -> None:
+    """The notification says what a person needs, and the all-clear is of the same alert."""
+    first = webhook.got("SteadfeastDriftEpisode", "firing")[0]
     assert first["labels"]["monitor"] == "prices"
     assert first["labels"]["severity"] == "warning"
     assert "moved away from the reference" in first["annotations"]["summary"]
     assert first["annotations"]["runbook"] == "docs/runbook.md#steadfeastdriftepisode"
     assert first["annotations"]["dashboard"] == "/d/steadfeast-overview"
-    cleared = running.webhook.got("SteadfeastDriftEpisode", "resolved")[0]
+    cleared = webhook.got("SteadfeastDriftEpisode", "resolved")[0]
     assert cleared["fingerprint"] == first["fingerprint"]
     assert cleared["endsAt"] > first["startsAt"]
 
 
-@SERVICES
-def test_the_page_told_the_same_story(story):
-    running, seen = story
-    for words in ("Drift", "drift: x", "Nobody has acknowledged it yet"):
-        assert words in seen["page"], words
-    assert "Acknowledged by night shift" in seen["acknowledged"]
-    after = running.get()
-    for words in ("No problem is open", "promoted"):
-        assert words in after, words
-    assert seen["episode"] not in after.partition('id="monitors"')[0]
-
-
-@SERVICES
-def test_every_panel_has_data_on_a_real_daemon(story):
-    running, _ = story
-    prometheus, empty = running.prometheus, set()
+def _boards() -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted((ROOT / "grafana" / "dashboards").glob("*.json")):
-        for panel in json.loads(path.read_text("utf-8"))["panels"]:
-            for target in panel["targets"]:
-                expr = target["expr"].replace("$feature", "x")
-                for variable in ("$monitor", "$view"):
-                    expr = expr.replace(variable, ".*")
-                if not prometheus.query(expr.replace("$__rate_interval", "1m")):
-                    empty.add(f"{path.stem}: {panel['title']} {target['refId']}")
+        yield path.stem, json.loads(path.read_text("utf-8"))
+
+
+def _filled(expr: str) -> str:
+    expr = expr.replace("$feature", "x").replace("$__rate_interval", "1m")
+    for variable in ("$monitor", "$view"):
+        expr = expr.replace(variable, ".*")
+    return expr
+
+
+def _panels_have_data(prometheus: Any) -> None:
+    empty = {
+        f"{name}: {panel['title']} {target['refId']}"
+        for name, board in _boards()
+        for panel in board["panels"]
+        for target in panel["targets"]
+        if not prometheus.query(_filled(target["expr"]))
+    }
     runs = prometheus.query('steadfeast_runs{state="promoted"}')
     assert [one["value"][1] for one in runs] == ["1"]
     verdicts = prometheus.query("steadfeast_drift_level")
@@ -259,14 +272,58 @@ def test_every_panel_has_data_on_a_real_daemon(story):
     assert empty == set(QUIET)
 
 
-@SERVICES
-def test_the_distribution_is_that_of_the_world(story):
-    """After the promotion `kind` is what it always was: half a, three tenths b, a fifth c."""
-    running, _ = story
-    shares = running.prometheus.query('steadfeast_feature_share_ratio{feature="kind"}')
+def _annotations_have_data(prometheus: Any) -> None:
+    """Each marks what happened in the story; no run ended without a promotion."""
+    now = time.time()
+    span = {"start": str(now - 120), "end": str(now), "step": "1"}
+    for _, board in _boards():
+        marked = {
+            one["name"]: bool(
+                prometheus.get("query_range", query=_filled(one["target"]["expr"]), **span)[
+                    "result"
+                ]
+            )
+            for one in board["annotations"]["list"]
+        }
+        assert marked == {
+            "Retraining asked for": True,
+            "Daemon deployed": True,
+            "Promoted": True,
+            "Retrained without promotion": False,
+        }
+
+
+def _distribution_is_the_worlds(prometheus: Any) -> None:
+    """`kind` is what it always was: half a, three tenths b, a fifth c."""
     by_side: dict[str, dict[str, float]] = {"reference": {}, "current": {}}
-    for one in shares:
+    for one in prometheus.query('steadfeast_feature_share_ratio{feature="kind"}'):
         labels = one["metric"]
         by_side[labels["side"]][labels["bin"]] = float(one["value"][1])
     for side in by_side.values():
         assert side == pytest.approx({"00 a": 0.5, "01 b": 0.3, "02 c": 0.2}, abs=0.08)
+
+
+def _page_is_the_ledger(page: str, path: Path) -> None:
+    """What the page said is in the daemon's file, read with DuckDB alone."""
+    text = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", "", page)))
+    with duckdb.connect(str(path), read_only=True) as con:
+        episodes = [json.loads(body) for (body,) in con.sql("SELECT body FROM episodes").fetchall()]
+        states = con.sql("SELECT state, reason FROM triggers").fetchall()
+        query = "SELECT verdicts FROM windows ORDER BY end_time DESC LIMIT 1"
+        [(verdicts,)] = con.sql(query).fetchall()
+        query = "SELECT actor, act, remark FROM audit"
+        assert con.sql(query).fetchall() == [("night shift", "acknowledge", "on it")]
+    closed = page.partition('id="closed"')[2].partition('id="daemon"')[0]
+    assert len(episodes) == closed.count('<th scope="row">')
+    for episode in episodes:
+        assert episode["summary"] in text
+        assert episode["reason"] in text
+    for state, reason in states:
+        assert state in text
+        assert reason in text
+    shown = re.findall(r'<span class="name">(.+?)</span>', page)
+    multiples = re.findall(r'<span class="times">(.+?)</span>', page)
+    judged = json.loads(verdicts)
+    assert [name.replace("<wbr>", "") for name in shown] == [one["feature"] for one in judged]
+    expected = [one["value"] / one["threshold"] for one in judged]
+    assert [float(one[:-1]) for one in multiples] == pytest.approx(expected, abs=0.006)

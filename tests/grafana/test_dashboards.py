@@ -23,6 +23,7 @@ BOARDS = {
     for path in sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
 }
 VARIABLES = {
+    "$model": ".*",
     "$monitor": ".*",
     "$feature": "weather__temp",  # one at a time: the variable takes no more
     "$view": ".*",

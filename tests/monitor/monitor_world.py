@@ -261,6 +261,7 @@ class Pipeline(pipeline_pb2_grpc.PipelineServiceServicer):
             if not context.is_active():
                 return
         run.state = self.end
+        run.updated_at.GetCurrentTime()
         if self.end == pb.RUN_STATE_PROMOTED:
             version = f"v-{run.run_id}"
             target = self._folder / "data" / "training" / version
