@@ -257,10 +257,7 @@ def rules() -> str:
     """Return the text of the rule file."""
     recorded = [{"record": name, "expr": expr} for name, expr in RECORDED.items()]
     alerts = [*ALERTS, *(_burn(*rate) for rate in BURN_RATES)]
-    groups = {
-        "groups": [
-            {"name": "steadfeast-recorded", "rules": recorded},
-            {"name": "steadfeast", "rules": [rule.as_rule() for rule in alerts]},
-        ]
-    }
+    # One group, because within a group the recorded come before what reads them.
+    all_of_them = [*recorded, *(rule.as_rule() for rule in alerts)]
+    groups = {"groups": [{"name": "steadfeast", "rules": all_of_them}]}
     return HEAD + yaml.safe_dump(groups, sort_keys=False, width=100)

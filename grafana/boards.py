@@ -1,8 +1,9 @@
 """The four dashboards: Overview, Feature, Model, Operations.
 
-Above `panels`; `build` writes them. Every query is made of names from `monitor.metrics`. The
-order on each is that of a person called at three in the morning: what is wrong, since when,
-how bad, what has already happened.
+Above `panels`; `build` writes them. Every query is made of names from `monitor.metrics`, and from
+`featurestore.edge` for what `steadfeast store serve` exports. The order on each is that of a
+person called at three in the morning: what is wrong, since when, how bad, what has already
+happened.
 
 Event time is the data's clock: ages of data are taken against the latest event that the daemon
 has seen, so that a replay of last year does not look a year late.
@@ -29,6 +30,7 @@ from panels import (
     states,
 )
 
+from featurestore import edge
 from monitor import metrics as m
 from monitor.statistics import STATISTICS
 
@@ -459,6 +461,38 @@ def operations() -> Any:
                 "Configurations",
                 "Configurations taken over on SIGHUP, and refused.",
                 query(m.RELOADS, "{{result}}"),
+            ),
+            lines(
+                "Requests for features",
+                "Requests that the serving edges answered, by feature service and outcome.",
+                query(
+                    f"sum by (service, code) (rate({edge.REQUESTS}{every}))", "{{service}} {{code}}"
+                ),
+                unit="reqps",
+            ),
+            lines(
+                "Time to answer",
+                "Time in which 99 of 100 requests for features were answered, by feature service.",
+                query(
+                    "histogram_quantile(0.99, sum by (le, service) "
+                    f"(rate({edge.DURATION}_bucket{every})))",
+                    "{{service}} 99 %",
+                ),
+                unit="s",
+            ),
+            lines(
+                "Rows served",
+                "Entity rows that the serving edges answered, by feature service.",
+                query(f"sum by (service) (rate({edge.ROWS}{every}))", "{{service}}"),
+                unit="rowsps",
+            ),
+            lines(
+                "Values served, by status",
+                "Feature values by what was found: present, null, not found, or outside the TTL.",
+                query(
+                    f"sum by (service, status) (rate({edge.VALUES}{every}))",
+                    "{{service}} {{status}}",
+                ),
             ),
             lines(
                 "Memory",

@@ -15,13 +15,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
+from prometheus_client import start_http_server
+
+from featurestore import edge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from types import ModuleType
 
@@ -56,7 +62,9 @@ def grafana() -> Iterator[Callable[[str], ModuleType]]:
 
 
 @contextmanager
-def _scraping(binary: Path, url: str, folder: Path, alertmanager: str = "") -> Iterator[Prometheus]:
+def _scraping(
+    binary: Path, url: str, folder: Path, alertmanager: str = "", others: Sequence[str] = ()
+) -> Iterator[Prometheus]:
     config = {
         "global": {"scrape_interval": "200ms", "evaluation_interval": "200ms"},
         "rule_files": [str(ROOT / "grafana" / "rules" / "steadfeast.rules.yml")],
@@ -68,7 +76,9 @@ def _scraping(binary: Path, url: str, folder: Path, alertmanager: str = "") -> I
         "scrape_configs": [
             {
                 "job_name": "steadfeast",
-                "static_configs": [{"targets": [url.removeprefix("http://")]}],
+                "static_configs": [
+                    {"targets": [one.removeprefix("http://") for one in (url, *others)]}
+                ],
             }
         ],
     }
@@ -98,8 +108,11 @@ def scraping(
     """Give what starts a Prometheus on a daemon's address: `with scraping(url) as prometheus`."""
     binary = service_binary("prometheus")
 
-    def start(url: str, alertmanager: str = "") -> AbstractContextManager[Prometheus]:
-        return _scraping(binary, url, tmp_path_factory.mktemp("prometheus"), alertmanager)
+    def start(
+        url: str, alertmanager: str = "", others: Sequence[str] = ()
+    ) -> AbstractContextManager[Prometheus]:
+        folder = tmp_path_factory.mktemp("prometheus")
+        return _scraping(binary, url, folder, alertmanager, others)
 
     return start
 
@@ -110,9 +123,23 @@ def prometheus(
     served: Callable[..., AbstractContextManager[str]],
     scraping: Callable[[str], AbstractContextManager[Prometheus]],
 ) -> Iterator[Prometheus]:
-    """Give a Prometheus that has scraped a daemon in trouble a few times."""
-    with served(drifting) as url, scraping(url) as running:
-        yield running
+    """Give a Prometheus that has scraped a daemon in trouble and a serving edge a few times."""
+    figures = edge.Figures()
+    found = np.array([1, 3], np.uint8)  # one value present, one not found
+    answer = SimpleNamespace(statuses={"temp": found}, table=pa.table({"origin": ["EWR", "JFK"]}))
+    with figures.request("http", "late_arrival"):
+        figures.served("http", "late_arrival", answer)
+    server, thread = start_http_server(0, "127.0.0.1", figures.registry)
+    try:
+        with (
+            served(drifting) as url,
+            scraping(url, others=[f"127.0.0.1:{server.server_port}"]) as running,
+        ):
+            yield running
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _ready(server: subprocess.Popen[bytes], log: Path) -> Prometheus:

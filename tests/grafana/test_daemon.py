@@ -55,6 +55,10 @@ QUIET = {
     "model: Challenger against champion A": "the pipeline of this world has no gates",
     "model: Challenger against champion B": "the pipeline of this world has no gates",
     "model: Challenger against champion C": "the pipeline of this world has no gates",
+    "operations: Requests for features A": "no serving edge runs in this world",
+    "operations: Time to answer A": "no serving edge runs in this world",
+    "operations: Rows served A": "no serving edge runs in this world",
+    "operations: Values served, by status A": "no serving edge runs in this world",
     "operations: Oldest undelivered A": "everything is delivered",
 }
 """Queries without data on a daemon at rest, and why."""

@@ -33,9 +33,16 @@ RECORDED = {
 
 
 @pytest.mark.service("promtool")
-@pytest.mark.parametrize("arguments", ["check rules {}.rules.yml", "test rules {}.test.yml"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "check rules {}/steadfeast.rules.yml",
+        "test rules {}/steadfeast.test.yml",
+        "test rules {}/burn.test.yml",
+    ],
+)
 def test_promtool(arguments, service_binary: Callable[[str], Path]):
-    words = arguments.format(RULES / "steadfeast").split(maxsplit=2)
+    words = arguments.format(RULES).split(maxsplit=2)
     ran = subprocess.run(
         [service_binary("promtool"), *words],
         capture_output=True,
@@ -65,7 +72,7 @@ def test_the_runbook_and_the_unit_tests_know_every_alert_and_no_other():
     known = {rule["alert"] for rule in ALERTS}
     runbook = (ROOT / "docs" / "runbook.md").read_text("utf-8")
     assert set(re.findall(r"^## (\w+)$", runbook, re.MULTILINE)) == known
-    tested = (RULES / "steadfeast.test.yml").read_text("utf-8")
+    tested = "".join(path.read_text("utf-8") for path in RULES.glob("*.test.yml"))
     assert set(re.findall(r"\bSteadfeast\w+", tested)) == known
 
 
