@@ -1,6 +1,6 @@
 #!/bin/sh
 # Make sure that the real programs which some tests run are on this machine: redis-server,
-# prometheus with promtool, prometheus-alertmanager, chromium.
+# prometheus with promtool, prometheus-alertmanager, chromium, npm.
 #
 # As root on Debian (or what calls itself Debian-like), what is missing is installed from the
 # distribution's packages, and none of it is started as a system service: the tests start their
@@ -20,6 +20,7 @@ prometheus prometheus
 promtool prometheus
 prometheus-alertmanager prometheus-alertmanager
 chromium chromium
+npm npm
 "
 
 case "${1:-}" in
@@ -82,4 +83,4 @@ if [ -n "$missing" ]; then
     [ "$install" = yes ] && [ "${STEADFEAST_REQUIRE_SERVICES:-}" != 1 ]
     exit
 fi
-echo "redis-server, prometheus, promtool, prometheus-alertmanager, chromium: all here"
+echo "redis-server, prometheus, promtool, prometheus-alertmanager, chromium, npm: all here"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.client
 import urllib.parse
 
+import monitor_world as world
 import pytest
 
-from featurestore.errors import NotFoundError
+from featurestore.errors import ConfigError, NotFoundError
 from monitor.access import MAX_FAILURES, MAX_SESSIONS, SESSION_SECONDS, Access, RefusedError
+from monitor.config import load
 from monitor.episodes import NotDecidableError
 from monitor.web import MAX_BODY_BYTES, Operator
 
@@ -187,3 +189,17 @@ def test_guessing_is_slowed_down():
     assert access.sign_in("a", TOKEN)
     with pytest.raises(RefusedError, match="name"):
         access.sign_in(" ", TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(TOKEN, "hunter2"), ("window: 3d", "window: 36h"), ("pipeline: main", "pipeline: other")],
+)
+def test_a_refused_configuration_does_not_print_the_token(tmp_path, old, new):
+    """Whatever else is wrong with the file."""
+    path = world.configure(tmp_path, pipeline=1, extra=f"  operator_token: {TOKEN}\n")
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert TOKEN not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
