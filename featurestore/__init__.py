@@ -6,15 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featurestore.answers import OnlineFeatures
     from featurestore.contract import Contract
     from featurestore.manifest import Manifest, TrainingSet
-    from featurestore.served import OnlineFeatures, ServedLog
+    from featurestore.served import ServedLog
     from featurestore.store import Store
 
 _HOMES = {
     "Contract": "featurestore.contract",
     "Manifest": "featurestore.manifest",
-    "OnlineFeatures": "featurestore.served",
+    "OnlineFeatures": "featurestore.answers",
     "ServedLog": "featurestore.served",
     "Store": "featurestore.store",
     "TrainingSet": "featurestore.manifest",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from featurestore.served import OnlineFeatures
+    from featurestore.answers import OnlineFeatures
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """Largest request that either edge reads."""

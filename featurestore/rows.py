@@ -138,6 +138,11 @@ class Layout:
         row = (order + self.id).ljust(self.prefix, b"\0")
         return row + crc32(row).to_bytes(_CHECK, "little")
 
+    @cached_property
+    def all_valid(self) -> NDArray[np.uint8]:
+        """The bytes that say that no value is null."""
+        return np.packbits(np.ones(len(self.types), np.uint8), bitorder="little")
+
     @property
     def _valid_bytes(self) -> int:
         return (len(self.types) + 7) // 8
@@ -175,6 +180,26 @@ def order_of(row: bytes) -> tuple[int, int]:
     """Return the event and created time of `row` in µs; the latter is `NO_TIME` without one."""
     event, created = np.frombuffer(row, ">u8", 2) ^ _SIGN
     return int(event.astype(np.int64)), int(created.astype(np.int64))
+
+
+def times_of(data: bytes, n: int, stride: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return event and created times in µs of n rows that stand `stride` bytes apart."""
+    order = np.ndarray((2, n), ">u8", data, 0, (8, stride)) ^ _SIGN
+    event_us, created_us = order.astype(np.uint64).view(np.int64)
+    return event_us, created_us
+
+
+def validity_of(layout: Layout, data: bytes, n: int, stride: int) -> NDArray[np.bool_] | None:
+    """Return which values are not null, shape (columns, n), or None when none is.
+
+    The rows carry `layout` and stand `stride` bytes apart.
+    """
+    count = len(layout.types)
+    bits = np.ndarray((n, (count + 7) // 8), np.uint8, data, _HEADER, (stride, 1))
+    if (bits == layout.all_valid).all():
+        return None
+    valid: NDArray[np.bool_] = np.unpackbits(bits, axis=1, count=count, bitorder="little").T == 1
+    return valid
 
 
 def damaged(rows: Sequence[bytes]) -> list[int]:

@@ -24,47 +24,15 @@ import pyarrow.parquet as pq
 from featurestore.rows import TIMESTAMP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
+
+    from featurestore.answers import OnlineFeatures
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 LABELS = pa.schema([("request_id", pa.string()), ("label", pa.float64()), ("known_at", TIMESTAMP)])
-
-
-@dataclass(frozen=True, slots=True)
-class OnlineFeatures:
-    """What a request gets.
-
-    Attributes:
-        table: Entity columns, then features, in the order of the request.
-        statuses: Feature -> one uint8 per row, the numbers of feast.serving.FieldStatus:
-            1 PRESENT, 2 NULL_VALUE, 3 NOT_FOUND, 4 OUTSIDE_MAX_AGE.
-        event_times: Feature view -> when each row's value is from; null when there is none.
-        contract: SHA-256 of the contract that they were served under.
-    """
-
-    table: pa.Table
-    statuses: Mapping[str, np.ndarray[Any, np.dtype[np.uint8]]]
-    event_times: Mapping[str, pa.Array]
-    contract: str
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """Names of the features, in the order of the service."""
-        return tuple(self.statuses)
-
-    def to_dict(self) -> dict[str, list[Any]]:
-        """Return every column as a list of Python values."""
-        values: dict[str, list[Any]] = self.table.to_pydict()
-        return values
-
-    def to_numpy(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the features as arrays of shape (rows,); nulls of numbers are NaN."""
-        return {
-            name: self.table.column(name).to_numpy(zero_copy_only=False) for name in self.statuses
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +111,7 @@ class ServedLog:
             model_version: Its version.
             predictions: One per row, if there are any.
         """
-        rows = features.table.num_rows
+        rows = features.rows
         if len(request_ids) != rows or (predictions is not None and len(predictions) != rows):
             raise ValueError(f"{rows} rows need as many request ids and predictions")
         item = _Served(
@@ -266,7 +234,7 @@ def microseconds(time: datetime) -> int:
 
 def _served_table(items: list[_Served]) -> pa.Table:
     """One table from the calls that wait, all with the same columns."""
-    rows = [item.features.table.num_rows for item in items]
+    rows = [item.features.rows for item in items]
 
     def repeated(values: list[str]) -> pa.Array:
         return pa.array(np.repeat(np.array(values, dtype=object), rows), pa.string())

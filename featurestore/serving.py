@@ -6,6 +6,7 @@ rule is the shared comparator `rows.usable`, and the executors are those that tr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurestore.answers import OnlineFeatures
 from featurestore.errors import EntityRowsError
 from featurestore.rows import usable
-from featurestore.served import OnlineFeatures
 from featurestore.service import TIMESTAMP, ServicePlan, StoredView
 from featurestore.training import typed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from feast.repo_config import RepoConfig
 
     from featurestore.contract import Contract
     from featurestore.ondemand import Executor
-    from featurestore.online import PackedOnlineStore
+    from featurestore.online import PackedOnlineStore, PackedRead
 
 PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = (np.uint8(code) for code in (1, 2, 3, 4))
 
@@ -54,14 +55,28 @@ def read(
         entities: What `entity_rows` returns.
         at: What TTLs are measured from.
     """
+    reads = [
+        online.read_batch(config, view.view, view.key_table(entities), tuple(view.columns))
+        for view in bundle.plan.views
+    ]
+    table, statuses, event_times = assemble(bundle, entities, reads, at)
+    return OnlineFeatures(table, statuses, event_times, bundle.contract.sha256)
+
+
+def assemble(
+    bundle: Bundle, entities: pa.Table, reads: Sequence[PackedRead], at: int
+) -> tuple[pa.Table, dict[str, Codes], dict[str, pa.Array]]:
+    """Return table, statuses and event times of a request, from what each view has stored.
+
+    Raises:
+        OnDemandError: A function returned something other than it declares.
+    """
     plan = bundle.plan
     stored: dict[tuple[str, str], pa.Array] = {}
     states: dict[str, Codes] = {}
     event_times = {}
-    for view in plan.views:
-        values, states[view.name], event_times[view.name] = _view(
-            online, config, view, entities, at
-        )
+    for view, got in zip(plan.views, reads, strict=True):
+        values, states[view.name], event_times[view.name] = _view(view, got, at)
         stored |= values
     requests = {name: whole(entities.column(name)) for name in plan.requests}
     for executor in bundle.executors:
@@ -72,15 +87,14 @@ def read(
         column = stored[output.view, output.feature]
         columns.append(column)
         statuses[output.name] = _statuses(column, states.get(output.view))
-    return OnlineFeatures(
-        pa.Table.from_arrays(columns, names=[*plan.entity_columns, *plan.features]),
-        statuses,
-        event_times,
-        bundle.contract.sha256,
-    )
+    table = pa.Table.from_arrays(columns, names=[*plan.entity_columns, *plan.features])
+    return table, statuses, event_times
 
 
-def entity_rows(plan: ServicePlan, rows: pa.Table | Sequence[Mapping[str, Any]]) -> pa.Table:
+def entity_rows(
+    plan: ServicePlan,
+    rows: pa.Table | Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
+) -> pa.Table:
     """Return the join keys and request fields of a request as typed columns.
 
     Raises:
@@ -96,23 +110,22 @@ def entity_rows(plan: ServicePlan, rows: pa.Table | Sequence[Mapping[str, Any]])
     columns = []
     for name, kind in types.items():
         try:
-            columns.append(pa.array([row[name] for row in rows], kind))
+            given = rows[name] if isinstance(rows, Mapping) else [row[name] for row in rows]
+            columns.append(pa.array(given, kind))
         except KeyError as error:
             raise EntityRowsError(plan.name, name, "is missing in a row") from error
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
             raise EntityRowsError(plan.name, name, f"does not fit {kind}: {error}") from error
+        if len(columns[-1]) != len(columns[0]):
+            problem = f"has {len(columns[-1])} values, the first column {len(columns[0])}"
+            raise EntityRowsError(plan.name, name, problem)
     return pa.table(columns, names=list(types))
 
 
 def _view(
-    online: PackedOnlineStore,
-    config: RepoConfig,
-    view: StoredView,
-    entities: pa.Table,
-    at: int,
+    view: StoredView, got: PackedRead, at: int
 ) -> tuple[dict[tuple[str, str], pa.Array], Codes, pa.Array]:
-    """Read one view: values that may be used at `at`, a status per row, event times."""
-    got = online.read_batch(config, view.view, view.key_table(entities), tuple(view.columns))
+    """Judge one view: values that may be used at `at`, a status per row, event times."""
     found = got.found
     fresh = found & usable(_microseconds(got.event_times), view.ttl_us, at)
     if got.created_times.null_count < len(found):

@@ -8,15 +8,15 @@ feature view and the arithmetic on it.
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Self
+from time import time_ns
+from typing import TYPE_CHECKING, Self
 
 from feast import FeatureStore
 from pydantic import ValidationError
 
-from featurestore import definitions, serving, training
+from featurestore import definitions, training
 from featurestore.audit import AuditReport, audit
 from featurestore.config import StoreConfig, load_section
 from featurestore.contract import Contract, describe, difference
@@ -31,17 +31,21 @@ from featurestore.manifest import Manifest, TrainingSet
 from featurestore.materialization import Materializer
 from featurestore.ondemand import Executor
 from featurestore.online import PackedOnlineStore
-from featurestore.served import OnlineFeatures, ServedLog, microseconds
+from featurestore.served import ServedLog, microseconds
 from featurestore.service import ServicePlan, resolve
 from featurestore.serving import Bundle
+from featurestore.vectors import EntityRows, Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from datetime import datetime
     from types import TracebackType
 
     import pandas as pd
     import pyarrow as pa
     from feast import FeatureView
+
+    from featurestore.answers import OnlineFeatures
 
 LAYOUT = 1
 """Version of the packed rows of the online store."""
@@ -65,6 +69,7 @@ class Store:
         self.feast = _feast(self.repo)
         self.served = ServedLog(self.data)
         self._bundles: dict[str, Bundle] = {}
+        self._readers: dict[str, Reader] = {}
         self._views: dict[str, FeatureView] | None = None
         self._materializer: Materializer | None = None
         self._online: PackedOnlineStore | None = None
@@ -272,7 +277,7 @@ class Store:
     def online_features(
         self,
         service: str,
-        entity_rows: pa.Table | Sequence[Mapping[str, Any]],
+        entity_rows: EntityRows,
         *,
         request_time: datetime | None = None,
         contract: str | None = None,
@@ -281,7 +286,8 @@ class Store:
 
         Args:
             service: The feature service.
-            entity_rows: Join keys and request fields; other columns are ignored.
+            entity_rows: Join keys and request fields, as a table, a mapping for each row, or a
+                mapping of columns; other columns are ignored.
             request_time: What TTLs are measured from; now, when absent.
             contract: Serve only under the contract with this SHA-256.
 
@@ -295,9 +301,14 @@ class Store:
         if contract and contract != served:
             differences = self._differences(contract, bundle.contract)
             raise ContractMismatchError(service, contract, served, differences)
-        entities = serving.entity_rows(bundle.plan, entity_rows)
-        at = microseconds(datetime.now(UTC) if request_time is None else request_time)
-        return serving.read(self.online, self.feast.config, bundle, entities, at)
+        at = time_ns() // 1000 if request_time is None else microseconds(request_time)
+        return self._reader(service, bundle).read(entity_rows, at)
+
+    def _reader(self, service: str, bundle: Bundle) -> Reader:
+        reader = self._readers.get(service)
+        if reader is None or reader.bundle is not bundle:
+            reader = self._readers[service] = Reader(self.online, self.feast.config, bundle)
+        return reader
 
     def audit(
         self, service: str, *, start: datetime | None = None, end: datetime | None = None

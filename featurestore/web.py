@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from featurestore.served import OnlineFeatures
+    from featurestore.answers import OnlineFeatures
     from featurestore.service import ServicePlan
     from featurestore.store import Store
 

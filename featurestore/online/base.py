@@ -32,6 +32,7 @@ from featurestore.online.packing import (
     Layouts,
     PackedRead,
     check,
+    intact,
     pack,
     plan_of,
     unpack,
@@ -61,7 +62,7 @@ class PackedOnlineStore(OnlineStore):
     """
 
     def __init__(self) -> None:
-        self._layout_cache: dict[bytes, Layout] = {}
+        self.layouts: dict[bytes, Layout] = {}  # by their ids; a layout never changes
 
     # -- what a subclass does --------------------------------------------------------------
 
@@ -141,6 +142,41 @@ class PackedOnlineStore(OnlineStore):
         """
         return self._read(config, view, plan_of(view).codec.encode(keys), columns)
 
+    def fetch(
+        self, config: RepoConfig, view: FeatureView, space: str, keys: Sequence[bytes | None]
+    ) -> list[bytes | None]:
+        """Return the row of each encoded key, seen to be what was written, in a known layout.
+
+        Args:
+            config: Feast's configuration.
+            view: The feature view.
+            space: `space_of` it.
+            keys: What the view's `KeyCodec` gives.
+
+        Raises:
+            CorruptRowError: A row is not what was written, or its layout is not known.
+            StoreUnavailableError: The store does not answer.
+        """
+        rows: list[bytes | None]
+        if None in keys:
+            present = [key for key in keys if key is not None]
+            found = iter(self._get(config, space, present))
+            rows = [None if key is None else next(found) for key in keys]
+        else:
+            rows = self._get(config, space, keys)  # type: ignore[arg-type]
+        if not intact(rows, self.layouts):
+            self._learn(config, view, rows)
+            check(view.name, keys, rows, self.layouts)
+        return rows
+
+    def _learn(self, config: RepoConfig, view: FeatureView, rows: Sequence[bytes | None]) -> None:
+        """Get to know the layouts of `rows`."""
+        layout = plan_of(view).layout
+        self.layouts.setdefault(layout.id, layout)
+        if not {layout_id(row) for row in rows if row is not None} <= self.layouts.keys():
+            stored = self._layouts(config, space_of(config, view))
+            self.layouts.update({i: item.layout for i, item in stored.items()})
+
     def delete_entities(self, config: RepoConfig, view: FeatureView, keys: pa.Table) -> int:
         """Remove everything kept for the entities of `keys`; return how many there were."""
         encoded = {key for key in plan_of(view).codec.encode(keys) if key is not None}
@@ -195,12 +231,8 @@ class PackedOnlineStore(OnlineStore):
         keys: Sequence[bytes | None],
         columns: Sequence[str],
     ) -> PackedRead:
-        present = [key for key in keys if key is not None]
-        rows = self._get(config, space_of(config, view), present)
-        if len(present) < len(keys):
-            found = iter(rows)
-            rows = [None if key is None else next(found) for key in keys]
-        return self._unpack(config, view, keys, rows, columns=columns)
+        rows = self.fetch(config, view, space_of(config, view), keys)
+        return unpack(plan_of(view), self.layouts, rows, columns)
 
     def _unpack(
         self,
@@ -211,14 +243,9 @@ class PackedOnlineStore(OnlineStore):
         *,
         columns: Sequence[str],
     ) -> PackedRead:
-        plan, cache = plan_of(view), self._layout_cache
-        cache.setdefault(plan.layout.id, plan.layout)
-        ids = {layout_id(row) for row in rows if row is not None}
-        if not ids <= cache.keys():  # a layout never changes, so what is known stays known
-            stored = self._layouts(config, space_of(config, view))
-            cache.update({i: item.layout for i, item in stored.items()})
-        check(view.name, keys, rows, ids & cache.keys())
-        return unpack(plan, cache, rows, columns)
+        self._learn(config, view, rows)
+        check(view.name, keys, rows, self.layouts)
+        return unpack(plan_of(view), self.layouts, rows, columns)
 
     # -- Feast's interface -----------------------------------------------------------------
 

@@ -54,6 +54,7 @@ class SQLiteOnlineStore(PackedOnlineStore):
     def __init__(self) -> None:
         super().__init__()
         self._idle: defaultdict[tuple[str, int], deque[sqlite3.Connection]] = defaultdict(deque)
+        self._paths: dict[int, tuple[object, str]] = {}
 
     def release(self) -> None:
         """Close the connections that are not in use."""
@@ -148,7 +149,11 @@ class SQLiteOnlineStore(PackedOnlineStore):
 
     @contextmanager
     def _connection(self, config: RepoConfig) -> Iterator[sqlite3.Connection]:
-        path = _path(config)
+        options = config.online_store
+        known = self._paths.get(id(options))
+        if known is None:  # the options are kept, so that no other object gets their id
+            known = self._paths[id(options)] = (options, _path(config))
+        path = known[1]
         idle = self._idle[path, os.getpid()]
         try:
             try:
