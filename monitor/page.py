@@ -222,7 +222,7 @@ def _broken(monitor: MonitorState, open_: OpenIncident, number: int) -> Problem:
 
 def _violated(monitor: MonitorState, check: AuditCheck, number: int) -> Problem:
     counted = ", ".join(f"{count:,} {kind}" for kind, count in check.mismatches.items() if count)
-    what = f"of {check.cells:,} cells compared: {counted}" if counted else "nothing to compare"
+    what = f"of {check.cells:,} cells compared: {counted}" if counted else "nothing can be said"
     note = f" ({check.note})" if check.note else ""
     ended = monitor.audit.at if monitor.audit else None
     return Problem(
