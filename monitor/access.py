@@ -1,9 +1,10 @@
-"""Who may act over HTTP: a token, sessions in memory, and what a request has to show.
+"""Who may act: tokens with their roles, sessions in memory, and what a request has to show.
 
-Below `web`. Nobody may act unless the daemon was given an operator token. Who has it either sends
-it with each request (`Authorization: Bearer`), or signs in with it once and gets a cookie that
-scripts cannot read and that browsers send to no other site's requests. A request that comes with
-a cookie must also carry the session's key, which only our own pages know.
+Below `web`, and `security`, which asks for gRPC. Nobody may act over HTTP unless the daemon was
+given a token. Who has one either sends it with each request (`Authorization: Bearer`), or signs in
+with it once and gets a cookie that scripts cannot read and that browsers send to no other site's
+requests. A request that comes with a cookie must also carry the session's key, which only our own
+pages know.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from featurestore.errors import UserError
+from monitor.config import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 COOKIE = "steadfeast_session"
 SESSION_SECONDS = 8 * 3600
@@ -41,15 +43,35 @@ class RefusedError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
+class Principal:
+    """A holder of a token.
+
+    Attributes:
+        name: Of the token; empty for the operator.
+    """
+
+    name: str
+    token: str
+    roles: frozenset[Role]
+
+    def signed(self, actor: str) -> str:
+        """Return who did something, as it is kept: the name given, and whose token it was."""
+        actor = actor.strip()
+        return f"{actor} ({self.name})" if actor and self.name else actor or self.name
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """One person who signed in.
 
     Attributes:
+        roles: What they may do.
         key: What their forms carry.
         until: When it ends, monotonic clock.
     """
 
     actor: str
+    roles: frozenset[Role]
     key: str
     until: float
 
@@ -58,12 +80,19 @@ class Access:
     """Decides who may act; safe to share between threads.
 
     Args:
-        token: The operator token; empty lets nobody in.
+        token: The operator token, for everything; empty for none.
         clock: Monotonic seconds.
+        principals: More tokens.
     """
 
-    def __init__(self, token: str, clock: Callable[[], float] = monotonic) -> None:
-        self._token, self._clock = token.encode(), clock
+    def __init__(
+        self,
+        token: str,
+        clock: Callable[[], float] = monotonic,
+        principals: Sequence[Principal] = (),
+    ) -> None:
+        operator = [Principal("", token, frozenset(Role))] if token else []
+        self._principals, self._clock = (*operator, *principals), clock
         self._lock = Lock()
         self._sessions: dict[str, Session] = {}
         self._failures: list[float] = []
@@ -71,7 +100,13 @@ class Access:
     @property
     def possible(self) -> bool:
         """Whether anybody can get in at all."""
-        return bool(self._token)
+        return bool(self._principals)
+
+    def needed(self, role: Role) -> bool:
+        """Whether a token is needed for `role` at all."""
+        if role is Role.READ:
+            return any(one.name and role in one.roles for one in self._principals)
+        return self.possible
 
     def sign_in(self, actor: str, token: str) -> str:
         """Open a session and return the value of its cookie.
@@ -81,7 +116,7 @@ class Access:
         """
         if not actor.strip():
             raise RefusedError(400, "a name is needed: it is kept with what you do")
-        self._check(token)
+        principal = self.authorize(token)
         now = self._clock()
         with self._lock:
             live = {sid: one for sid, one in self._sessions.items() if one.until > now}
@@ -89,7 +124,9 @@ class Access:
                 live.pop(next(iter(live)))
             cookie = secrets.token_urlsafe(32)
             key = secrets.token_urlsafe(32)
-            live[cookie] = Session(actor.strip(), key, now + SESSION_SECONDS)
+            live[cookie] = Session(
+                principal.signed(actor), principal.roles, key, now + SESSION_SECONDS
+            )
             self._sessions = live
         return cookie
 
@@ -104,41 +141,64 @@ class Access:
             found = self._sessions.get(cookie)
         return found if found is not None and found.until > self._clock() else None
 
-    def actor(self, headers: Mapping[str, str], cookie: str, form: Mapping[str, str]) -> str:
+    def actor(
+        self,
+        headers: Mapping[str, str],
+        cookie: str,
+        form: Mapping[str, str],
+        role: Role | None = None,
+    ) -> str:
         """Return who makes a request that changes something.
 
         Args:
             headers: Of the request, lower case.
             cookie: Of the session; empty without one.
             form: Fields of the body: `key` with a cookie, `actor` with a bearer token.
+            role: What the request needs; none for what everybody may.
 
         Raises:
             RefusedError: They may not.
         """
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            self._check(token)
+            principal = self.authorize(token, role)
             if not form.get("actor", "").strip():
                 raise RefusedError(400, "field actor is needed: it is kept with what is done")
-            return form["actor"].strip()
+            return principal.signed(form["actor"])
         session = self.session(cookie)
         if session is None:
             raise RefusedError(401, "sign in first")
         if not hmac.compare_digest(session.key.encode(), form.get("key", "").encode()):
             raise RefusedError(403, "this form is not of your session; go back and reload the page")
+        if role is not None and role not in session.roles:
+            raise RefusedError(403, f"your token may not {role}")
         return session.actor
 
-    def _check(self, token: str) -> None:
-        if not self._token:
+    def authorize(self, token: str, role: Role | None = None) -> Principal:
+        """Return whose token it is.
+
+        Raises:
+            RefusedError: Nobody's, not one for `role`, or there were too many wrong ones.
+        """
+        if not self._principals:
             raise RefusedError(403, "this daemon has no operator token, so nobody may act here")
         now = self._clock()
         with self._lock:
             self._failures = [at for at in self._failures if now - at < FAILURE_SECONDS]
             if len(self._failures) >= MAX_FAILURES:
                 raise RefusedError(429, "too many wrong tokens; wait a minute")
-            if not hmac.compare_digest(self._token, token.encode()):
+            # All are compared, so that the time taken does not say which was near.
+            found = [
+                one
+                for one in self._principals
+                if hmac.compare_digest(one.token.encode(), token.encode())
+            ]
+            if not found:
                 self._failures.append(now)
                 raise RefusedError(401, "the token is wrong")
+        if role is not None and role not in found[0].roles:
+            raise RefusedError(403, f"your token may not {role}")
+        return found[0]
 
 
 def same_origin(headers: Mapping[str, str], scheme: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from featurestore.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    import grpc
 
     from protos.steadfeast.v1.monitor_pb2_grpc import MonitorServiceStub
 
@@ -331,6 +334,22 @@ def _decide(
     typer.echo(terminal.as_json(answer) if as_json else terminal.trigger_line(answer.trigger))
 
 
+def _channel(address: str, root: str, token: str) -> grpc.Channel:
+    """Connect with what the environment gives: see docs/guide/security.md."""
+    import grpc
+
+    from monitor.client import with_token
+
+    if not root:
+        channel = grpc.insecure_channel(address)
+    else:
+        own = [os.environ.get(f"STEADFEAST_{name}", "") for name in ("KEY", "CERTIFICATE")]
+        key, chain = (Path(name).read_bytes() if name else None for name in own)
+        credentials = grpc.ssl_channel_credentials(Path(root).read_bytes(), key, chain)
+        channel = grpc.secure_channel(address, credentials)
+    return with_token(channel, token) if token else channel
+
+
 @contextmanager
 def _daemon(config: Path, address: str) -> Iterator[MonitorServiceStub]:
     """Connect to the daemon; a failed call is a CallError."""
@@ -338,12 +357,16 @@ def _daemon(config: Path, address: str) -> Iterator[MonitorServiceStub]:
 
     from protos.steadfeast.v1.monitor_pb2_grpc import MonitorServiceStub
 
+    root, token = os.environ.get("STEADFEAST_CA", ""), os.environ.get("STEADFEAST_TOKEN", "")
     if not address:
         from monitor.config import load
 
-        address = load(config)[0].grpc
+        section = load(config)[0]
+        address = section.grpc
+        token = token or section.operator_token.get_secret_value()
+        root = root or (str(section.tls.certificate) if section.tls else "")
     try:
-        with grpc.insecure_channel(address) as channel:
+        with _channel(address, root, token) as channel:
             yield MonitorServiceStub(channel)
     except grpc.RpcError as error:
         code, details = error.code().name, error.details()

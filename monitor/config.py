@@ -7,26 +7,141 @@ works in event time, so windows, lateness, cooldown and budget follow the data's
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from enum import StrEnum
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     PositiveFloat,
     PositiveInt,
     SecretStr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 SHORTEST_TOKEN = 16
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$", examples=["127.0.0.1:9465"])]
+
+
+def _secret(value: object, info: ValidationInfo) -> object:
+    """Read `{file: PATH}`; anything else is the secret itself."""
+    if not isinstance(value, dict):
+        return value
+    if set(value) != {"file"}:
+        raise ValueError("write the secret, ${NAME} for an environment variable, or {file: PATH}")
+    path = Path((info.context or {}).get("folder", ".")) / str(value["file"])
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+
+
+Secret = Annotated[SecretStr, BeforeValidator(_secret)]
+"""A token: as text, `${NAME}` from the environment, or `{file: PATH}`."""
+
+
+class Role(StrEnum):
+    """What a token may be used for.
+
+    `read` sees everything, `acknowledge` says that an episode was seen, `approve` decides triggers
+    that wait, `trigger` evaluates now and delivers again what was given up.
+    """
+
+    READ = "read"
+    ACKNOWLEDGE = "acknowledge"
+    APPROVE = "approve"
+    TRIGGER = "trigger"
+
+
+class TokenConfig(Section):
+    """Who may do what with which token.
+
+    Attributes:
+        token: At least 16 characters.
+        roles: What for.
+    """
+
+    token: Secret
+    roles: tuple[Role, ...] = Field(min_length=1)
+
+    @field_validator("token")
+    @classmethod
+    def _not_guessable(cls, token: SecretStr) -> SecretStr:
+        if len(token) < SHORTEST_TOKEN:
+            raise ValueError(f"must have {SHORTEST_TOKEN} characters or more")
+        return token
+
+
+class TlsConfig(Section):
+    """Certificates of the daemon's ports; files that change are used from the next connection on.
+
+    Attributes:
+        certificate: PEM, with the chain.
+        key: PEM.
+        client_ca: PEM; with it, the gRPC port takes only clients with a certificate signed by it.
+    """
+
+    certificate: FilePath
+    key: FilePath
+    client_ca: FilePath | None = None
+
+
+class ClientTlsConfig(Section):
+    """How a pipeline is known, and how the daemon shows who it is.
+
+    Attributes:
+        ca: PEM of who signs the pipeline's certificate; none means what the machine trusts.
+        certificate: PEM of the daemon's own certificate, for mTLS.
+        key: PEM.
+    """
+
+    ca: FilePath | None = None
+    certificate: FilePath | None = None
+    key: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together")
+        return self
+
+
+class GrpcPipelineConfig(Section):
+    """A pipeline that speaks PipelineService; as plain text, only its address.
+
+    Attributes:
+        tls: None means plaintext.
+        token: Sent with every call, as `authorization: Bearer`.
+    """
+
+    kind: Literal["grpc"] = "grpc"
+    address: Address
+    tls: ClientTlsConfig | None = None
+    token: Secret = SecretStr("")
+
+
+def _pipeline(value: object) -> object:
+    return {"address": value} if isinstance(value, str) else value
+
+
+PipelineConfig = Annotated[GrpcPipelineConfig, BeforeValidator(_pipeline)]
+
+
+def loopback(address: str) -> bool:
+    """Say whether the host of `host:port` is this machine only; of names, localhost is."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class EpisodeConfig(Section):
@@ -134,23 +249,31 @@ class DaemonConfig(Section):
         state: Folder for the daemon's DuckDB file and its snapshots.
         http: Address of `/metrics`, `/healthz`, `/readyz` and the page.
         grpc: Address of MonitorService.
-        operator_token: Whoever has it may acknowledge and approve over HTTP; empty means nobody.
-            Give it by an environment variable: `${STEADFEAST_OPERATOR_TOKEN:-}`.
+        operator_token: Whoever has it may do everything, on the page and over gRPC; empty means
+            nobody. Give it by an environment variable: `${STEADFEAST_OPERATOR_TOKEN:-}`.
+        tokens: More tokens by the name of who has them. As soon as there is any token, what acts
+            over gRPC needs one; what reads needs one as soon as any of these has the role `read`.
+        tls: Of both ports; none means plaintext.
+        allow_plaintext: Serve, and reach pipelines, without TLS off loopback too: inside a
+            network that only trusted programs share.
         clock: `wall`; or `watermark`, where now is the latest event seen: for replays.
         tick: Time between two looks at the sources, wall clock.
         retention: How long snapshot rows are kept; profiles stay.
-        pipelines: Name to gRPC address.
+        pipelines: Name to gRPC address, or to more about it.
         monitors: Name to monitor.
     """
 
     state: FilePath
     http: Address = "127.0.0.1:9464"
     grpc: Address = "127.0.0.1:9465"
-    operator_token: SecretStr = SecretStr("")
+    operator_token: Secret = SecretStr("")
+    tokens: dict[str, TokenConfig] = Field(default_factory=dict)
+    tls: TlsConfig | None = None
+    allow_plaintext: bool = False
     clock: Literal["wall", "watermark"] = "wall"
     tick: Duration = timedelta(seconds=30)
     retention: Duration = timedelta(days=90)
-    pipelines: dict[str, Address] = Field(default_factory=dict)
+    pipelines: dict[str, PipelineConfig] = Field(default_factory=dict)
     monitors: dict[str, MonitorConfig] = Field(min_length=1)
 
     @field_validator("operator_token")
@@ -167,6 +290,22 @@ class DaemonConfig(Section):
                 raise ValueError(
                     f"monitors.{name}.pipeline: {monitor.pipeline!r} is not in pipelines "
                     f"({', '.join(self.pipelines) or 'which is empty'})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _no_plaintext_off_loopback(self) -> Self:
+        if self.allow_plaintext:
+            return self
+        plain = {} if self.tls else {"http": self.http, "grpc": self.grpc}
+        for name, pipeline in self.pipelines.items():
+            if pipeline.tls is None:
+                plain[f"pipelines.{name}"] = pipeline.address
+        for field, address in plain.items():
+            if not loopback(address):
+                raise ValueError(
+                    f"{field}: {address} is no loopback address, and would be in plaintext; give "
+                    f"tls, or allow_plaintext: true where only trusted programs share the network"
                 )
         return self
 

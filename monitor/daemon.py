@@ -32,6 +32,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from featurestore.errors import UserError
+from monitor.access import Access
 from monitor.audits import Asked, Auditor
 from monitor.config import load
 from monitor.evaluation import Evaluator
@@ -39,6 +40,7 @@ from monitor.known import check
 from monitor.ledger import Ledger
 from monitor.messages import ENDED
 from monitor.outbox import Outbox
+from monitor.security import Certificates, principals
 from monitor.server import Monitor, Server
 from monitor.state import JobState, State
 from monitor.web import Health, Operator, app
@@ -47,12 +49,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from monitor.config import DaemonConfig
+    from monitor.config import DaemonConfig, TlsConfig
 
 log = structlog.get_logger(__name__)
 
 BUCKETS_PER_TICK = 64
 BEAT_SECONDS = 1.0
+MAX_HTTP = 256
+"""Connections to the HTTP port; more are answered 503."""
 STUCK_SECONDS = 300.0
 """A job that runs for longer is stuck, unless its tick is longer still."""
 FAILURES = 3
@@ -251,7 +255,7 @@ class Daemon:
             config, store = load(self._path)
             fixed = [
                 name
-                for name in ("state", "http", "grpc", "operator_token", "clock")
+                for name in ("state", "http", "grpc", "operator_token", "tokens", "tls", "clock")
                 if getattr(config, name) != getattr(before, name)
             ]
             if store.data != self._data:
@@ -267,7 +271,23 @@ class Daemon:
         self.evaluator.configure(config, prepared)
         self._plan()
         self._reloads += 1
+        self._note(config, before)
         log.info("reloaded", monitors=list(config.monitors))
+
+    def _note(self, config: DaemonConfig, before: DaemonConfig) -> None:
+        """Keep in the audit log which fields of the configuration have changed; never values."""
+        changed = [
+            f"monitors.{name}"
+            for name in {**before.monitors, **config.monitors}
+            if before.monitors.get(name) != config.monitors.get(name)
+        ]
+        changed += [
+            name
+            for name in type(config).model_fields
+            if name != "monitors" and getattr(config, name) != getattr(before, name)
+        ]
+        with self._ledger.transaction():
+            self._ledger.add_audit("SIGHUP", "configure", str(self._path), ", ".join(changed))
 
     def evaluate(self, monitor: str) -> int:
         """Evaluate now what a tick would, and return how many buckets it were.
@@ -352,9 +372,16 @@ class Web:
         daemon: Whose state is shown.
         address: `host:port`; port 0 takes a free one.
         operator: What people may do there.
+        tls: None serves plaintext.
     """
 
-    def __init__(self, daemon: Daemon, address: str, operator: Operator) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        address: str,
+        operator: Operator,
+        tls: TlsConfig | None = None,
+    ) -> None:
         """Bind the port.
 
         Raises:
@@ -368,8 +395,17 @@ class Web:
         self.port = int(self._socket.getsockname()[1])
         served = app(daemon.state, daemon.healthy, operator)
         self._server = uvicorn.Server(
-            uvicorn.Config(served, log_config=None, access_log=False, lifespan="off")
+            uvicorn.Config(
+                served,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                limit_concurrency=MAX_HTTP,
+                ssl_certfile=None if tls is None else tls.certificate,
+                ssl_keyfile=None if tls is None else tls.key,
+            )
         )
+        self._server.config.load()
         self._thread = Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="http", daemon=True
         )
@@ -377,6 +413,12 @@ class Web:
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
+
+    def refresh(self, certificates: Certificates) -> None:
+        """Use the certificates as they are now."""
+        context = self._server.config.ssl
+        if context is not None:
+            certificates.refresh(context)
 
     def close(self) -> None:
         """Let requests finish, stop."""
@@ -400,14 +442,17 @@ def main(path: Path, *, json_logs: bool) -> int:
         ledger = stack.enter_context(Ledger(config.state))
         daemon = Daemon(path, config, store.data, ledger)
         token = config.operator_token.get_secret_value()
-        people = Operator(token, ledger.acknowledge, daemon.evaluator.decide)
-        web = Web(daemon, config.http, people)
+        others = principals(config)
+        certificates = None if config.tls is None else Certificates(config.tls)
+        people = Operator(token, ledger.acknowledge, daemon.evaluator.decide, others)
+        web = Web(daemon, config.http, people, config.tls)
         stack.callback(web.close)
         service = Monitor(
             ledger, daemon.state, daemon.evaluate, daemon.evaluator.decide, daemon.evaluator.resend
         )
         try:
-            server = Server(service, config.grpc)
+            access = Access(token, principals=others)
+            server = Server(service, config.grpc, access, certificates)
         except RuntimeError as error:
             raise PortTakenError("grpc", config.grpc, str(error)) from error
         daemon.start()
@@ -416,7 +461,13 @@ def main(path: Path, *, json_logs: bool) -> int:
         stack.callback(server.close)
         server.start()
         log.info("started", grpc=server.port, http=web.port, monitors=list(config.monitors))
-        daemon.run(lambda: server.serving(healthy=daemon.healthy().ok))
+
+        def beat() -> None:
+            server.serving(healthy=daemon.healthy().ok)
+            if certificates is not None:
+                web.refresh(certificates)
+
+        daemon.run(beat)
     log.info("stopped")
     return 0
 

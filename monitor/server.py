@@ -23,23 +23,40 @@ from grpc_status import rpc_status
 from featurestore.errors import NotFoundError, UserError
 from monitor import messages
 from monitor.episodes import NotDecidableError
+from monitor.security import Guard
 from protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from monitor.access import Access
     from monitor.ledger import Ledger
+    from monitor.security import Certificates
     from monitor.state import State, TriggerRecord
 
 SERVICE = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name
 DOMAIN = "steadfeast"
 
-WORKERS = 64
-MAX_WATCHERS = 48
+WORKERS = 576
+MAX_WATCHERS = 512
 """Open WatchAlerts streams; each holds one worker, and the rest stay for unary calls."""
 MAX_BEHIND = 10_000
 """Alerts that a reader may be behind once it has caught up."""
 PAGE = 256
+MAX_REQUEST_BYTES = 64 * 1024
+"""No request of the protocol is longer than a comment."""
+MAX_STREAMS = 1024
+"""Calls under way on one connection."""
+
+_LIMITS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
+    # A connection whose other end has vanished is let go.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+]
 
 
 class OutOfRangeError(UserError):
@@ -292,9 +309,17 @@ class Server:
     Args:
         monitor: The service.
         address: `host:port`; port 0 takes a free one.
+        access: Who may call what; none lets everybody.
+        certificates: None serves plaintext.
     """
 
-    def __init__(self, monitor: Monitor, address: str) -> None:
+    def __init__(
+        self,
+        monitor: Monitor,
+        address: str,
+        access: Access | None = None,
+        certificates: Certificates | None = None,
+    ) -> None:
         """Bind the port.
 
         Raises:
@@ -302,14 +327,20 @@ class Server:
         """
         self._monitor = monitor
         self._server = grpc.server(
-            ThreadPoolExecutor(WORKERS, "grpc"), options=[("grpc.so_reuseport", 0)]
+            ThreadPoolExecutor(WORKERS, "grpc"),
+            interceptors=[] if access is None else [Guard(access)],
+            options=_LIMITS,
+            maximum_concurrent_rpcs=WORKERS,
         )
         self._health = health.HealthServicer()
         monitor_pb2_grpc.add_MonitorServiceServicer_to_server(monitor, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        self.port = self._server.add_insecure_port(address)
+        if certificates is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, certificates.server_credentials())
 
     def start(self) -> None:
         """Begin to answer."""

@@ -18,6 +18,11 @@ from protos.steadfeast.v1 import pipeline_pb2, pipeline_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from monitor.config import GrpcPipelineConfig
+
+    Metadata = tuple[tuple[str, str], ...]
 
 DEADLINE_SECONDS = 10.0
 WATCH_SECONDS = 60.0
@@ -103,16 +108,19 @@ class GrpcTarget:
 
     Args:
         channel: Closed with this.
+        metadata: Sent with every call.
     """
 
-    def __init__(self, channel: grpc.Channel) -> None:
-        self._channel = channel
+    def __init__(self, channel: grpc.Channel, metadata: Metadata = ()) -> None:
+        self._channel, self._metadata = channel, metadata
         self._stub = pipeline_pb2_grpc.PipelineServiceStub(channel)
 
     def trigger(self, request: pipeline_pb2.TriggerRetrainRequest) -> pipeline_pb2.Run:
         """See `Target`."""
         try:
-            return self._stub.TriggerRetrain(request, timeout=DEADLINE_SECONDS).run
+            return self._stub.TriggerRetrain(
+                request, timeout=DEADLINE_SECONDS, metadata=self._metadata
+            ).run
         except grpc.RpcError as error:
             if error.code() in RETRIED:
                 raise UnansweredError(_text(error)) from error
@@ -126,7 +134,9 @@ class GrpcTarget:
             run_id=run.run_id, after_sequence=after, heartbeat_interval=HEARTBEAT
         )
         with _watched():
-            for event in self._stub.WatchRun(request, timeout=WATCH_SECONDS):
+            for event in self._stub.WatchRun(
+                request, timeout=WATCH_SECONDS, metadata=self._metadata
+            ):
                 if event.HasField("run") and event.sequence > after:
                     after = event.sequence
                     yield event.sequence, event.run
@@ -139,7 +149,9 @@ class GrpcTarget:
             model=model, states=[pipeline_pb2.RUN_STATE_PROMOTED], limit=1
         )
         try:
-            runs = self._stub.ListRuns(request, timeout=DEADLINE_SECONDS).runs
+            runs = self._stub.ListRuns(
+                request, timeout=DEADLINE_SECONDS, metadata=self._metadata
+            ).runs
         except grpc.RpcError as error:
             raise UnansweredError(_text(error)) from error
         return runs[0] if runs else None
@@ -149,9 +161,30 @@ class GrpcTarget:
         self._channel.close()
 
 
-def connect(address: str) -> GrpcTarget:
-    """Return the pipeline at `address`; connects when first asked."""
-    return GrpcTarget(grpc.insecure_channel(address, options=_CHANNEL))
+def connect(config: GrpcPipelineConfig) -> Target:
+    """Return the pipeline that `config` describes; connects when first asked.
+
+    Raises:
+        UnansweredError: A certificate cannot be read.
+    """
+    token = config.token.get_secret_value()
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    if config.tls is None:
+        return GrpcTarget(grpc.insecure_channel(config.address, options=_CHANNEL), metadata)
+    tls = config.tls
+    try:
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=_read(tls.ca),
+            private_key=_read(tls.key),
+            certificate_chain=_read(tls.certificate),
+        )
+    except OSError as error:
+        raise UnansweredError(f"{error.filename}: {error.strerror}") from error
+    return GrpcTarget(grpc.secure_channel(config.address, credentials, options=_CHANNEL), metadata)
+
+
+def _read(path: Path | None) -> bytes | None:
+    return None if path is None else path.read_bytes()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from starlette.routing import Route
 from featurestore.errors import NotFoundError
 from monitor.access import COOKIE, SESSION_SECONDS, Access, RefusedError, same_origin
 from monitor.collector import registry
+from monitor.config import Role
 from monitor.episodes import NotDecidableError
 from monitor.render import HERE, Renderer, Viewer
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from monitor.access import Principal
     from monitor.state import State
 
 HEADERS = {
@@ -46,6 +48,9 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 """Sent with every answer."""
+
+ROLES = {"acknowledge": Role.ACKNOWLEDGE, "approve": Role.APPROVE, "reject": Role.APPROVE}
+"""What each verb of a form needs."""
 
 MAX_BODY_BYTES = 16 * 1024
 """Largest form that is read."""
@@ -110,12 +115,14 @@ class Operator:
     """What may be done over HTTP, and with which token.
 
     Attributes:
-        token: Of the configuration; empty lets nobody do anything.
+        token: Of the configuration, for everything; empty for none.
+        principals: Who has another token.
     """
 
     token: str
     acknowledge: Acknowledge
     decide: Decide
+    principals: tuple[Principal, ...] = ()
 
 
 def app(
@@ -131,7 +138,9 @@ def app(
         operator: What people may do; without it the page has no buttons and no POST is taken.
     """
     routes = [*_reading(state), *_probes(state, healthy)]
-    access = Access(operator.token) if operator is not None else None
+    access = (
+        Access(operator.token, principals=operator.principals) if operator is not None else None
+    )
     renderer = Renderer()
     routes += _showing(state, healthy, renderer, access)
     if operator is not None and access is not None and access.possible:
@@ -242,7 +251,8 @@ class _Acting:
         try:
             form = await _form(request)
             cookie = request.cookies.get(COOKIE, "")
-            actor = self._access.actor(request.headers, cookie, form)
+            role = ROLES.get(form.get("verb", ""))
+            actor = self._access.actor(request.headers, cookie, form, role)
             anchor = await run_in_threadpool(_done, self._operator, form, actor)
         except RefusedError as error:
             ask = error.status == HTTPStatus.UNAUTHORIZED

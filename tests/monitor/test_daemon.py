@@ -263,6 +263,8 @@ def test_a_reload_is_taken_over_whole_or_not_at_all(here: Here):
     here.rewrite("clock: wall", "clock: watermark")
     daemon.reload()
     assert daemon.evaluator.config.monitors["prices"].cooldown == timedelta(days=8)
+    (noted,) = here.ledger._rows("SELECT act, subject, remark FROM audit")
+    assert noted == ("configure", str(here.path), "monitors.prices")
     assert daemon.state().counters.reloads == 1
     world.serve(here.folder, SERVED, 4, NEVER)
     daemon.evaluate("")
