@@ -41,9 +41,13 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 @contextmanager
 def service(state: State, folder: Path) -> Iterator[str]:
     """Serve MonitorService over `state`; the ledger only has the alerts."""
+
+    def nothing(*_: object, **__: object) -> None:
+        pass
+
     with Ledger(folder) as ledger:
         ledger.add_alerts(state.alerts)
-        monitor = Monitor(ledger, lambda: state, lambda _: 0, lambda *_, **__: None)
+        monitor = Monitor(ledger, lambda: state, lambda _: 0, nothing, nothing)
         server = Server(monitor, "127.0.0.1:0")
         server.start()
         try:
