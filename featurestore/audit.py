@@ -1,54 +1,63 @@
 """The invariants, checked over every key and every logged vector.
 
-Above `training`, `served` and `materialization`, below `store`, which offers it. Set at a time:
-both sides of I1 stream into DuckDB and meet in one full join; I2 replays the served log through
-the offline store in slices. A check that had nothing to compare says so and does not hold.
+Above `compare`, below `store`, which offers it. Set at a time: both sides of I1 stream into
+DuckDB and meet in one full join; I2 replays the served log through the offline store in slices of
+bounded size. A check that had nothing to compare says so and does not hold.
 
 - I1: the online store against the newest offline row at the watermark, TTL applied to both.
-  Kinds: missing online, missing offline, stale, ahead, value.
-- I2: each logged vector against the join of its keys at its request time. Kinds: missing
-  online, missing offline, value.
-- I11: what writers say that they logged against what the files hold. Kind: lost.
-
-Values of features tagged `pii`, and join keys of such fields, never leave here in clear.
+  Kinds: missing online, missing offline, stale (an older row than offline's), ahead (one from
+  after the watermark, or that offline does not have), value.
+- I2: each logged vector against the join of its keys at its request time. Kinds: type, leaked
+  (the served row was not known at the request's time), stale (a newer one was known and not yet
+  materialized), missing online, missing offline, value. A feature computed on demand takes the
+  first of leaked and stale that holds for a view it reads.
+- I11: what writers say that they logged against what the files hold. Kind: lost. What a writer
+  dropped, and counted, is not lost; it makes I2 void for that window.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featurestore import offline
-from featurestore.errors import SteadfeastError
-from featurestore.evidence import content_sha256, differs
+from featurestore.compare import compare
+from featurestore.evidence import differs
 from featurestore.materialization import as_online
-from featurestore.rows import cast_array
-from featurestore.served import microseconds
-from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP, arrow_type
-from featurestore.sql import identifier
+from featurestore.offline.session import session
+from featurestore.offline.views import bind
+from featurestore.report import EXAMPLES, AuditReport, Check, Redactor, personal_columns
+from featurestore.served import Lineage, lineage, microseconds
+from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP
+from featurestore.sql import source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from feast import FeatureStore, FeatureView
 
     from featurestore.online import PackedOnlineStore
     from featurestore.served import ServedLog
+    from featurestore.service import Output, ServicePlan, StoredView
     from featurestore.serving import Bundle
 
-_EXAMPLES = 5
-_SLICE_ROWS = 100_000
+__all__ = ["AuditReport", "Check", "audit"]
+
+_SLICE_CELLS = 5_000_000
+_SLICE_ROWS = 200_000
 _MINIMUM = datetime(1970, 1, 1, tzinfo=UTC)
 _MAXIMUM = datetime(9999, 1, 1, tzinfo=UTC)
+_LEAKED, _STALE = 2, 1
+
+Bits = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class Audited(Protocol):
@@ -71,77 +80,6 @@ class Audited(Protocol):
         """Return features of entity rows at their `event_timestamp`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One invariant on one subject.
-
-    Attributes:
-        invariant: "I1", "I2" or "I11".
-        subject: The feature view, or the service.
-        cells: Cells compared; rows for I11.
-        mismatches: Kind -> cells.
-        examples: The first few, with both values and where each is from.
-        note: What was left out, or why there was nothing to compare.
-    """
-
-    invariant: str
-    subject: str
-    cells: int
-    mismatches: Mapping[str, int] = field(default_factory=dict)
-    examples: Sequence[Mapping[str, Any]] = ()
-    note: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether something was compared and all of it was the same."""
-        return self.cells > 0 and not any(self.mismatches.values())
-
-
-@dataclass(frozen=True, slots=True)
-class AuditReport:
-    """What one audit found.
-
-    Attributes:
-        service: The feature service.
-        contract: SHA-256 of its contract.
-        checks: One per invariant and subject.
-    """
-
-    service: str
-    contract: str
-    checks: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every invariant holds."""
-        return all(check.ok for check in self.checks)
-
-    def to_json(self) -> str:
-        """Return the report as JSON."""
-        checks = [{**asdict(check), "ok": check.ok} for check in self.checks]
-        report = {"service": self.service, "contract": self.contract, "ok": self.ok}
-        return json.dumps({**report, "checks": checks}, default=str, ensure_ascii=False)
-
-    def to_text(self) -> str:
-        """Return the report as lines for a terminal."""
-        lines = [f"{self.service} under contract {self.contract}"]
-        for check in self.checks:
-            kinds = ", ".join(
-                f"{count} {kind}" for kind, count in check.mismatches.items() if count
-            )
-            verdict = "holds" if check.ok else "FAILS"
-            lines.append(
-                f"  {check.invariant:<3} {verdict}  {check.subject}: {check.cells} cells"
-                + (f"; {kinds}" if kinds else "")
-                + (f"; {check.note}" if check.note else "")
-            )
-            lines += [
-                "        " + json.dumps(example, default=str, ensure_ascii=False)
-                for example in check.examples
-            ]
-        return "\n".join(lines)
-
-
 def audit(
     store: Audited, service: str, *, start: datetime | None = None, end: datetime | None = None
 ) -> AuditReport:
@@ -156,269 +94,323 @@ def audit(
     Raises:
         NotFoundError: There is no such service.
     """
-    bundle = store.bundle(service)
+    bundle, redactor = store.bundle(service), Redactor()
     names = {view.view.name for view in bundle.plan.views}
     views = store.feast.registry.list_feature_views(store.feast.project)
     checks = [
-        online_against_offline(store, view)
+        online_against_offline(store, view, redactor)
         for view in sorted(views, key=lambda view: str(view.name))
         if view.name in names and view.online
     ]
+    every = {path: lineage(path) for path in store.served.files(service, _MINIMUM, _MAXIMUM)}
     files = store.served.files(service, start or _MINIMUM, end or _MAXIMUM)
-    checks.append(served_against_offline(store, service, files, start, end))
-    checks.append(log_is_complete(service, store.served.files(service, _MINIMUM, _MAXIMUM)))
+    dropped = sum(every[path].dropped for path in files if path in every)
+    checks.append(served_against_offline(store, service, files, (start, end), dropped, redactor))
+    checks.append(log_is_complete(service, every))
     return AuditReport(service, bundle.contract.sha256, tuple(checks))
 
 
-def online_against_offline(store: Audited, view: FeatureView) -> Check:
+def online_against_offline(store: Audited, view: FeatureView, redactor: Redactor) -> Check:
     """I1: compare every key of one view at its watermark, both ways."""
     until = store.watermark(view.name)
     if until is None:
         return Check("I1", view.name, 0, note="never materialized")
-    schema = _schema(view)
-    keys = [item.name for item in view.entity_columns]
-    features = [item.name for item in view.features]
     config = store.feast.config
-    there = offline.latest(config, view, None, until)
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'").fetchall()
-        sides = {
-            "online_rows": store.online.scan(config, view),
-            "offline_rows": (as_online(view, batch) for batch in there),
-        }
-        failures: list[SteadfeastError] = []
-        for name, batches in sides.items():
-            connection.register(name, _reader(schema, batches, failures))
-        try:
-            connection.execute(_compared(view, keys, features, until)).fetchall()
-        except duckdb.Error:
-            if failures:  # DuckDB wraps what goes wrong in a stream that it reads
-                raise failures[0] from None
-            raise
-        counts = connection.execute(_counted(view)).fetchall()
-        rows = connection.execute("SELECT count(*) FROM compared").fetchall()[0][0]
-        examples = [
-            example
-            for feature, kind, count in counts
-            if count
-            for example in _shown(connection, view, keys, feature, kind)
-        ]
-    mismatches: Counter[str] = Counter()
-    for _, kind, count in counts:
-        if count:
-            mismatches[kind] += count
+    newest = offline.latest(config, view, None, until)
+    with session(config) as connection:
+        found = compare(
+            connection,
+            view,
+            store.online.scan(config, view),
+            (as_online(view, batch) for batch in newest),
+            microseconds(until),
+            redactor,
+        )
     note = f"at {until.isoformat()}"
-    if not rows:
+    if not found.rows:
         note += "; neither side holds a usable row"
-    return Check(
-        "I1", view.name, rows * len(features), dict(mismatches), examples[:_EXAMPLES], note
-    )
-
-
-def _schema(view: FeatureView) -> pa.Schema:
-    return pa.schema(
-        [(item.name, arrow_type(item)) for item in view.entity_columns]
-        + [(EVENT_TIMESTAMP, TIMESTAMP)]
-        + [(item.name, arrow_type(item)) for item in view.features]
-    )
-
-
-def _reader(
-    schema: pa.Schema, batches: Iterable[pa.RecordBatch], failures: list[SteadfeastError]
-) -> pa.RecordBatchReader:
-    """Cast a side to the declared types, as writing and training do; note what goes wrong."""
-
-    def typed() -> Iterator[pa.RecordBatch]:
-        try:
-            for batch in batches:
-                yield pa.RecordBatch.from_arrays(
-                    [cast_array(batch.column(item.name), item.type, item.name) for item in schema],
-                    schema=schema,
-                )
-        except SteadfeastError as error:
-            failures.append(error)
-            raise
-
-    return pa.RecordBatchReader.from_batches(schema, typed())
-
-
-def _compared(view: FeatureView, keys: list[str], features: list[str], until: datetime) -> str:
-    """Create table `compared`: one row per key that either side may use at the watermark."""
-    at = microseconds(until)
-    ttl = 0 if view.ttl is None else round(view.ttl.total_seconds() * 1_000_000)
-    event = f"epoch_us({identifier(EVENT_TIMESTAMP)})"
-    columns = ", ".join(
-        [f"{identifier(name)} AS k{i}" for i, name in enumerate(keys)]
-        + [f"{identifier(name)} AS f{i}" for i, name in enumerate(features)]
-        + [f"{event} AS at", "true AS found"]
-    )
-    # The online side keeps rows from after the watermark: they are "ahead", and shown.
-    usable = f"{event} >= {at - ttl}" if ttl else "true"
-    joined = " AND ".join(f"o.k{i} = f.k{i}" for i in range(len(keys))) or "true"
-    same = ", ".join(f"coalesce(o.k{i}, f.k{i}) AS k{i}" for i in range(len(keys)))
-    values = ", ".join(f"o.f{i} AS o{i}, f.f{i} AS f{i}" for i in range(len(features)))
-    return f"""CREATE TEMP TABLE compared AS SELECT {same}{", " if same else ""}{values},
-        o.at AS online_at, f.at AS offline_at,
-        CASE WHEN o.found IS NULL THEN 'missing online' WHEN f.found IS NULL THEN
-            CASE WHEN o.at > {at} THEN 'ahead' ELSE 'missing offline' END
-            WHEN o.at < f.at THEN 'stale' WHEN o.at > f.at THEN 'ahead' ELSE 'value' END AS kind
-        FROM (SELECT {columns} FROM online_rows WHERE {usable}) AS o
-        FULL JOIN (SELECT {columns} FROM offline_rows WHERE {usable}) AS f ON {joined}"""
-
-
-def _differ(view: FeatureView, number: int) -> str:
-    """A condition on `compared`: feature `number` differs by bits, or its row by its time."""
-    o, f = f"o{number}", f"f{number}"
-    conditions = ["online_at IS DISTINCT FROM offline_at", f"{o} IS DISTINCT FROM {f}"]
-    if pa.types.is_floating(arrow_type(view.features[number])):  # to DuckDB, -0.0 equals 0.0
-        conditions.append(f"({o} = 0 AND signbit({o}) <> signbit({f}))")
-    return f"({' OR '.join(conditions)})"
-
-
-def _counted(view: FeatureView) -> str:
-    parts = [
-        f"SELECT {i} AS feature, kind, count(*) FROM compared WHERE {_differ(view, i)} "
-        "GROUP BY kind"
-        for i in range(len(view.features))
-    ]
-    return " UNION ALL ".join(parts) + " ORDER BY 1, 2"
-
-
-def _shown(
-    connection: duckdb.DuckDBPyConnection,
-    view: FeatureView,
-    keys: list[str],
-    feature: int,
-    kind: str,
-) -> list[dict[str, Any]]:
-    columns = [f"k{i}" for i in range(len(keys))]
-    columns += [f"o{feature}", f"f{feature}", "make_timestamptz(online_at)::VARCHAR"]
-    columns += ["make_timestamptz(offline_at)::VARCHAR"]
-    rows = connection.execute(
-        f"SELECT {', '.join(columns)} FROM compared WHERE kind = ? AND {_differ(view, feature)} "
-        f"ORDER BY ALL LIMIT {_EXAMPLES}",
-        [kind],
-    ).fetchall()
-    item = view.features[feature]
-    return [
-        {
-            "kind": kind,
-            "feature": item.name,
-            "key": {
-                part.name: _clear(row[i], part.tags) for i, part in enumerate(view.entity_columns)
-            },
-            "online": _clear(row[len(keys)], item.tags),
-            "offline": _clear(row[len(keys) + 1], item.tags),
-            "online_event_time": row[len(keys) + 2],
-            "offline_event_time": row[len(keys) + 3],
-        }
-        for row in rows
-    ]
-
-
-def _clear(value: object, tags: Mapping[str, str] | None) -> object:
-    """Return a value, or for personal data a digest that still tells two of them apart."""
-    if value is None or "pii" not in (tags or {}):
-        return value
-    return "pii:" + content_sha256(pa.table({"": [value]}))[:12]
+    cells = found.rows * len(view.features)
+    return Check("I1", view.name, cells, found.mismatches, found.examples, note)
 
 
 def served_against_offline(
     store: Audited,
     service: str,
     files: Sequence[Path],
-    start: datetime | None,
-    end: datetime | None,
+    window: tuple[datetime | None, datetime | None],
+    dropped: int,
+    redactor: Redactor,
 ) -> Check:
     """I2: join the keys of every logged vector at its request time, and compare by bits."""
     bundle = store.bundle(service)
-    cells, elsewhere = 0, 0
-    mismatches: Counter[str] = Counter()
-    examples: list[dict[str, Any]] = []
-    for logged in _logged(files, start, end):
-        mine = pc.equal(logged.column("contract"), bundle.contract.sha256)
-        rows = logged.filter(mine)
-        elsewhere += logged.num_rows - rows.num_rows
-        if not rows.num_rows:
-            continue
-        spine = rows.select([*bundle.plan.entity_columns])
+    plan, tally = bundle.plan, _Tally(bundle.plan, redactor)
+    width = len(plan.outputs)
+    slices = _Slices(files, window, bundle.contract.sha256, max(1, _SLICE_CELLS // width))
+    for rows in slices:
+        spine = rows.select([*plan.entity_columns])
         spine = spine.append_column(EVENT_TIMESTAMP, rows.column("request_time"))
         replayed = store.point_in_time(service, spine)
-        cells += rows.num_rows * len(bundle.plan.outputs)
-        for output in bundle.plan.outputs:
-            was, now = rows.column(output.name), replayed.column(output.name)
-            places = pa.array(differs(was, now))
-            absent = [column.take(places).is_null() for column in (was, now)]
-            kinds = {
-                "missing online": absent[0],
-                "missing offline": absent[1],
-                "value": pc.invert(pc.or_(*absent)),
+        tally.cells += rows.num_rows * width
+        unequal = {output.name: _unequal(rows, replayed, output) for output in plan.outputs}
+        wrong = np.unique(np.concatenate(list(unequal.values())))
+        if wrong.size:
+            taken = rows.take(pa.array(wrong))
+            origins = {view.name: _origin(store, view, taken) for view in plan.views}
+            places = {
+                name: np.searchsorted(wrong, found) for name, found in unequal.items() if found.size
             }
-            mismatches.update({kind: pc.sum(there).as_py() or 0 for kind, there in kinds.items()})
-            for place in places[: _EXAMPLES - len(examples)].to_pylist():
-                served, offline_value = was[place].as_py(), now[place].as_py()
-                examples.append(
-                    {
-                        "kind": _kind(served, offline_value),
-                        "feature": output.name,
-                        "request_id": rows.column("request_id")[place].as_py(),
-                        "request_time": rows.column("request_time")[place].as_py(),
-                        "served": _clear(served, output.tags),
-                        "offline": _clear(offline_value, output.tags),
-                    }
-                )
-    mismatches = +mismatches
-    note = f"{elsewhere} rows were served under another contract" if elsewhere else ""
-    if not cells:
+            tally.add(taken, replayed.take(pa.array(wrong)), places, origins)
+    other = slices.elsewhere
+    note = f"{other} rows were served under another contract" if other else ""
+    if not tally.cells:
         note = note or "nothing was logged"
-    return Check("I2", service, cells, dict(mismatches), examples, note)
+    void = f"void: {dropped} vectors of this window were dropped" if dropped else ""
+    return Check("I2", service, tally.cells, dict(+tally.mismatches), tally.examples(), note, void)
 
 
-def _logged(
-    files: Sequence[Path], start: datetime | None, end: datetime | None
-) -> Iterator[pa.Table]:
-    for path in files:
-        for batch in pq.ParquetFile(path).iter_batches(_SLICE_ROWS):
-            rows = pa.Table.from_batches([batch])
-            time = pc.field("request_time")
-            if start is not None:
-                rows = rows.filter(time >= pa.scalar(start, TIMESTAMP))
-            if end is not None:
-                rows = rows.filter(time < pa.scalar(end, TIMESTAMP))
-            yield rows.combine_chunks()
+class _Slices:
+    """The logged rows of one contract and window, in tables of bounded size."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        window: tuple[datetime | None, datetime | None],
+        contract: str,
+        rows: int,
+    ) -> None:
+        self._files, self._window, self._contract = files, window, contract
+        self._rows = min(rows, _SLICE_ROWS)
+        self.elsewhere = 0
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        waiting: list[pa.Table] = []
+        count = 0
+        for rows in self._batches():
+            if waiting and (waiting[0].schema != rows.schema or count + rows.num_rows > self._rows):
+                yield pa.concat_tables(waiting).combine_chunks()
+                waiting, count = [], 0
+            waiting.append(rows)
+            count += rows.num_rows
+        if waiting:
+            yield pa.concat_tables(waiting).combine_chunks()
+
+    def _batches(self) -> Iterator[pa.Table]:
+        start, end = self._window
+        time = pc.field("request_time")
+        for path in self._files:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(self._rows):
+                    rows = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+                    if start is not None:
+                        rows = rows.filter(time >= pa.scalar(start, TIMESTAMP))
+                    if end is not None:
+                        rows = rows.filter(time < pa.scalar(end, TIMESTAMP))
+                    mine = rows.filter(pc.field("contract") == self._contract)
+                    self.elsewhere += rows.num_rows - mine.num_rows
+                    if mine.num_rows:
+                        yield mine
 
 
-def _kind(served: object, replayed: object) -> str:
-    if served is None:
-        return "missing online"
-    return "missing offline" if replayed is None else "value"
+def _unequal(
+    rows: pa.Table, replayed: pa.Table, output: Output
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the places where a feature differs: everywhere, if its type does."""
+    was, now = rows.column(output.name), replayed.column(output.name)
+    return differs(was, now) if was.type == now.type else np.arange(rows.num_rows)
 
 
-def log_is_complete(service: str, files: Sequence[Path]) -> Check:
+@dataclass(slots=True)
+class _Origin:
+    """Where the values of one view are from, for each of n rows that mismatch.
+
+    Attributes:
+        states: _LEAKED, _STALE or 0, shape (n,).
+        served: Event time of what was served; null when nothing was.
+        offline: Event time of the row that training uses.
+        written: Created time of the served row in the source, if it is there and has one.
+    """
+
+    states: np.ndarray[Any, np.dtype[np.int8]]
+    served: pa.ChunkedArray
+    offline: pa.ChunkedArray
+    written: pa.ChunkedArray
+
+
+def _origin(store: Audited, view: StoredView, rows: pa.Table) -> _Origin:
+    """Look up in the source which row was served, and which should have been."""
+    served = rows.column(f"{view.name}__event_timestamp")
+    at = rows.column("request_time").cast(pa.int64())
+    spine = {"i": pa.array(np.arange(rows.num_rows)), "t": at, "own": served.cast(pa.int64())}
+    spine |= {f"k{i}": rows.column(column) for i, column in enumerate(view.keys.values())}
+    config = store.feast.config
+    with session(config) as connection:
+        connection.register("spine", pa.table(spine))
+        bound = bind(connection, config.repo_path, view.view, list(view.columns)).view
+        made = "f.made" if bound.created is not None else "NULL::BIGINT"
+        known = "f.ts <= s.t" + (" AND f.made <= s.t" if bound.created is not None else "")
+        fresh = f" AND s.t - f.ts <= {bound.ttl}" if bound.ttl else ""
+        on = " AND ".join(f"s.k{i} = f.k{i}" for i in range(len(bound.keys))) or "true"
+        history = source(bound, None, None, made=True)
+        found = connection.sql(
+            f"""SELECT make_timestamptz(max(f.ts) FILTER (WHERE {known}{fresh})) AS offline,
+            make_timestamptz(min({made}) FILTER (WHERE f.ts = s.own)) AS written,
+            coalesce(bool_or(f.ts = s.own), false) AS there
+            FROM spine AS s LEFT JOIN ({history}) AS f ON {on} GROUP BY s.i ORDER BY s.i"""
+        ).to_arrow_table()
+    when, written = found.column("offline"), found.column("written")
+    late = pc.fill_null(pc.greater(served, rows.column("request_time")), False)
+    unknown = pc.fill_null(pc.greater(written, rows.column("request_time")), False)
+    behind = pc.fill_null(pc.less(served, when), False)
+    states = np.where(_bits(late) | _bits(unknown), _LEAKED, np.where(_bits(behind), _STALE, 0))
+    return _Origin(states.astype(np.int8), served, when, written)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What I2 has found so far."""
+
+    plan: ServicePlan
+    redactor: Redactor
+    cells: int = 0
+    mismatches: Counter[str] = field(default_factory=Counter)
+    _worst: defaultdict[str, list[tuple[float, dict[str, Any]]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+
+    def add(
+        self,
+        rows: pa.Table,
+        replayed: pa.Table,
+        places: Mapping[str, np.ndarray[Any, np.dtype[np.int64]]],
+        origins: Mapping[str, _Origin],
+    ) -> None:
+        """Take in rows that mismatch, and in which of them each feature does."""
+        personal = personal_columns(self.plan)
+        reads = {view.name: {name for name, _ in view.inputs} for view in self.plan.on_demand}
+        for output in self.plan.outputs:
+            if output.name not in places:
+                continue
+            found = places[output.name]
+            views = reads.get(output.view, {output.view})
+            was, now = (
+                table.column(output.name).take(pa.array(found)) for table in (rows, replayed)
+            )
+            state = np.max([origins[view].states[found] for view in views], axis=0, initial=0)
+            kinds = _kinds(was, now, state)
+            weights = _weights(was, now)
+            for kind in np.unique(kinds):
+                these = np.flatnonzero(kinds == kind)
+                self.mismatches[str(kind)] += len(these)
+                these = these[np.argsort(-weights[these], kind="stable")][:EXAMPLES]
+                worst = self._worst[str(kind)]
+                worst += [
+                    (
+                        -float(weights[i]),
+                        {
+                            "kind": str(kind),
+                            **self._cell(rows, int(found[i]), output, personal),
+                            "served": self._show(was[i].as_py(), output.name in personal),
+                            "offline": self._show(now[i].as_py(), output.name in personal),
+                            "rows": {
+                                view: {
+                                    "served_event_time": origin.served[int(found[i])].as_py(),
+                                    "served_created_time": origin.written[int(found[i])].as_py(),
+                                    "offline_event_time": origin.offline[int(found[i])].as_py(),
+                                }
+                                for view, origin in origins.items()
+                                if view in views
+                            },
+                        },
+                    )
+                    for i in these
+                ]
+                worst.sort(key=lambda item: item[0])
+                del worst[EXAMPLES:]
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Return the worst of each kind."""
+        return [example for kind in sorted(self._worst) for _, example in self._worst[kind]]
+
+    def _cell(
+        self, rows: pa.Table, place: int, output: Output, personal: frozenset[str]
+    ) -> dict[str, Any]:
+        return {
+            "feature": output.name,
+            "request_id": rows.column("request_id")[place].as_py(),
+            "request_time": rows.column("request_time")[place].as_py(),
+            "key": {
+                name: self._show(rows.column(name)[place].as_py(), name in personal)
+                for name in self.plan.keys
+            },
+        }
+
+    def _show(self, value: object, personal: bool) -> object:
+        return self.redactor.show(value, personal=personal)
+
+
+def _kinds(
+    was: pa.ChunkedArray, now: pa.ChunkedArray, states: np.ndarray[Any, np.dtype[np.int8]]
+) -> np.ndarray[Any, np.dtype[np.str_]]:
+    if was.type != now.type:
+        return np.full(len(was), "type")
+    own = np.where(
+        _bits(was.is_null()),
+        "missing online",
+        np.where(_bits(now.is_null()), "missing offline", "value"),
+    )
+    return np.where(states == _LEAKED, "leaked", np.where(states == _STALE, "stale", own))
+
+
+def _weights(was: pa.ChunkedArray, now: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """How bad each mismatch is: 3 for a missing side, else the relative difference, at most 2."""
+    numbers = all(
+        pa.types.is_integer(side.type) or pa.types.is_floating(side.type) for side in (was, now)
+    )
+    missing = _bits(was.is_null()) | _bits(now.is_null())
+    if not numbers:
+        return np.where(missing, 3.0, 1.0)
+    one, two = (
+        pc.fill_null(side.cast(pa.float64(), safe=False), 0).to_numpy() for side in (was, now)
+    )
+    scale = np.maximum(np.abs(one), np.abs(two)) / 2
+    with np.errstate(all="ignore"):
+        relative = np.where(scale > 0, np.abs(one / 2 - two / 2) / scale, 0.0)
+    return np.where(missing, 3.0, np.where(np.isfinite(relative), relative, 2.0))
+
+
+def _bits(column: pa.ChunkedArray) -> Bits:
+    found: Bits = (
+        column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
+    )
+    return found.astype(np.bool_)
+
+
+def log_is_complete(service: str, files: Mapping[Path, Lineage]) -> Check:
     """I11: each writer's files, in order, hold all rows that it says it logged."""
-    writers: dict[str, list[tuple[int, int, int, str]]] = {}
-    rows = lost = 0
+    writers: dict[str, list[tuple[Lineage, str]]] = {}
+    lost = 0
     examples: list[dict[str, Any]] = []
-    for path in files:
-        metadata = pq.read_metadata(path)
-        told = metadata.metadata or {}
-        rows += metadata.num_rows
-        writer = told.get(b"steadfeast.writer", b"").decode()
-        number, said, before = (
-            int(told.get(f"steadfeast.{name}".encode(), b"0"))
-            for name in ("file", "rows", "rows_before")
-        )
-        if said != metadata.num_rows:
-            lost += abs(said - metadata.num_rows)
-            examples.append({"file": path.name, "said": said, "holds": metadata.num_rows})
-        writers.setdefault(writer, []).append((number, before, said, path.name))
+    for path, told in files.items():
+        if told.said != told.holds:
+            lost += abs(told.said - told.holds)
+            examples.append({"file": path.name, "said": told.said, "holds": told.holds})
+        writers.setdefault(told.writer, []).append((told, path.name))
     for pieces in writers.values():
         expected = 0
-        for number, before, said, name in sorted(pieces):
-            if before != expected:
-                lost += before - expected
-                examples.append({"before": name, "file_number": number, "lost": before - expected})
-            expected = before + said
-    note = "" if files else "nothing was logged"
-    mismatches = {"lost": lost} if lost else {}
-    return Check("I11", service, rows, mismatches, examples[:_EXAMPLES], note)
+        for told, name in sorted(pieces, key=lambda piece: piece[0].number):
+            if told.before != expected:
+                gone = told.before - expected
+                lost += gone
+                examples.append({"before": name, "file_number": told.number, "lost": gone})
+            expected = told.before + told.said
+    dropped = sum(told.dropped for told in files.values())
+    note = f"{dropped} more were dropped and counted" if dropped else ""
+    rows = sum(told.holds for told in files.values())
+    return Check(
+        "I11",
+        service,
+        rows,
+        {"lost": lost} if lost else {},
+        examples[:EXAMPLES],
+        note if files else "nothing was logged",
+    )

@@ -12,10 +12,10 @@ import os
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, PositiveInt, ValidationError, ValidationInfo
 
 from featurestore.errors import ConfigError
 
@@ -50,16 +50,35 @@ class Section(BaseModel, frozen=True, extra="forbid"):
     """Base of every configuration model: frozen, and unknown keys are errors."""
 
 
+class LogConfig(Section):
+    """Section `store.log`: how the served log is kept.
+
+    Attributes:
+        rows_per_file: When so many rows of a service wait, they are written.
+        rows_waiting: Rows of a service that may wait in memory.
+        flush_every: How long a row may wait: what a crash can lose.
+        when_full: "block" makes requests wait for room, "drop" leaves their vectors out and
+            counts them, which voids the audit of what was served in that time.
+    """
+
+    rows_per_file: PositiveInt = 100_000
+    rows_waiting: PositiveInt = 400_000
+    flush_every: Duration = timedelta(minutes=1)
+    when_full: Literal["block", "drop"] = "block"
+
+
 class StoreConfig(Section):
     """Section `store`.
 
     Attributes:
         repo: Folder with Feast's `feature_store.yaml` and the definitions.
         data: Folder that Steadfeast writes to: `served/`, `labels/`, `training/`, `contracts/`.
+        log: How the served log is kept.
     """
 
     repo: FilePath
     data: FilePath
+    log: LogConfig = LogConfig()
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

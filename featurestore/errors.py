@@ -308,6 +308,19 @@ class StoreUnavailableError(SteadfeastError):
         super().__init__(f"{store} is not available: {problem}")
 
 
+class LogUnavailableError(SteadfeastError):
+    """The served log has no room in memory, and the disk takes nothing.
+
+    Attributes:
+        folder: Where it writes.
+        reason: The operating system's.
+    """
+
+    def __init__(self, folder: Path, reason: OSError) -> None:
+        self.folder, self.reason = folder, reason
+        super().__init__(f"the served log under {folder} cannot be written: {reason}")
+
+
 class InvalidStoreError(UserError):
     """The configured online store cannot keep what is promised.
 

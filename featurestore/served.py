@@ -1,10 +1,17 @@
 """Vectors that were served, and the log of every one of them.
 
 Above `rows`; imports no Feast, so that what only reads the log starts at once. The hot path pays
-for one list append: Arrow work waits for `flush`, which writes one file by rename, so that a
-reader sees all of a file or nothing. What a crash loses is what was not flushed, at most
-`rows_per_file` rows of a service. Each file carries its writer, its number and what that writer
-has logged before it, so that a lost file or row shows.
+for one list append: a thread of the log's own, alive while rows wait, does the Arrow work and
+writes each file by rename, so that a reader sees all of a file or nothing.
+
+When `rows_waiting` rows of a service wait, because the disk is slower than the requests, the
+policy decides: "block" makes requests wait, "drop" leaves their vectors out and counts them. Each
+file carries its writer, its number, what that writer logged before it and what it dropped, so
+that a lost file or row shows, and a dropped one is told from it.
+
+What a crash loses, kill -9 included, is what was not on disk yet: vectors of the last
+`flush_seconds` and of the write under way, never more than `rows_waiting` of a service. `flush`
+and `Store.close` leave nothing to lose.
 """
 
 from __future__ import annotations
@@ -13,14 +20,17 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from threading import RLock
-from typing import TYPE_CHECKING, Any
+from threading import Condition, RLock, Thread
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from featurestore.errors import LogUnavailableError
 from featurestore.rows import TIMESTAMP
 
 if TYPE_CHECKING:
@@ -31,6 +41,7 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_RETRY_SECONDS = 1.0
 
 LABELS = pa.schema([("request_id", pa.string()), ("label", pa.float64()), ("known_at", TIMESTAMP)])
 
@@ -43,23 +54,68 @@ class Counters:
         requests: Calls of `append`.
         rows: Vectors given to it.
         written: Vectors that are on disk.
+        dropped: Vectors left out because too many waited. After `flush`, `rows` is `written`
+            plus `dropped`.
     """
 
     requests: int = 0
     rows: int = 0
     written: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What a served file says of itself, and what it holds.
+
+    Attributes:
+        writer: Which log wrote it.
+        number: Its place among that log's files of the service, from 0.
+        said: Rows that were written to it.
+        holds: Rows that it holds.
+        before: Rows that this log had written of the service before it.
+        dropped: Vectors that this log dropped since the file before it.
+    """
+
+    writer: str
+    number: int
+    said: int
+    holds: int
+    before: int
+    dropped: int
+
+
+def lineage(path: Path) -> Lineage:
+    """Read what a served file says of itself."""
+    metadata = pq.read_metadata(path)
+    told = metadata.metadata or {}
+    writer = told.get(b"steadfeast.writer", b"").decode()
+    number, said, before, dropped = (
+        int(told.get(f"steadfeast.{name}".encode(), b"0"))
+        for name in ("file", "rows", "rows_before", "dropped")
+    )
+    return Lineage(writer, number, said, metadata.num_rows, before, dropped)
 
 
 @dataclass(slots=True)
 class _Buffer:
-    """One service's vectors or labels that are not on disk yet."""
+    """One service's vectors or labels that are not on disk yet.
+
+    `waiting` counts what is being written, too. `lost` is one item that was dropped, whose columns
+    a file without rows takes; `gap` the times of what was.
+    """
 
     items: list[Any] = field(default_factory=list)
     waiting: int = 0
+    since: float = 0.0
     requests: int = 0
     rows: int = 0
     written: int = 0
     files: int = 0
+    dropped: int = 0
+    told: int = 0
+    lost: Any = None
+    gap: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +127,14 @@ class _Served:
     model_version: str
     predictions: Any
 
+    @property
+    def num_rows(self) -> int:
+        rows: int = self.features.rows
+        return rows
+
+
+_Key = tuple[Literal["served", "labels"], str]
+
 
 class ServedLog:
     """Logs served vectors and their labels under one folder.
@@ -79,15 +143,31 @@ class ServedLog:
 
     Args:
         root: Folder that holds `served/` and `labels/`.
-        rows_per_file: Rows of one service that wait in memory at most.
+        rows_per_file: When so many rows of one service wait, they are written.
+        rows_waiting: Rows of one service that may wait in memory.
+        flush_seconds: How long a row may wait.
+        when_full: What happens to a request that finds no room: it waits ("block"), or its
+            vectors are left out and counted ("drop"). Labels always wait.
     """
 
-    def __init__(self, root: Path, *, rows_per_file: int = 100_000) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        rows_per_file: int = 100_000,
+        rows_waiting: int = 400_000,
+        flush_seconds: float = 60.0,
+        when_full: Literal["block", "drop"] = "block",
+    ) -> None:
         self._root, self._rows_per_file = root, rows_per_file
+        self._rows_waiting = max(rows_waiting, rows_per_file)
+        self._flush_seconds, self._when_full = flush_seconds, when_full
         self._writer = uuid4().hex
-        self._lock = RLock()
-        self._served: defaultdict[str, _Buffer] = defaultdict(_Buffer)
-        self._labels: defaultdict[str, _Buffer] = defaultdict(_Buffer)
+        self._lock, self._writing = RLock(), RLock()
+        self._changed = Condition(self._lock)
+        self._running = False
+        self._failure: OSError | None = None
+        self._buffers: defaultdict[_Key, _Buffer] = defaultdict(_Buffer)
 
     def append(
         self,
@@ -110,6 +190,9 @@ class ServedLog:
             model: Name of the model that used them.
             model_version: Its version.
             predictions: One per row, if there are any.
+
+        Raises:
+            LogUnavailableError: There is no room, and the disk takes nothing.
         """
         rows = features.rows
         if len(request_ids) != rows or (predictions is not None and len(predictions) != rows):
@@ -117,14 +200,7 @@ class ServedLog:
         item = _Served(
             features, request_ids, microseconds(request_time), model, model_version, predictions
         )
-        with self._lock:
-            buffer = self._served[service]
-            buffer.items.append(item)
-            buffer.requests += 1
-            buffer.rows += rows
-            buffer.waiting += rows
-            if buffer.waiting >= self._rows_per_file:
-                self._flush_served(service)
+        self._take(("served", service), item, rows)
 
     def append_labels(
         self,
@@ -149,27 +225,25 @@ class ServedLog:
             [_column(request_ids, pa.string()), _column(labels, pa.float64()), known_at],
             schema=LABELS,
         )
-        with self._lock:
-            buffer = self._labels[service]
-            buffer.items.append(table)
-            buffer.rows += rows
-            buffer.waiting += rows
-            if buffer.waiting >= self._rows_per_file:
-                self._flush_labels(service)
+        if rows:
+            self._take(("labels", service), table, rows)
 
     def flush(self) -> None:
-        """Write everything that waits."""
-        with self._lock:
-            for service in list(self._served):
-                self._flush_served(service)
-            for service in list(self._labels):
-                self._flush_labels(service)
+        """Write everything that waits.
+
+        Raises:
+            OSError: The disk takes nothing; what waits still waits.
+        """
+        with self._writing:
+            for key in list(self._buffers):
+                while self._write_some(key):
+                    pass
 
     def counters(self, service: str) -> Counters:
         """Return what this log has taken in for `service` since it was opened."""
         with self._lock:
-            buffer = self._served[service]
-            return Counters(buffer.requests, buffer.rows, buffer.written)
+            buffer = self._buffers["served", service]
+            return Counters(buffer.requests, buffer.rows, buffer.written, buffer.dropped)
 
     def files(self, service: str, start: datetime, end: datetime) -> list[Path]:
         """Return the served files that may hold rows with request time in [start, end)."""
@@ -184,45 +258,139 @@ class ServedLog:
         last = max((last for _, last, _ in _named(self._root / "served" / service)), default=None)
         return None if last is None else _EPOCH + last * _MICROSECOND
 
-    def _flush_served(self, service: str) -> None:
-        buffer = self._served[service]
-        if not buffer.waiting:
-            buffer.items.clear()
-            return
-        # A rollout serves two contracts, so two sets of columns, at once: one file for each.
-        alike: defaultdict[Any, list[_Served]] = defaultdict(list)
-        for item in buffer.items:
-            alike[item.features.table.schema, tuple(item.features.event_times)].append(item)
-        for items in alike.values():
-            table = _served_table(items)
-            self._write("served", service, buffer, table, "request_time")
-        buffer.items.clear()
-        buffer.waiting = 0
+    def _take(self, key: _Key, item: Any, rows: int) -> None:
+        with self._lock:
+            buffer = self._buffers[key]
+            buffer.requests += 1
+            buffer.rows += rows
+            if buffer.waiting and buffer.waiting + rows > self._rows_waiting:
+                if self._when_full == "drop" and key[0] == "served":
+                    first, last = buffer.gap or (item.request_time, item.request_time)
+                    buffer.gap = min(first, item.request_time), max(last, item.request_time)
+                    buffer.dropped += rows
+                    buffer.lost = item
+                    return
+                self._wait_for_room(buffer, rows)
+            if not buffer.items:
+                buffer.since = monotonic()
+            buffer.items.append(item)
+            buffer.waiting += rows
+            if not self._running:
+                self._running = True
+                Thread(target=self._run, name="served-log", daemon=True).start()
+            elif buffer.waiting >= self._rows_per_file:
+                self._changed.notify_all()
 
-    def _flush_labels(self, service: str) -> None:
-        buffer = self._labels[service]
-        if buffer.waiting:
-            table = pa.concat_tables(buffer.items).combine_chunks()
-            self._write("labels", service, buffer, table, "known_at")
-        buffer.items.clear()
-        buffer.waiting = 0
+    def _wait_for_room(self, buffer: _Buffer, rows: int) -> None:
+        while buffer.waiting and buffer.waiting + rows > self._rows_waiting:
+            if self._failure is not None:
+                buffer.requests -= 1
+                buffer.rows -= rows
+                raise LogUnavailableError(self._root, self._failure) from self._failure
+            self._changed.wait()
 
-    def _write(self, kind: str, service: str, buffer: _Buffer, table: pa.Table, time: str) -> None:
+    def _run(self) -> None:
+        """Write what is due, until nothing waits; a later append starts anew."""
+        while True:
+            with self._lock:
+                key = self._due()
+                while key is None:
+                    waiting = [buffer.since for buffer in self._buffers.values() if buffer.items]
+                    if not waiting:
+                        self._running = False
+                        return
+                    self._changed.wait(max(0.0, min(waiting) + self._flush_seconds - monotonic()))
+                    key = self._due()
+            try:
+                with self._writing:
+                    self._write_some(key)
+            except OSError as error:
+                with self._lock:
+                    self._failure = error
+                    self._changed.notify_all()  # who waits for room shall not wait for the disk
+                    self._changed.wait(_RETRY_SECONDS)
+
+    def _due(self) -> _Key | None:
+        limit = monotonic() - self._flush_seconds
+        for key, buffer in self._buffers.items():
+            if buffer.items and (buffer.waiting >= self._rows_per_file or buffer.since <= limit):
+                return key
+        return None
+
+    def _write_some(self, key: _Key) -> bool:
+        """Write one file's worth of what waits; say whether there was any."""
+        kind, service = key
+        with self._lock:
+            buffer, rows, count = self._buffers[key], 0, 0
+            while count < len(buffer.items) and rows < self._rows_per_file:
+                rows += buffer.items[count].num_rows
+                count += 1
+            items, buffer.items = buffer.items[:count], buffer.items[count:]
+            dropped, gap, lost = buffer.dropped - buffer.told, buffer.gap, buffer.lost
+            buffer.gap = buffer.lost = None
+        if not items and not dropped:
+            return False
+        try:
+            for alike in _alike(items or [lost]) if kind == "served" else [items]:
+                if kind == "labels":
+                    table = pa.concat_tables(alike).combine_chunks()
+                else:
+                    table = _served_table(alike) if items else _served_table(alike).slice(0, 0)
+                self._write(kind, service, buffer, table, dropped=dropped, gap=gap)
+                with self._lock:
+                    buffer.told += dropped
+                    buffer.waiting -= table.num_rows
+                    self._failure = None
+                    self._changed.notify_all()
+                dropped, gap = 0, None
+                items = [item for item in items if not any(item is one for one in alike)]
+        except OSError:
+            with self._lock:
+                buffer.items = items + buffer.items
+                if dropped:
+                    buffer.gap, buffer.lost = gap, lost
+            raise
+        return True
+
+    def _write(
+        self,
+        kind: str,
+        service: str,
+        buffer: _Buffer,
+        table: pa.Table,
+        *,
+        dropped: int,
+        gap: tuple[int, int] | None,
+    ) -> None:
         folder = self._root / kind / service
         folder.mkdir(parents=True, exist_ok=True)
-        times = table.column(time).cast(pa.int64()).to_numpy()
-        name = f"{times.min()}-{times.max()}-{uuid4().hex}.parquet"
-        lineage = {
+        time = "request_time" if kind == "served" else "known_at"
+        times = [*pc.min_max(table.column(time).cast(pa.int64())).as_py().values(), *(gap or ())]
+        times = [moment for moment in times if moment is not None]
+        name = f"{min(times)}-{max(times)}-{uuid4().hex}.parquet"
+        told = {
             "steadfeast.writer": self._writer,
             "steadfeast.file": str(buffer.files),
             "steadfeast.rows": str(table.num_rows),
             "steadfeast.rows_before": str(buffer.written),
+            "steadfeast.dropped": str(dropped),
         }
         half = folder / f".{name}.half"
-        pq.write_table(table.replace_schema_metadata(lineage), half, compression="zstd")
+        with half.open("wb") as file:
+            pq.write_table(table.replace_schema_metadata(told), file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(half, folder / name)  # noqa: PTH105 - says that it replaces
         buffer.files += 1
         buffer.written += table.num_rows
+
+
+def _alike(items: list[_Served]) -> list[list[_Served]]:
+    """Group vectors by their columns: a rollout serves two contracts, and so two sets, at once."""
+    groups: defaultdict[Any, list[_Served]] = defaultdict(list)
+    for item in items:
+        groups[item.features.table.schema, tuple(item.features.event_times)].append(item)
+    return list(groups.values())
 
 
 def microseconds(time: datetime) -> int:

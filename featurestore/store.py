@@ -67,7 +67,13 @@ class Store:
         self.config = config
         self.repo, self.data = Path(config.repo), Path(config.data)
         self.feast = _feast(self.repo)
-        self.served = ServedLog(self.data)
+        self.served = ServedLog(
+            self.data,
+            rows_per_file=config.log.rows_per_file,
+            rows_waiting=config.log.rows_waiting,
+            flush_seconds=config.log.flush_every.total_seconds(),
+            when_full=config.log.when_full,
+        )
         self._bundles: dict[str, Bundle] = {}
         self._readers: dict[str, Reader] = {}
         self._views: dict[str, FeatureView] | None = None
@@ -303,6 +309,10 @@ class Store:
             raise ContractMismatchError(service, contract, served, differences)
         at = time_ns() // 1000 if request_time is None else microseconds(request_time)
         return self._reader(service, bundle).read(entity_rows, at)
+
+    def is_plain(self, service: str) -> bool:
+        """Say whether answering for `service` runs no on-demand view."""
+        return not self.bundle(service).executors
 
     def _reader(self, service: str, bundle: Bundle) -> Reader:
         reader = self._readers.get(service)

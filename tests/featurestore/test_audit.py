@@ -207,7 +207,88 @@ def test_i2_names_a_leaked_row(stocked, shop):
     shop.write([future], [{"item_id": "a", "price": 0.1, "at": NOON - 50 * DAY}])
     serve(stocked, NOON, users=(2,))
     found = check(stocked, "I2", "purchase")
-    assert "missing offline" in found.mismatches
+    leaked = [example for example in found.examples if example["kind"] == "leaked"]
+    assert {"spend", "visits"} <= {example["feature"] for example in leaked}
+    example = next(example for example in leaked if example["feature"] == "visits")
+    assert (example["served"], example["offline"]) == (7, None)
+    assert example["key"] == {"user_id": 2, "item_id": "a"}
+    assert example["rows"] == {
+        "users": {
+            "served_event_time": NOON - TICK,
+            "served_created_time": NOON + HOUR,
+            "offline_event_time": None,
+        }
+    }
+
+
+def test_i2_tells_a_row_that_was_not_materialized_yet_from_a_wrong_one(stocked, shop):
+    newer = user(2, NOON + TICK, spend=4.0, visits=7, city="Bern")
+    shop.write([newer], [{"item_id": "a", "price": 0.1, "at": NOON - 50 * DAY}])
+    stocked.served = type(stocked.served)(shop.data / "elsewhere")
+    serve(stocked, NOON + HOUR, users=(2,))
+    found = check(stocked, "I2", "purchase")
+    assert set(found.mismatches) == {"stale"}
+    assert found.mismatches["stale"] == 4  # two stored, and two computed from them
+
+
+def test_the_worst_of_each_kind_are_shown_first(stocked):
+    for number, visits in enumerate((3, 50, 4, 9, 2000, 5, 6)):
+        overwrite(stocked, **{**GOOD, "user_id": 100 + number, "visits": visits})
+    overwrite(stocked, **{**GOOD, "user_id": 1, "visits": 4})
+    two = {"user_id": 2, "spend": 2.0, "visits": 2**53 + 3, "city": "Bern"}
+    overwrite(stocked, **{**GOOD, **two})
+    found = check(stocked, "I1", "users")
+    assert found.mismatches == {"missing offline": 21, "value": 2}
+    assert [e["online"] for e in found.examples if e["kind"] == "value"] == [4, 2**53 + 3]
+    assert len([e for e in found.examples if e["kind"] == "missing offline"]) == 5
+    assert found.examples[0]["source"] == "data/sources/users.parquet"
+
+
+def test_a_report_is_json_whatever_the_values(stocked):
+    overwrite(stocked, **{"user_id": 1, **GOOD, "spend": float("nan")})
+    overwrite(stocked, **{"user_id": 2, **GOOD, "spend": float("-inf"), "visits": 2**53 + 1})
+
+    def refuse(word):
+        raise ValueError(word)
+
+    report = json.loads(stocked.audit("purchase").to_json(), parse_constant=refuse)
+    shown = [e["online"] for c in report["checks"] for e in c["examples"] if "online" in e]
+    assert {"NaN", "-Infinity"} <= set(shown)
+    times = [e["online_event_time"] for e in report["checks"][1]["examples"]]
+    assert all(datetime.fromisoformat(time) for time in times)
+
+
+def test_what_is_computed_from_personal_data_is_personal(stocked):
+    """`label` is the city in capitals; `affinity` is tagged as giving nothing away."""
+    stocked.served.flush()
+    (path,) = stocked.served.files("purchase", NOON, NOON + HOUR)
+
+    def change(table):
+        index = table.schema.get_field_index("label")
+        return table.set_column(index, "label", pa.array(["WRONG", "BERN", None]))
+
+    _rewrite(path, change)
+    report = stocked.audit("purchase")
+    (example,) = next(c for c in report.checks if c.invariant == "I2").examples
+    assert (example["feature"], example["kind"]) == ("label", "value")
+    assert example["served"].startswith("pii:")
+    assert not any(word in report.to_json() for word in ("WRONG", HOME_TOWN.upper()))
+    assert stocked.audit("purchase").checks != report.checks  # another report, another key
+
+
+def test_a_counted_drop_leaves_the_log_complete_and_makes_i2_void(stocked, shop):
+    log = stocked.served = type(stocked.served)(
+        shop.data, rows_per_file=3, rows_waiting=3, when_full="drop"
+    )
+    with log._writing:  # the log's thread cannot write now
+        for n in range(1, 4):
+            serve(stocked, NOON + n * HOUR)
+    log.flush()
+    assert log.counters("purchase").dropped == 6
+    assert check(stocked, "I11", "purchase").note == "6 more were dropped and counted"
+    found = check(stocked, "I2", "purchase")
+    assert (found.ok, found.mismatches) == (False, {})
+    assert found.void == "void: 6 vectors of this window were dropped"
 
 
 def test_i2_names_an_on_demand_function_that_differs_online(stocked):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurestore import OnlineFeatures, ServedLog
+from featurestore import served as served_module
+from featurestore.errors import LogUnavailableError
+from featurestore.served import lineage
 
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -37,6 +43,15 @@ def append(log, time, rows=2, prefix="r", **more):
         request_time=time,
         **more,
     )
+
+
+def awaited(log, count):
+    """The files of service s, once the log's own thread has written `count` of them."""
+    deadline = time.monotonic() + 20
+    while len(log.files("s", NOON, NOON + 3600 * SECOND)) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return log.files("s", NOON, NOON + 3600 * SECOND)
 
 
 def test_what_is_appended_is_read_back_column_by_column(tmp_path):
@@ -119,7 +134,7 @@ def test_a_full_buffer_is_written_without_being_asked(tmp_path):
     log = ServedLog(tmp_path, rows_per_file=10)
     for n in range(12):
         append(log, NOON + n * SECOND)
-    files = log.files("s", NOON, NOON + 60 * SECOND)
+    files = awaited(log, 2)
     assert [pq.read_metadata(path).num_rows for path in files] == [10, 10]
     counters = log.counters("s")
     assert (counters.requests, counters.rows, counters.written) == (12, 24, 20)
@@ -177,3 +192,121 @@ def test_the_hot_path_pays_microseconds(tmp_path):
             log.append("s", features, request_ids=ids, request_time=NOON)
         best = min(best, (time.process_time() - start) / 100)
     assert best < 100e-6  # 3 in practice; a hundred times that would be Arrow work
+
+
+def test_a_row_waits_no_longer_than_it_may(tmp_path):
+    log = ServedLog(tmp_path, flush_seconds=0.05)
+    append(log, NOON)
+    assert pq.read_metadata(awaited(log, 1)[0]).num_rows == 2
+    append(log, NOON + SECOND)  # the thread has ended with nothing to do; another starts
+    assert len(awaited(log, 2)) == 2
+
+
+class Disk:
+    """A disk that takes nothing while `full`, and is slow while `held`."""
+
+    def __init__(self, monkeypatch):
+        self.full, self.held = False, threading.Event()
+        self.held.set()
+        right = served_module.pq.write_table
+
+        def write(*args, **options):
+            assert self.held.wait(20)
+            if self.full:
+                raise OSError(28, "No space left on device")
+            right(*args, **options)
+
+        monkeypatch.setattr(served_module.pq, "write_table", write)
+
+
+def test_a_log_that_blocks_makes_requests_wait_and_loses_nothing(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch)
+    log = ServedLog(tmp_path, rows_per_file=4, rows_waiting=8)
+    disk.held.clear()
+    for n in range(4):
+        append(log, NOON + n * SECOND, prefix=f"{n}-")
+    waiting = threading.Thread(target=append, args=(log, NOON + 4 * SECOND), daemon=True)
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    disk.held.set()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    log.flush()
+    counters = log.counters("s")
+    assert (counters.rows, counters.written, counters.dropped) == (10, 10, 0)
+
+
+def test_a_log_that_drops_counts_what_it_dropped_and_when(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch)
+    log = ServedLog(tmp_path, rows_per_file=4, rows_waiting=8, when_full="drop")
+    disk.held.clear()
+    for n in range(7):
+        append(log, NOON + n * SECOND)
+    assert log.counters("s").dropped == 6
+    disk.held.set()
+    log.flush()
+    counters = log.counters("s")
+    assert counters.rows == 14 == counters.written + counters.dropped
+    told = [lineage(path) for path in log.files("s", NOON, NOON + 60 * SECOND)]
+    assert sum(one.dropped for one in told) == 6
+    assert sum(one.holds for one in told) == 8
+    # The times of what was dropped choose the file that says so.
+    chosen = log.files("s", NOON + 6 * SECOND, NOON + 7 * SECOND)
+    assert sum(lineage(path).dropped for path in chosen) == 6
+
+
+def test_a_disk_that_takes_nothing_is_an_error_and_loses_nothing(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch)
+    log = ServedLog(tmp_path, rows_per_file=2, rows_waiting=4)
+    disk.full = True
+    append(log, NOON, prefix="a")
+    append(log, NOON, prefix="b")
+    with pytest.raises(LogUnavailableError, match="No space left") as caught:
+        append(log, NOON, prefix="c")
+    assert caught.value.folder == tmp_path
+    with pytest.raises(OSError, match="No space left"):
+        log.flush()
+    disk.full = False
+    awaited(log, 2)  # its own thread tries again
+    append(log, NOON, prefix="d")
+    log.flush()
+    ids = [i for path in awaited(log, 3) for i in pq.read_table(path)["request_id"].to_pylist()]
+    assert sorted(ids) == ["a0", "a1", "b0", "b1", "d0", "d1"]
+    assert log.counters("s").rows == log.counters("s").written == 6
+
+
+KILLED = """
+import sys, pathlib, time
+sys.path.insert(0, sys.argv[2])
+from datetime import timedelta
+from test_served import NOON, append
+from featurestore import ServedLog
+log = ServedLog(pathlib.Path(sys.argv[1]), rows_per_file=200, rows_waiting=400, flush_seconds=0.2)
+n = 0
+while True:
+    append(log, NOON + timedelta(seconds=n), prefix=f"{n}-")
+    n += 1
+    sys.stdout.write(f"{n * 2}\\n"); sys.stdout.flush()
+    time.sleep(0.001)
+"""
+
+
+def test_kill_9_loses_no_more_than_may_wait_and_leaves_no_half_file(tmp_path):
+    folder = str(Path(__file__).parent)
+    command = [sys.executable, "-c", KILLED, str(tmp_path), folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        given = 0
+        while given < 1500:
+            given = int(process.stdout.readline())
+        process.kill()
+        given = int([given, *process.stdout.read().split("\n")[:-1]][-1])
+    log = ServedLog(tmp_path)
+    files = log.files("s", NOON, NOON + 36000 * SECOND)
+    ids = [i for path in files for i in pq.read_table(path)["request_id"].to_pylist()]
+    assert len(ids) == len(set(ids))
+    assert given - 400 <= len(ids) <= given + 2
+    # What there is has no holes: everything up to the last row on disk is on disk.
+    assert sorted(int(i.split("-")[0]) for i in ids) == [n // 2 for n in range(len(ids))]
+    told = sorted(lineage(path).number for path in files)
+    assert told == list(range(len(files)))

@@ -41,6 +41,7 @@ basket = RequestSource(name="basket", schema=[Field(name="amount", dtype=Float64
 @on_demand_feature_view(
     sources=[basket, users, items],
     schema=[Field(name="share", dtype=Float64), Field(name="more_visits", dtype=Int64)],
+    tags={"pii": "false"},
 )
 def affinity(inputs: pd.DataFrame) -> pd.DataFrame:
     """Share of spending, and one more visit."""

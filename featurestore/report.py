@@ -1,0 +1,188 @@
+"""What an audit says: checks, their text and JSON, and what of a person's data may be shown.
+
+Above nothing of ours; `compare` and `audit` fill it in. Values of features tagged `pii` in
+Feast, of join keys and request fields so tagged, and of on-demand features that may have read
+one, are shown as digests under a key that is made for one report and forgotten with it: two values
+in a report can be told apart, and neither can be looked up. A tag `pii: "false"` on an on-demand
+view says that what it computes gives nothing away. (Feast drops the tags of its fields.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import blake2b
+from secrets import token_bytes
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from featurestore.service import ServicePlan
+
+EXAMPLES = 5
+"""How many mismatches of each kind are shown, the worst first."""
+
+FORMAT = 1
+"""Version of the JSON report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One invariant on one subject.
+
+    Attributes:
+        invariant: "I1", "I2" or "I11".
+        subject: The feature view, or the service.
+        cells: Cells compared; rows for I11.
+        mismatches: Kind -> cells.
+        examples: The worst few of each kind, with both values and where each is from.
+        note: What was left out, or why there was nothing to compare.
+        void: Why nothing can be said, whatever was compared; empty otherwise.
+    """
+
+    invariant: str
+    subject: str
+    cells: int
+    mismatches: Mapping[str, int] = field(default_factory=dict)
+    examples: Sequence[Mapping[str, Any]] = ()
+    note: str = ""
+    void: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether something was compared and all of it was the same."""
+        return self.cells > 0 and not self.void and not any(self.mismatches.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the check in plain JSON types."""
+        note = "; ".join(text for text in (self.void, self.note) if text)
+        return {
+            "invariant": self.invariant,
+            "subject": self.subject,
+            "ok": self.ok,
+            "cells": self.cells,
+            "mismatches": dict(self.mismatches),
+            "examples": _plain(self.examples),
+            "note": note,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What one audit found.
+
+    Attributes:
+        service: The feature service.
+        contract: SHA-256 of its contract.
+        checks: One per invariant and subject.
+    """
+
+    service: str
+    contract: str
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every invariant holds."""
+        return all(check.ok for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report in plain JSON types; times are ISO 8601, NaN and infinities words."""
+        return {
+            "format": FORMAT,
+            "service": self.service,
+            "contract": self.contract,
+            "ok": self.ok,
+            "checks": [check.as_dict() for check in self.checks],
+        }
+
+    def to_json(self) -> str:
+        """Return the report as JSON."""
+        return json.dumps(self.as_dict(), ensure_ascii=False, allow_nan=False)
+
+    def to_text(self) -> str:
+        """Return the report as lines for a terminal."""
+        lines = [f"{self.service} under contract {self.contract}"]
+        for check in self.as_dict()["checks"]:
+            parts = [f"{check['subject']}: {check['cells']} cells"]
+            kinds = ", ".join(f"{count} {kind}" for kind, count in check["mismatches"].items())
+            parts += [text for text in (kinds, check["note"]) if text]
+            verdict = "holds" if check["ok"] else "FAILS"
+            lines.append(f"  {check['invariant']:<3} {verdict}  {'; '.join(parts)}")
+            lines += [
+                "        " + json.dumps(example, ensure_ascii=False)
+                for example in check["examples"]
+            ]
+        return "\n".join(lines)
+
+
+class Redactor:
+    """Shows values, and digests instead of a person's; one for each report."""
+
+    def __init__(self) -> None:
+        self._key = token_bytes(16)
+
+    def show(self, value: object, *, personal: bool) -> object:
+        """Return `value`, or its digest if it is personal; null stays null."""
+        if value is None or not personal:
+            return value
+        text = f"{type(value).__name__}\0{value!r}".encode()
+        return "pii:" + blake2b(text, key=self._key, digest_size=6).hexdigest()
+
+
+def is_personal(tags: Mapping[str, str] | None) -> bool:
+    """Tell whether Feast tags mark personal data: `pii` with any value but "false"."""
+    return (tags or {}).get("pii", "false").lower() != "false"
+
+
+def personal_columns(plan: ServicePlan) -> frozenset[str]:
+    """Return which features, join keys and request fields of a service are personal."""
+    stored = {
+        (view.name, item.name): is_personal(item.tags)
+        for view in plan.views
+        for item in view.view.features
+    }
+    found = {
+        view.keys[column.name]
+        for view in plan.views
+        for column in view.view.entity_columns
+        if column.name in view.keys and is_personal(column.tags)
+    }
+    derived: dict[str, bool] = {}
+    for view in plan.on_demand:
+        fields = [
+            item for source in view.view.source_request_sources.values() for item in source.schema
+        ]
+        asked = {item.name for item in fields if is_personal(item.tags)}
+        found |= asked
+        tags = view.view.tags or {}
+        derived[view.name] = (
+            is_personal(tags)
+            if "pii" in tags
+            else bool(asked) or any(stored.get(source, False) for source in view.inputs)
+        )
+    found |= {
+        output.name
+        for output in plan.outputs
+        if is_personal(output.tags) or derived.get(output.view, False)
+    }
+    return frozenset(found)
+
+
+def _plain(value: Any) -> Any:  # noqa: PLR0911 - one per type
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
