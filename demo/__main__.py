@@ -40,7 +40,7 @@ END = datetime(2014, 1, 1, tzinfo=NEW_YORK)
 UP_ADDRESSES = ("127.0.0.1:9464", "127.0.0.1:9465", "127.0.0.1:9466")
 
 # Piped output has no width of its own; the table wants about this much.
-console = Console() if sys.stdout.isatty() else Console(width=110)
+console = Console() if sys.stdout.isatty() else Console(width=120)
 
 
 class CommandFailedError(SteadfeastError):
