@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import numpy as np
 
 Columns = tuple[
     pa.Table, "Mapping[str, np.ndarray[Any, np.dtype[np.uint8]]]", "Mapping[str, pa.Array]"
@@ -36,6 +35,9 @@ class Later(Protocol):
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]] | None:
         """Make what `to_numpy` returns; None if it is to be made from the columns."""
+
+    def tally(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        """Make what `OnlineFeatures.tally` returns; None as `arrays`."""
 
 
 class OnlineFeatures:
@@ -102,6 +104,15 @@ class OnlineFeatures:
         if columns is None:
             raise AssertionError
         return columns
+
+    def tally(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Count all values by their number of feast.serving.FieldStatus; shape (5,)."""
+        counts = None if self.packed is None else self.packed.tally()
+        if counts is None:
+            counts = np.zeros(5, np.int64)
+            for codes in self.statuses.values():
+                counts += np.bincount(codes, minlength=5)
+        return counts
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return every column as a list of Python values."""

@@ -15,11 +15,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
-import numpy as np
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from featurestore import errors
+from featurestore.wire import STATUSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,9 +35,6 @@ REQUESTS = "steadfeast_serving_requests_total"
 DURATION = "steadfeast_serving_request_duration_seconds"
 ROWS = "steadfeast_serving_rows_total"
 VALUES = "steadfeast_serving_values_total"
-
-STATUSES = ("INVALID", "PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE")
-"""Names of feast.serving.FieldStatus by number."""
 
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
@@ -110,12 +107,10 @@ class Figures(Collector):
 
     def served(self, edge: str, service: str, features: OnlineFeatures) -> None:
         """Count what a request got."""
-        tally = sum(
-            np.bincount(codes, minlength=len(STATUSES)) for codes in features.statuses.values()
-        )
+        tally = features.tally().tolist()
         with self._lock:
-            self._rows[edge, service] += features.table.num_rows
-            for status, count in zip(STATUSES, np.atleast_1d(tally).tolist(), strict=False):
+            self._rows[edge, service] += features.rows
+            for status, count in zip(STATUSES, tally, strict=True):
                 if count:
                     self._values[service, status] += count
 

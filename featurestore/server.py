@@ -29,7 +29,7 @@ from grpc_status import rpc_status
 
 from featurestore.edge import MAX_REQUEST_BYTES, Figures, answer_of
 from featurestore.errors import AddressError, RequestError, SteadfeastError
-from featurestore.web import app
+from featurestore.web import Application
 from protos.steadfeast.v1 import features_pb2, features_pb2_grpc
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Edge:
             undo.pop_all()
         self._http = uvicorn.Server(
             uvicorn.Config(
-                app(store, figures, lambda: not self._draining.is_set()),
+                Application(store, figures, lambda: not self._draining.is_set()),
                 log_level="warning",
                 lifespan="off",
                 timeout_graceful_shutdown=int(GRACE_SECONDS),

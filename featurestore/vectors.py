@@ -59,7 +59,7 @@ class _Group(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What one view says, in NumPy.
+    """Columns of one NumPy type.
 
     Attributes:
         cells: Values, shape (columns, n); meaningless where not `valid`.
@@ -68,6 +68,20 @@ class Block(NamedTuple):
 
     cells: NDArray[Any]
     valid: NDArray[np.bool_] | None
+
+
+class Judged(NamedTuple):
+    """What one view says, in NumPy.
+
+    Attributes:
+        states: Feast's `FieldStatus` of each row's values that are not null, shape (n,).
+        event_us: Event times in µs, shape (n,); meaningless where the state is NOT_FOUND.
+        blocks: The values.
+    """
+
+    states: Codes
+    event_us: NDArray[np.int64]
+    blocks: list[Block]
 
 
 class _Source:
@@ -131,21 +145,22 @@ class Reader:
         if bundle.executors:
             entities = serving.entity_rows(bundle.plan, rows)
             return serving.read(self.online, self.config, bundle, entities, at)
-        request = _Request(self, rows, at)
+        request = Request(self, rows, at)
         features = OnlineFeatures.later(request, self.contract)
         if not request.current():
             features.statuses  # noqa: B018 - an older row may not fit the types of today
         return features
 
 
-class _Request:
+class Request:
     """Rows that were fetched for one request; `OnlineFeatures` asks it for columns."""
 
-    __slots__ = ("_at", "_columns", "_entities", "_reader", "fetched", "rows")
+    __slots__ = ("_at", "_columns", "_entities", "_judged", "_reader", "fetched", "rows")
 
     def __init__(self, reader: Reader, given: Any, at: int) -> None:
         self._reader, self._at = reader, at
         self._entities: pa.Table | None = None
+        self._judged: list[Judged] | None = None
         self._columns = _listed(reader.bundle.plan.keys, given)
         keys: list[list[bytes | None] | None] = [None] * len(reader.sources)
         if self._columns is not None:
@@ -166,6 +181,7 @@ class _Request:
 
     @property
     def features(self) -> tuple[str, ...]:
+        """Names of the features, in the order of the service."""
         return self._reader.names
 
     def current(self) -> bool:
@@ -174,6 +190,15 @@ class _Request:
             row is None or row[ORDER_BYTES : ORDER_BYTES + LAYOUT_BYTES] == source.layout.id
             for source, rows in zip(self._reader.sources, self.fetched, strict=True)
             for row in rows
+        )
+
+    def keys(self) -> Mapping[str, list[Any]]:
+        """Return the key columns as lists."""
+        if self._columns is not None:
+            return self._columns
+        table = self._entities
+        return (
+            {} if table is None else {name: table[name].to_pylist() for name in table.schema.names}
         )
 
     def settle(self) -> tuple[pa.Table, dict[str, Codes], dict[str, pa.Array]]:
@@ -188,22 +213,40 @@ class _Request:
         ]
         return serving.assemble(reader.bundle, self._entities, reads, self._at)
 
-    def blocks(self) -> list[Block] | None:
-        """Return the values group by group; None when a type has no plain NumPy form."""
-        if not self._reader.plain or not self.rows:
+    def judged(self) -> list[Judged] | None:
+        """Return what each view says; None when a type has no plain NumPy form."""
+        if self._judged is None and self._reader.plain and self.rows:
+            pairs = zip(self._reader.sources, self.fetched, strict=True)
+            self._judged = [_judge(source, rows, self._at) for source, rows in pairs]
+        return self._judged
+
+    def in_order(self, flat: Sequence[Any]) -> list[Any]:
+        """Return what belongs to each column of the blocks, in the order of the features."""
+        return [flat[place] for place in self._reader.places]
+
+    def tally(self) -> NDArray[np.int64] | None:
+        """Count the values by their `FieldStatus`; None as `judged`."""
+        views = self.judged()
+        if views is None:
             return None
-        blocks: list[Block] = []
-        for source, rows in zip(self._reader.sources, self.fetched, strict=True):
-            blocks += _blocks(source, rows, self._at)
-        return blocks
+        counts = np.zeros(5, np.int64)
+        for states, _, blocks in views:
+            columns = sum(len(block.cells) for block in blocks)
+            counts += np.bincount(states, minlength=5) * columns
+            for _, valid in blocks:
+                if valid is not None:
+                    nulls = int((~valid & (states == serving.PRESENT)).sum())
+                    counts[serving.PRESENT] -= nulls
+                    counts[serving.NULL_VALUE] += nulls
+        return counts
 
     def arrays(self) -> dict[str, NDArray[Any]] | None:
-        """Return each feature, nulls as NaN; None when a type has no plain NumPy form."""
-        blocks = self.blocks()
-        if blocks is None:
+        """Return each feature, nulls as NaN; None as `judged`."""
+        views = self.judged()
+        if views is None:
             return None
         flat: list[NDArray[Any]] = []
-        for cells, valid in blocks:
+        for cells, valid in (block for view in views for block in view.blocks):
             if valid is None:
                 flat.extend(cells)
             elif cells.dtype.kind == "f":
@@ -213,8 +256,7 @@ class _Request:
                     column if there.all() else np.where(there, column, np.nan)
                     for column, there in zip(cells, valid, strict=True)
                 )
-        reader = self._reader
-        return dict(zip(reader.names, map(flat.__getitem__, reader.places), strict=True))
+        return dict(zip(self._reader.names, self.in_order(flat), strict=True))
 
 
 def _listed(keys: Mapping[str, pa.DataType], given: EntityRows) -> dict[str, Any] | None:
@@ -266,7 +308,7 @@ def _groups(layout: Layout, names: Sequence[str]) -> tuple[_Group, ...] | None:
     return tuple(groups)
 
 
-def _blocks(source: _Source, rows: Sequence[bytes | None], at: int) -> list[Block]:
+def _judge(source: _Source, rows: Sequence[bytes | None], at: int) -> Judged:
     layout, n = source.layout, len(rows)
     blank = layout.null_row
     if layout.variable:
@@ -278,15 +320,21 @@ def _blocks(source: _Source, rows: Sequence[bytes | None], at: int) -> list[Bloc
     event_us, created_us = times_of(data, n, stride)
     fresh = usable(event_us, source.view.ttl_us, at) & (created_us <= at)
     valid = validity_of(layout, data, n, stride)
+    all_fresh = bool(fresh.all())
+    states = np.full(n, serving.PRESENT)
+    if not all_fresh:
+        states[~fresh] = serving.OUTSIDE_MAX_AGE
+    if None in rows:
+        states[[row is None for row in rows]] = serving.NOT_FOUND
     blocks = []
     for group in source.groups or ():
         shape, strides = (n, group.across), (stride, group.width)
         cells = np.ndarray(shape, group.dtype, data, group.start, strides).T
         cells = np.ascontiguousarray(cells if group.places is None else cells[group.places])
-        if valid is None and fresh.all():
+        if valid is None and all_fresh:
             blocks.append(Block(cells, None))
         elif valid is None:
             blocks.append(Block(cells, np.broadcast_to(fresh, cells.shape)))
         else:
             blocks.append(Block(cells, valid[group.columns] & fresh))
-    return blocks
+    return Judged(states, event_us, blocks)

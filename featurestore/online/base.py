@@ -61,6 +61,9 @@ class PackedOnlineStore(OnlineStore):
     `space` in the methods below names one view of one project.
     """
 
+    embedded = False
+    """Whether a read waits for nothing but this machine's disk."""
+
     def __init__(self) -> None:
         self.layouts: dict[bytes, Layout] = {}  # by their ids; a layout never changes
 

@@ -51,6 +51,8 @@ class SQLiteOnlineStoreConfig(FeastConfigBaseModel):
 class SQLiteOnlineStore(PackedOnlineStore):
     """Packed rows in one SQLite file."""
 
+    embedded = True
+
     def __init__(self) -> None:
         super().__init__()
         self._idle: defaultdict[tuple[str, int], deque[sqlite3.Connection]] = defaultdict(deque)
