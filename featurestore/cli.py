@@ -68,14 +68,26 @@ class FileError(UserError):
 
 
 @store.command()
-def apply(config: Config = DEFAULT) -> None:
+def apply(
+    config: Config = DEFAULT,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
     """Register the definitions of the Feast repo, and keep each service's contract.
 
-    Does what `feast apply` does in the repo folder.
+    Does what `feast apply` does in the repo folder. Where that changes the contract under a model
+    that is served from now, it says what changes and asks first.
 
     Example: steadfeast store apply
     """
     with _open(config) as opened:
+        changes = opened.live_changes()
+        for service, change in changes.items():
+            models = ", ".join(" ".join(model).strip() for model in change.models)
+            typer.echo(f"{service} changes under {models}, which is served from it:", err=True)
+            for line in change.differences:
+                typer.echo(f"  {line}", err=True)
+        if changes and not yes:
+            typer.confirm("Requests for its contract will be refused. Apply?", abort=True, err=True)
         typer.echo(opened.apply().strip())
         for name in opened.services():
             typer.echo(f"contract of {name}: {opened.contract(name).sha256}")

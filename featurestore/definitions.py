@@ -15,13 +15,14 @@ import io
 import linecache
 import os
 import sys
+import tempfile
 import textwrap
 import warnings
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from feast import OnDemandFeatureView
+from feast import FeatureStore, OnDemandFeatureView
 from feast.repo_operations import apply_total, get_repo_files
 
 from featurestore.errors import DefinitionsError
@@ -51,6 +52,22 @@ def apply(config: RepoConfig, repo: Path) -> str:
         finally:
             os.chdir(before)
     return said.getvalue()
+
+
+@contextlib.contextmanager
+def preview(config: RepoConfig, repo: Path) -> Iterator[FeatureStore]:
+    """Give the store that `apply` would make of the definitions, with nothing applied.
+
+    Its registry and its online store are empty ones of their own, and go when the block ends.
+    """
+    with tempfile.TemporaryDirectory(prefix="steadfeast-preview-") as folder:
+        aside = config.model_copy()
+        aside.registry_config = {"registry_type": "file", "path": f"{folder}/registry.db"}
+        aside._registry = None  # noqa: SLF001 - where Feast keeps what it made of the above
+        aside.online_config = {"type": "sqlite", "path": f"{folder}/online.db"}
+        aside._online_store = None  # noqa: SLF001
+        apply(aside, repo)
+        yield FeatureStore(config=aside)
 
 
 def on_demand_views(repo: Path) -> dict[str, OnDemandFeatureView]:

@@ -253,6 +253,19 @@ class ServedLog:
         """Return the label files that may hold labels known in [start, end)."""
         return _between(self._root / "labels" / service, start, end)
 
+    def models(self, service: str, contract: str) -> tuple[tuple[str, str], ...]:
+        """Return the `(model, version)` pairs that the newest file names under a contract."""
+        folder = self._root / "served" / service
+        newest = max(_named(folder), key=lambda item: item[1], default=None)
+        if newest is None:
+            return ()
+        names = ["model", "model_version", "contract"]
+        with pq.ParquetFile(folder / newest[2]) as file:
+            rows = file.read(columns=names).filter(pc.field("contract") == contract)
+        pairs = rows.group_by(names[:2]).aggregate([]).to_pylist()
+        found = {(pair["model"], pair["model_version"]) for pair in pairs if pair["model"]}
+        return tuple(sorted(found))
+
     def watermark(self, service: str) -> datetime | None:
         """Return the latest request time on disk, or None when nothing is."""
         last = max((last for _, last, _ in _named(self._root / "served" / service)), default=None)

@@ -8,6 +8,7 @@ feature view and the arithmetic on it.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from time import time_ns
@@ -49,6 +50,19 @@ if TYPE_CHECKING:
 
 LAYOUT = 1
 """Version of the packed rows of the online store."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveChange:
+    """What applying the definitions would do to a service that models are served from.
+
+    Attributes:
+        models: `(model, version)` of each.
+        differences: Between the contract that they are served under and the one to come.
+    """
+
+    models: tuple[tuple[str, str], ...]
+    differences: tuple[str, ...]
 
 
 class Store:
@@ -119,6 +133,32 @@ class Store:
             self._keep(self.contract(service))
         return said
 
+    def live_changes(self) -> dict[str, LiveChange]:
+        """Return service -> what `apply` would change under a model that is live.
+
+        Live is a model that the newest file of the served log names, under the contract that is
+        served now: applying makes requests for that contract fail.
+        """
+        live = {}
+        for service in self.services():
+            models = self.served.models(service, self.contract(service).sha256)
+            if models:
+                live[service] = models
+        if not live:
+            return {}
+        changes = {}
+        with definitions.preview(self.feast.config, self.repo) as after:
+            known = {item.name for item in after.list_feature_services()}
+            for service, models in live.items():
+                before = self.contract(service)
+                if service not in known:
+                    changes[service] = LiveChange(models, ("the service is removed",))
+                    continue
+                lines = difference(before, self._resolve(service, after).contract)
+                if lines:
+                    changes[service] = LiveChange(models, tuple(lines))
+        return changes
+
     def refresh(self) -> None:
         """Read the registry and the definitions again."""
         with self._lock:
@@ -160,8 +200,8 @@ class Store:
         text = (self.data / "contracts" / f"{found[0]}.json").read_text(encoding="utf-8")
         return Contract(json.loads(text))
 
-    def _resolve(self, service: str) -> Bundle:
-        plan = resolve(self.feast, service)
+    def _resolve(self, service: str, feast: FeatureStore | None = None) -> Bundle:
+        plan = resolve(feast or self.feast, service)
         live = definitions.on_demand_views(self.repo) if plan.on_demand else {}
         functions = {
             view.name: definitions.function_of(view.view, live, self.repo)

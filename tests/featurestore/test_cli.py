@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from featurestore import cli
+from featurestore import Store, cli
 
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
 
@@ -74,6 +74,30 @@ def test_contracts_are_printed_and_compared(stocked, run):
     assert len(json.loads(run(*words, "--json").output)) == 1
     assert run("contract", "diff", "small", "small").output == "the same contract\n"
     assert run("contract", "small", "purchase").exit_code == 2
+
+
+def test_a_change_under_a_live_model_is_said_and_asked_about(stocked, run):
+    run("apply")
+    with Store.open(stocked.config) as store:
+        before = store.contract("small").sha256
+        got = store.online_features("small", [{"user_id": 1}], request_time=NOON)
+        store.served.append(
+            "small", got, request_ids=["r"], request_time=NOON, model="late", model_version="7"
+        )
+    assert run("apply").exit_code == 0  # nothing changes: nothing is asked
+    stocked.edit("features.py", "timedelta(days=1)", "timedelta(days=2)")
+    asked = run("apply")  # nobody answers
+    assert asked.exit_code == 1
+    assert "small changes under late 7, which is served from it:" in asked.output
+    assert "view users ttl_us: 86400000000 became 172800000000 (changes values)" in asked.output
+    assert "purchase" not in asked.output
+    with Store.open(stocked.config) as store:
+        assert store.contract("small").sha256 == before
+    applied = run("apply", "--yes")
+    assert applied.exit_code == 0, applied.output
+    with Store.open(stocked.config) as store:
+        assert store.contract("small").sha256 != before
+        assert store.live_changes() == {}
 
 
 STEADFEAST = [sys.executable, "-m", "featurestore.cli"]
