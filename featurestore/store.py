@@ -28,6 +28,7 @@ from featurestore.errors import (
     ReplayError,
 )
 from featurestore.evidence import content_sha256, write_whole
+from featurestore.ingest import ingest
 from featurestore.manifest import Manifest, TrainingSet
 from featurestore.materialization import Materializer
 from featurestore.ondemand import Executor
@@ -400,6 +401,26 @@ class Store:
         start = None if since is None else microseconds(since)
         chosen = self._online_views(views)
         return self._mover().run(chosen, start, microseconds(until), progress=progress)
+
+    def ingest(self, view: str, rows: pa.Table, *, known_at: datetime | None = None) -> datetime:
+        """Append rows to the source of a feature view, known from now on; nothing is rewritten.
+
+        Training sets built before replay to the same bytes afterwards: no row can become known
+        at an earlier time than one that is there already.
+
+        Args:
+            view: Its name; its source has a created column.
+            rows: Every column of the source but the created one.
+            known_at: When they became known; now, when absent.
+
+        Returns:
+            The time that they are known from.
+
+        Raises:
+            NotFoundError: There is no such feature view.
+            SourceError: See `featurestore.ingest`.
+        """
+        return ingest(self.feast.config, self._online_views([view])[0], rows, known_at)
 
     def write_online(self, view: str, rows: pa.Table) -> int:
         """Write rows of one feature view to the online store, as a stream does.

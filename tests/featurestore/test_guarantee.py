@@ -31,6 +31,7 @@ from featurestore.offline import views
 from featurestore.offline.store import DuckDBOfflineStore
 from featurestore.online import SQLiteOnlineStore, packing
 from featurestore.served import ServedLog
+from monitor.metrics import AUDIT_KINDS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "guarantee.md"
@@ -576,6 +577,9 @@ def test_the_page_lists_every_mutant_and_only_tests_that_exist():
     for file, test in named:
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
         assert test in {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}, test
+    section = text.split("| mismatch | means |")[1].split("\n\n")[0]
+    kinds = {kind for kinds in AUDIT_KINDS.values() for kind in kinds}
+    assert {kind for kind in kinds if kind not in section} == set()
     rows = [line for line in text.splitlines() if re.match(r"\| I\d+ \|", line)]
     assert [line.split("|")[1].strip() for line in rows] == [f"I{n}" for n in range(1, 12)]
     assert all("tests/" in line for line in rows)
