@@ -1,6 +1,6 @@
 """Section `monitor` of `steadfeast.yaml`.
 
-Bottom of `monitor`. Times are durations as Prometheus writes them (`1d`, `30s`); a monitor
+Above `endpoints`. Times are durations as Prometheus writes them (`1d`, `30s`); a monitor
 works in event time, so windows, lateness, cooldown and budget follow the data's clock.
 """
 
@@ -8,44 +8,26 @@ from __future__ import annotations
 
 from datetime import timedelta
 from enum import StrEnum
-from ipaddress import ip_address
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import (
-    BeforeValidator,
     Field,
     PositiveFloat,
     PositiveInt,
     SecretStr,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
+from monitor.endpoints import Address, AlertTargetConfig, PipelineConfig, Secret, loopback
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SHORTEST_TOKEN = 16
 
 Share = Annotated[float, Field(gt=0, le=1)]
-Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$", examples=["127.0.0.1:9465"])]
-
-
-def _secret(value: object, info: ValidationInfo) -> object:
-    """Read `{file: PATH}`; anything else is the secret itself."""
-    if not isinstance(value, dict):
-        return value
-    if set(value) != {"file"}:
-        raise ValueError("write the secret, ${NAME} for an environment variable, or {file: PATH}")
-    path = Path((info.context or {}).get("folder", ".")) / str(value["file"])
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-
-
-Secret = Annotated[SecretStr, BeforeValidator(_secret)]
-"""A token: as text, `${NAME}` from the environment, or `{file: PATH}`."""
 
 
 class Role(StrEnum):
@@ -92,56 +74,6 @@ class TlsConfig(Section):
     certificate: FilePath
     key: FilePath
     client_ca: FilePath | None = None
-
-
-class ClientTlsConfig(Section):
-    """How a pipeline is known, and how the daemon shows who it is.
-
-    Attributes:
-        ca: PEM of who signs the pipeline's certificate; none means what the machine trusts.
-        certificate: PEM of the daemon's own certificate, for mTLS.
-        key: PEM.
-    """
-
-    ca: FilePath | None = None
-    certificate: FilePath | None = None
-    key: FilePath | None = None
-
-    @model_validator(mode="after")
-    def _both(self) -> Self:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key go together")
-        return self
-
-
-class GrpcPipelineConfig(Section):
-    """A pipeline that speaks PipelineService; as plain text, only its address.
-
-    Attributes:
-        tls: None means plaintext.
-        token: Sent with every call, as `authorization: Bearer`.
-    """
-
-    kind: Literal["grpc"] = "grpc"
-    address: Address
-    tls: ClientTlsConfig | None = None
-    token: Secret = SecretStr("")
-
-
-def _pipeline(value: object) -> object:
-    return {"address": value} if isinstance(value, str) else value
-
-
-PipelineConfig = Annotated[GrpcPipelineConfig, BeforeValidator(_pipeline)]
-
-
-def loopback(address: str) -> bool:
-    """Say whether the host of `host:port` is this machine only; of names, localhost is."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class EpisodeConfig(Section):
@@ -259,6 +191,7 @@ class DaemonConfig(Section):
         clock: `wall`; or `watermark`, where now is the latest event seen: for replays.
         tick: Time between two looks at the sources, wall clock.
         retention: How long snapshot rows are kept; profiles stay.
+        alerts: Name to where alerts are sent, from when it is first configured on.
         pipelines: Name to gRPC address, or to more about it.
         monitors: Name to monitor.
     """
@@ -273,6 +206,7 @@ class DaemonConfig(Section):
     clock: Literal["wall", "watermark"] = "wall"
     tick: Duration = timedelta(seconds=30)
     retention: Duration = timedelta(days=90)
+    alerts: dict[str, AlertTargetConfig] = Field(default_factory=dict)
     pipelines: dict[str, PipelineConfig] = Field(default_factory=dict)
     monitors: dict[str, MonitorConfig] = Field(min_length=1)
 
@@ -299,8 +233,11 @@ class DaemonConfig(Section):
             return self
         plain = {} if self.tls else {"http": self.http, "grpc": self.grpc}
         for name, pipeline in self.pipelines.items():
-            if pipeline.tls is None:
-                plain[f"pipelines.{name}"] = pipeline.address
+            if pipeline.plaintext:
+                plain[f"pipelines.{name}"] = pipeline.plaintext
+        for name, target in self.alerts.items():
+            if target.plaintext:
+                plain[f"alerts.{name}"] = target.plaintext
         for field, address in plain.items():
             if not loopback(address):
                 raise ValueError(

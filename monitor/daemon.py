@@ -42,6 +42,7 @@ from monitor.messages import ENDED
 from monitor.outbox import Outbox
 from monitor.security import Certificates, principals
 from monitor.server import Monitor, Server
+from monitor.sinks import Sinks
 from monitor.state import JobState, State
 from monitor.web import Health, Operator, app
 
@@ -212,6 +213,7 @@ class Daemon:
         self.evaluator = Evaluator(config, ledger, data)
         self.evaluator.configure(config, self.evaluator.prepare(config))
         self.outbox = Outbox(ledger, self.evaluator)
+        self.sinks = Sinks(ledger, config.alerts)
         self.auditor = Auditor(path, config.state, self._audited)
         self.jobs = Jobs()
         self.inbox: SimpleQueue[int] = SimpleQueue()  # put() is reentrant
@@ -222,6 +224,7 @@ class Daemon:
         """Begin to work."""
         self._plan()
         self.outbox.start()
+        self.sinks.start()
         self.jobs.start()
         self.auditor.start()
 
@@ -231,6 +234,7 @@ class Daemon:
         self.auditor.close()
         self.jobs.close()
         self.outbox.close()
+        self.sinks.close()
         self.evaluator.close()
 
     def run(self, beat: Callable[[], None]) -> None:
@@ -255,7 +259,16 @@ class Daemon:
             config, store = load(self._path)
             fixed = [
                 name
-                for name in ("state", "http", "grpc", "operator_token", "tokens", "tls", "clock")
+                for name in (
+                    "state",
+                    "http",
+                    "grpc",
+                    "operator_token",
+                    "tokens",
+                    "tls",
+                    "alerts",
+                    "clock",
+                )
                 if getattr(config, name) != getattr(before, name)
             ]
             if store.data != self._data:
@@ -343,8 +356,8 @@ class Daemon:
     def healthy(self) -> Health:
         """Say whether the daemon does its work."""
         problem = self.jobs.problem()
-        if not problem and not self.outbox.alive():
-            problem = "the delivery thread has ended"
+        if not problem and not (self.outbox.alive() and self.sinks.alive()):
+            problem = "a delivery thread has ended"
         return Health(ok=not problem, reason=problem)
 
     def _audited(self) -> list[Asked]:

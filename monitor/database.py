@@ -54,11 +54,16 @@ CREATE TABLE alerts (sequence BIGINT PRIMARY KEY, monitor VARCHAR NOT NULL, body
 CREATE TABLE counters (
     name VARCHAR, monitor VARCHAR, label VARCHAR, total BIGINT NOT NULL,
     PRIMARY KEY (name, monitor, label));
+-- Up to which alert each target of `alerts` has got them.
+CREATE TABLE sinks (name VARCHAR PRIMARY KEY, sequence BIGINT NOT NULL);
 -- What people did; rows are only ever added.
 CREATE TABLE audit (
     at_time TIMESTAMPTZ NOT NULL, actor VARCHAR NOT NULL, act VARCHAR NOT NULL,
     subject VARCHAR NOT NULL, remark VARCHAR NOT NULL);
 """
+
+
+SINKS = "CREATE TABLE IF NOT EXISTS sinks (name VARCHAR PRIMARY KEY, sequence BIGINT NOT NULL)"
 
 
 class LedgerLockedError(UserError):
@@ -164,6 +169,8 @@ def _check(con: duckdb.DuckDBPyConnection, path: Path) -> None:
     ((found,),) = con.execute("SELECT max(version) FROM version").fetchall()
     if found > VERSION:
         raise LedgerVersionError(path, found)
+    # Came later than the rest of this version; a file that lacks it is none the worse.
+    con.execute(SINKS)
     for (table,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall():
         # A truncated file opens, and fails only where a missing block is read.
         con.execute(f'SELECT max(hash(t)) FROM "{table}" AS t').fetchall()

@@ -14,6 +14,7 @@ from protos.steadfeast.v1.pipeline_pb2 import Run
 
 SEVERITIES = {
     "promoted": Severity.INFO,
+    "succeeded": Severity.INFO,
     "refused": Severity.WARNING,
     "cancelled": Severity.WARNING,
     "failed": Severity.CRITICAL,

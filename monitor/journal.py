@@ -127,6 +127,18 @@ class Journal:
             )
         return [load(Alert, body) for (body,) in rows]
 
+    def sent(self, sink: str) -> int:
+        """Return up to which alert `sink` has got them; a new one starts with the next alert."""
+        with self.transaction():
+            last = self.last_sequence()
+            self._rows("INSERT INTO sinks VALUES (?, ?) ON CONFLICT DO NOTHING", sink, last)
+            ((sequence,),) = self._rows("SELECT sequence FROM sinks WHERE name = ?", sink)
+        return int(sequence)
+
+    def add_sent(self, sink: str, sequence: int) -> None:
+        """Note that `sink` has got an alert and all before it."""
+        self._rows("UPDATE sinks SET sequence = ? WHERE name = ?", sequence, sink)
+
     def last_sequence(self) -> int:
         """Return the sequence of the newest alert; 0 before the first."""
         with self._lock:

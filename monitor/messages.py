@@ -55,6 +55,7 @@ ENDED = frozenset(
         pipeline_pb2.RUN_STATE_REFUSED,
         pipeline_pb2.RUN_STATE_FAILED,
         pipeline_pb2.RUN_STATE_CANCELLED,
+        pipeline_pb2.RUN_STATE_SUCCEEDED,
     }
 )
 """States of a run after which nothing more comes."""

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from featurestore.errors import UserError
+from monitor.adapters import connect
 from monitor.database import fault
 from monitor.messages import ENDED, state_name
-from monitor.targets import RejectedError, RunForgottenError, UnansweredError, connect
+from monitor.targets import RejectedError, RunForgottenError, UnansweredError
 from protos.steadfeast.v1 import pipeline_pb2
 
 if TYPE_CHECKING:
@@ -296,7 +297,7 @@ class Outbox:
                 if not self._stopping.is_set():
                     self._lost(following, sequence, error.reason)
                 return
-            except UnansweredError as error:
+            except (UnansweredError, RejectedError) as error:
                 if self._stopping.is_set():
                     return
                 log.warning("watch_broken", run=run.run_id, reason=error.reason)

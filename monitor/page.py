@@ -101,6 +101,7 @@ TONES = {
 }
 RUN_TONES = {
     "promoted": Tone.GOOD,
+    "succeeded": Tone.GOOD,
     "refused": Tone.UNKNOWN,
     "failed": Tone.BAD,
     "cancelled": Tone.UNKNOWN,

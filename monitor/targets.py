@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from monitor.config import GrpcPipelineConfig
+    from monitor.endpoints import GrpcPipelineConfig
 
     Metadata = tuple[tuple[str, str], ...]
 

@@ -62,6 +62,8 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     """A gate refused the challenger: a normal end."""
     RUN_STATE_FAILED: _RunState.ValueType  # 5
     RUN_STATE_CANCELLED: _RunState.ValueType  # 6
+    RUN_STATE_SUCCEEDED: _RunState.ValueType  # 7
+    """Ended well at a pipeline that does not say whether it promoted."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper): ...
 
@@ -74,6 +76,8 @@ RUN_STATE_REFUSED: RunState.ValueType  # 4
 """A gate refused the challenger: a normal end."""
 RUN_STATE_FAILED: RunState.ValueType  # 5
 RUN_STATE_CANCELLED: RunState.ValueType  # 6
+RUN_STATE_SUCCEEDED: RunState.ValueType  # 7
+"""Ended well at a pipeline that does not say whether it promoted."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 @_typing.final
