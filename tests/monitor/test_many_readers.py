@@ -1,0 +1,84 @@
+"""500 readers of alerts over real gRPC, half of which never read."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from monitor_world import DAY, START, wait_for
+
+from monitor.config import MonitorConfig
+from monitor.episodes import Alert, AlertKind, Severity
+from monitor.ledger import Ledger
+from monitor.server import Monitor, Server
+from protos.steadfeast.v1 import monitor_pb2 as mp
+from protos.steadfeast.v1 import monitor_pb2_grpc
+
+CONFIG = {"w": MonitorConfig(service="s", model="m")}
+READERS, CONNECTIONS, ALERTS = 500, 10, 8
+
+
+def test_stalled_readers_hold_nobody(tmp_path: Path):
+    """Every reader that reads gets every alert in order; unary calls are answered meanwhile."""
+    with ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(tmp_path))
+
+        def nothing(request: str, **_: object):
+            return ledger.trigger(request)
+
+        monitor = Monitor(ledger, lambda: ledger.state(CONFIG), lambda _: 0, nothing, nothing)
+        server = Server(monitor, "127.0.0.1:0")
+        stack.callback(server.close)
+        server.start()
+        stubs = [
+            monitor_pb2_grpc.MonitorServiceStub(
+                stack.enter_context(
+                    grpc.insecure_channel(
+                        f"127.0.0.1:{server.port}",
+                        options=[("grpc.use_local_subchannel_pool", 1)],
+                    )
+                )
+            )
+            for _ in range(CONNECTIONS)
+        ]
+        streams = [
+            stubs[n % CONNECTIONS].WatchAlerts(mp.WatchAlertsRequest()) for n in range(READERS)
+        ]
+        wait_for(lambda: monitor._watchers == READERS, 60)
+        got: dict[int, list[int]] = {n: [] for n in range(0, READERS, 2)}
+
+        def read(number: int) -> None:
+            try:
+                for event in streams[number]:
+                    if event.HasField("alert"):
+                        got[number].append(event.alert.sequence)
+            except grpc.RpcError:
+                return
+
+        threads = [threading.Thread(target=read, args=[n], daemon=True) for n in got]
+        for thread in threads:
+            thread.start()
+        said = "x" * 10_000  # so that what nobody reads fills the window of flow control
+        for _ in range(ALERTS):
+            at = START + DAY
+            with ledger.transaction():
+                ledger.add_alerts(
+                    [Alert(AlertKind.EPISODE, Severity.WARNING, "w", at, said, "e", ())]
+                )
+        began = time.monotonic()
+        assert stubs[0].GetStatus(mp.GetStatusRequest(), timeout=30).idle is False
+        assert time.monotonic() - began < 30
+        wait_for(lambda: all(len(seen) == ALERTS for seen in got.values()), 90)
+        assert all(seen == list(range(1, ALERTS + 1)) for seen in got.values())
+        for stream in streams:
+            stream.cancel()
+        for thread in threads:
+            thread.join()
+        wait_for(lambda: monitor._watchers == 0, 30)
