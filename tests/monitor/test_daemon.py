@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -229,6 +229,44 @@ def test_a_restart_goes_on_with_the_same_figures(tmp_path: Path):
             found.append(con.execute(query + " ORDER BY end_time").fetchall())
     assert found[0] == found[1]
     assert len(found[0]) == 5
+
+
+def test_a_clock_that_jumps_a_day_back_and_forth_decides_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On the wall clock; the oracle is a ledger whose clock only went on."""
+    found = []
+    for name, jumps in (("steady", (0,)), ("jumping", (0, -1, 1, -1, 0))):
+        folder = tmp_path / name
+        folder.mkdir()
+        here = Here(folder)
+        here.rewrite("clock: watermark", "clock: wall")
+        here.close()
+        here.open()
+        here.daemon.outbox.find_references()
+        world.serve(folder, SERVED, 7, SERVED + 2 * DAY)
+        for day in range(1, 7):
+            for jump in jumps:
+                at = SERVED + (min(day + jump, 6)) * DAY + timedelta(hours=1)
+
+                class Clock(datetime):
+                    @classmethod
+                    def now(cls, tz=None):  # noqa: ARG003
+                        return at  # noqa: B023 - used before the next turn
+
+                monkeypatch.setattr("monitor.evaluation.datetime", Clock)
+                here.daemon.evaluate("")
+        monkeypatch.undo()
+        here.close()
+        here.server.stop()
+        with duckdb.connect(str(folder / "data" / "monitor" / "monitor.duckdb")) as con:
+            tables = ("windows", "episodes", "triggers", "alerts", "counters")
+            found.append(
+                {one: sorted(map(str, con.execute(f"FROM {one}").fetchall())) for one in tables}
+            )
+    assert found[0] == found[1]
+    assert len(found[0]["windows"]) == 6
+    assert found[0]["triggers"]
 
 
 def test_snapshots_leave_after_the_retention(tmp_path: Path):
