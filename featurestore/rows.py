@@ -24,7 +24,7 @@ from functools import cached_property, lru_cache
 from hashlib import blake2b
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from zlib import crc32
 
 import numpy as np
@@ -62,16 +62,21 @@ _RESIDUE = 0x2144DF1C  # CRC-32 of anything followed by its own CRC-32, little-e
 _SIGN = np.uint64(1 << 63)
 
 
-def usable(
-    event_us: NDArray[np.int64], ttl_us: int, at_us: int | NDArray[np.int64]
-) -> NDArray[np.bool_]:
+Micros = TypeVar("Micros", int, "NDArray[np.int64]")
+
+
+def usable(event_us: Micros, ttl_us: int, at_us: int | NDArray[np.int64]) -> Any:
     """Say which values may be used at `at_us`: the one rule for training and serving.
 
     A value is usable from its event time until, and including, `ttl_us` microseconds later;
-    a `ttl_us` of 0 sets no limit. Shapes broadcast.
+    a `ttl_us` of 0 sets no limit. Shapes broadcast; of numbers the answer is one bool.
     """
     known = event_us <= at_us
-    return known if ttl_us == 0 else known & (event_us >= np.subtract(at_us, ttl_us))
+    if ttl_us == 0:
+        return known
+    # One time is a Python integer, which has no end; below all times means the same.
+    oldest = max(at_us - ttl_us, NO_TIME) if isinstance(at_us, int) else at_us - ttl_us
+    return known & (event_us >= oldest)
 
 
 class _Fixed(NamedTuple):
@@ -142,6 +147,14 @@ class Layout:
     def all_valid(self) -> NDArray[np.uint8]:
         """The bytes that say that no value is null."""
         return np.packbits(np.ones(len(self.types), np.uint8), bitorder="little")
+
+    @cached_property
+    def _all_valid_bytes(self) -> bytes:
+        return self.all_valid.tobytes()
+
+    def says_all_valid(self, row: bytes) -> bool:
+        """Whether no value of `row` is null."""
+        return row.startswith(self._all_valid_bytes, _HEADER)
 
     @property
     def _valid_bytes(self) -> int:

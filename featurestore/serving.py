@@ -111,15 +111,24 @@ def entity_rows(
     for name, kind in types.items():
         try:
             given = rows[name] if isinstance(rows, Mapping) else [row[name] for row in rows]
-            columns.append(pa.array(given, kind))
+            columns.append(_exact(given, kind))
         except KeyError as error:
-            raise EntityRowsError(plan.name, name, "is missing in a row") from error
+            problem = "is missing" if isinstance(rows, Mapping) else "is missing in a row"
+            raise EntityRowsError(plan.name, name, problem) from error
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
             raise EntityRowsError(plan.name, name, f"does not fit {kind}: {error}") from error
         if len(columns[-1]) != len(columns[0]):
             problem = f"has {len(columns[-1])} values, the first column {len(columns[0])}"
             raise EntityRowsError(plan.name, name, problem)
     return pa.table(columns, names=list(types))
+
+
+def _exact(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Return the array; Arrow itself would cut 1.5 to an integer without a word."""
+    array = pa.array(values, kind)
+    if pa.types.is_integer(kind) and any(isinstance(value, float) for value in values):
+        array = pa.array(values).cast(kind)
+    return array
 
 
 def _view(

@@ -7,8 +7,10 @@ feature view and the arithmetic on it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from time import time_ns
@@ -36,7 +38,7 @@ from featurestore.online import PackedOnlineStore
 from featurestore.served import ServedLog, microseconds
 from featurestore.service import ServicePlan, resolve
 from featurestore.serving import Bundle
-from featurestore.vectors import EntityRows, Reader
+from featurestore.vectors import EntityRows, Reader, rows_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
     from featurestore.answers import OnlineFeatures
 
+_BRIEF_ROWS = 1000
 LAYOUT = 1
 """Version of the packed rows of the online store."""
 
@@ -350,6 +353,30 @@ class Store:
             raise ContractMismatchError(service, contract, served, differences)
         at = time_ns() // 1000 if request_time is None else microseconds(request_time)
         return self._reader(service, bundle).read(entity_rows, at)
+
+    async def online_features_async(
+        self,
+        service: str,
+        entity_rows: EntityRows,
+        *,
+        request_time: datetime | None = None,
+        contract: str | None = None,
+    ) -> OnlineFeatures:
+        """Do `online_features` without holding up the event loop.
+
+        What waits for no network and runs no user's code is answered at once: it takes less
+        time than a thread takes to wake. The rest runs in a thread.
+        """
+        ask = partial(
+            self.online_features,
+            service,
+            entity_rows,
+            request_time=request_time,
+            contract=contract,
+        )
+        if self.online.embedded and rows_in(entity_rows) <= _BRIEF_ROWS and self.is_plain(service):
+            return ask()
+        return await asyncio.to_thread(ask)
 
     def is_plain(self, service: str) -> bool:
         """Say whether answering for `service` runs no on-demand view."""

@@ -17,10 +17,8 @@ import pyarrow as pa
 from featurestore import serving
 from featurestore.answers import OnlineFeatures
 from featurestore.online.base import space_of
-from featurestore.online.packing import plan_of, unpack
+from featurestore.online.packing import layout_ids, plan_of, unpack
 from featurestore.rows import (
-    LAYOUT_BYTES,
-    ORDER_BYTES,
     Layout,
     times_of,
     usable,
@@ -74,14 +72,25 @@ class Judged(NamedTuple):
     """What one view says, in NumPy.
 
     Attributes:
-        states: Feast's `FieldStatus` of each row's values that are not null, shape (n,).
-        event_us: Event times in µs, shape (n,); meaningless where the state is NOT_FOUND.
+        rows: The packed rows; None where there is none.
+        fresh: Whether each may be used, shape (n,); None when all may.
+        event_us: Event times in µs, shape (n,); meaningless where there is no row.
         blocks: The values.
     """
 
-    states: Codes
+    rows: Sequence[bytes | None]
+    fresh: NDArray[np.bool_] | None
     event_us: NDArray[np.int64]
     blocks: list[Block]
+
+    def states(self) -> Codes:
+        """Return Feast's `FieldStatus` of each row's values that are not null, shape (n,)."""
+        states: Codes = np.full(len(self.rows), serving.PRESENT)
+        if self.fresh is not None:
+            states[~self.fresh] = serving.OUTSIDE_MAX_AGE
+        if None in self.rows:
+            states[[row is None for row in self.rows]] = serving.NOT_FOUND
+        return states
 
 
 class _Source:
@@ -187,9 +196,8 @@ class Request:
     def current(self) -> bool:
         """Whether all rows have the layout that is written now."""
         return all(
-            row is None or row[ORDER_BYTES : ORDER_BYTES + LAYOUT_BYTES] == source.layout.id
+            layout_ids([row for row in rows if row is not None]) <= {source.layout.id}
             for source, rows in zip(self._reader.sources, self.fetched, strict=True)
-            for row in rows
         )
 
     def keys(self) -> Mapping[str, list[Any]]:
@@ -230,10 +238,17 @@ class Request:
         if views is None:
             return None
         counts = np.zeros(5, np.int64)
-        for states, _, blocks in views:
-            columns = sum(len(block.cells) for block in blocks)
-            counts += np.bincount(states, minlength=5) * columns
-            for _, valid in blocks:
+        for view in views:
+            columns = sum(len(block.cells) for block in view.blocks)
+            if view.fresh is None and None not in view.rows:
+                counts[serving.PRESENT] += columns * len(view.rows)
+                if all(valid is None for _, valid in view.blocks):
+                    continue
+                states = np.full(len(view.rows), serving.PRESENT)
+            else:
+                states = view.states()
+                counts += np.bincount(states, minlength=5) * columns
+            for _, valid in view.blocks:
                 if valid is not None:
                     nulls = int((~valid & (states == serving.PRESENT)).sum())
                     counts[serving.PRESENT] -= nulls
@@ -257,6 +272,13 @@ class Request:
                     for column, there in zip(cells, valid, strict=True)
                 )
         return dict(zip(self._reader.names, self.in_order(flat), strict=True))
+
+
+def rows_in(given: EntityRows) -> int:
+    """Return how many rows a request asks for."""
+    if isinstance(given, dict):
+        return max(map(len, given.values()), default=0)
+    return len(given)
 
 
 def _listed(keys: Mapping[str, pa.DataType], given: EntityRows) -> dict[str, Any] | None:
@@ -308,8 +330,28 @@ def _groups(layout: Layout, names: Sequence[str]) -> tuple[_Group, ...] | None:
     return tuple(groups)
 
 
+def _judge_one(source: _Source, rows: Sequence[bytes | None], at: int) -> Judged:
+    """Do what `_judge` does for one row, where calls into NumPy are most of the cost."""
+    layout = source.layout
+    row = rows[0] or layout.null_row
+    event_us, created_us = (int.from_bytes(row[i : i + 8], "big") - 2**63 for i in (0, 8))
+    fresh = bool(usable(event_us, source.view.ttl_us, at) and created_us <= at)
+    valid = None if layout.says_all_valid(row) else validity_of(layout, row, 1, len(row))
+    blocks = []
+    for group in source.groups or ():
+        cells = np.frombuffer(row, group.dtype, group.across, group.start)
+        cells = (cells if group.places is None else cells[group.places]).reshape(-1, 1)
+        here = None if valid is None else valid[group.columns]
+        if not fresh:
+            here = np.zeros(cells.shape, np.bool_)
+        blocks.append(Block(cells, here))
+    return Judged(rows, None if fresh else np.zeros(1, np.bool_), np.array([event_us]), blocks)
+
+
 def _judge(source: _Source, rows: Sequence[bytes | None], at: int) -> Judged:
     layout, n = source.layout, len(rows)
+    if n == 1:
+        return _judge_one(source, rows, at)
     blank = layout.null_row
     if layout.variable:
         stride = layout.prefix
@@ -318,23 +360,16 @@ def _judge(source: _Source, rows: Sequence[bytes | None], at: int) -> Judged:
         stride = len(blank)
         data = b"".join([row or blank for row in rows])
     event_us, created_us = times_of(data, n, stride)
-    fresh = usable(event_us, source.view.ttl_us, at) & (created_us <= at)
+    usable_now = usable(event_us, source.view.ttl_us, at) & (created_us <= at)
+    fresh = None if usable_now.all() else usable_now
     valid = validity_of(layout, data, n, stride)
-    all_fresh = bool(fresh.all())
-    states = np.full(n, serving.PRESENT)
-    if not all_fresh:
-        states[~fresh] = serving.OUTSIDE_MAX_AGE
-    if None in rows:
-        states[[row is None for row in rows]] = serving.NOT_FOUND
     blocks = []
     for group in source.groups or ():
         shape, strides = (n, group.across), (stride, group.width)
         cells = np.ndarray(shape, group.dtype, data, group.start, strides).T
         cells = np.ascontiguousarray(cells if group.places is None else cells[group.places])
-        if valid is None and all_fresh:
-            blocks.append(Block(cells, None))
-        elif valid is None:
-            blocks.append(Block(cells, np.broadcast_to(fresh, cells.shape)))
-        else:
-            blocks.append(Block(cells, valid[group.columns] & fresh))
-    return Judged(states, event_us, blocks)
+        here = None if valid is None else valid[group.columns]
+        if fresh is not None:
+            here = np.broadcast_to(fresh, cells.shape) if here is None else here & fresh
+        blocks.append(Block(cells, here))
+    return Judged(rows, fresh, event_us, blocks)

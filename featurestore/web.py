@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from featurestore.edge import MAX_REQUEST_BYTES, Figures, answer_of
 from featurestore.errors import EntityRowsError, RequestError, SteadfeastError
+from featurestore.vectors import rows_in
 from featurestore.wire import answer
 
 if TYPE_CHECKING:
@@ -112,9 +113,10 @@ class Application:
     def _is_brief(self, query: Query) -> bool:
         if query.feature_service is None or not self._store.online.embedded:
             return False
-        rows = max(map(len, query.entities.values()), default=0)
         try:
-            return rows <= _INLINE_ROWS and self._store.is_plain(query.feature_service)
+            return rows_in(query.entities) <= _INLINE_ROWS and self._store.is_plain(
+                query.feature_service
+            )
         except SteadfeastError:
             return False  # said, and counted, where the request is answered
 

@@ -28,7 +28,7 @@ STATUSES = ("INVALID", "PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE")
 
 _NO_TIME = "1970-01-01T00:00:00Z"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NULL_VALUE, _NOT_FOUND = STATUSES.index("NULL_VALUE"), STATUSES.index("NOT_FOUND")
+_NULL_VALUE = STATUSES.index("NULL_VALUE")
 _PRESENT = STATUSES.index("PRESENT")
 
 
@@ -49,13 +49,14 @@ def _joined(plan: ServicePlan, packed: Request, views: list[Judged], *, full_nam
     results = [f'{{"values":{_json(keys[name])},{same}}}' for name in plan.keys]
     columns: list[str] = []
     for view in views:
+        states = view.states()
         times = [
-            _NO_TIME if state == _NOT_FOUND else _text(_EPOCH + timedelta(microseconds=us))
-            for us, state in zip(view.event_us.tolist(), view.states.tolist(), strict=True)
+            _NO_TIME if row is None else _text(_EPOCH + timedelta(microseconds=us))
+            for us, row in zip(view.event_us.tolist(), view.rows, strict=True)
         ]
         stamps = f'"event_timestamps":[{_quoted(times)}]'
         for block in view.blocks:
-            columns += _columns(block, view.states, stamps)
+            columns += _columns(block, states, stamps)
     results += packed.in_order(columns)
     names = json.dumps([*plan.keys, *_names(plan, full_names=full_names)])
     body = f'{{"results":[{",".join(results)}],"metadata":{{"feature_names":{names}}}}}'

@@ -215,8 +215,13 @@ def _micros(table: pa.Table, name: str, view: str) -> NDArray[np.int64]:
 
 def intact(rows: Sequence[bytes | None], known: Mapping[bytes, Layout]) -> bool:
     """Say at little cost whether `check` would pass."""
-    ids = {row[ORDER_BYTES : ORDER_BYTES + LAYOUT_BYTES] for row in rows if row is not None}
-    return ids <= known.keys() and not damaged([row for row in rows if row is not None])
+    there = [row for row in rows if row is not None]
+    return layout_ids(there) <= known.keys() and not damaged(there)
+
+
+def layout_ids(rows: Sequence[bytes]) -> set[bytes]:
+    """Return the layout ids that rows carry."""
+    return {row[ORDER_BYTES : ORDER_BYTES + LAYOUT_BYTES] for row in rows}
 
 
 def check(

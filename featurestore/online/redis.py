@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
@@ -112,7 +113,8 @@ class RedisOnlineStore(PackedOnlineStore):
     def _get(self, config: RepoConfig, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
         if not keys:
             return []
-        names = [_name(space, key) for key in keys]
+        start = _name(space, b"")[:-1]
+        names = [start + key + b"}" for key in keys]
         with self._client(config) as client:
             if config.online_store.cluster:
                 return cast("list[bytes | None]", client.mget_nonatomic(names))
@@ -191,23 +193,31 @@ class RedisOnlineStore(PackedOnlineStore):
 
     @contextmanager
     def _client(self, config: RepoConfig) -> Iterator[Any]:
-        try:
-            from redis.exceptions import RedisClusterException, RedisError  # noqa: PLC0415 - extra
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("redis") from error
         options = config.online_store
         url = options.url.get_secret_value()
         try:
-            if url not in self._clients:
-                self._clients[url] = _connect(options)
-            yield self._clients[url]
-        except (RedisError, RedisClusterException) as error:
+            client = self._clients.get(url)
+            if client is None:
+                client = self._clients[url] = _connect(options)
+            yield client
+        except _errors() as error:
             parts = urlsplit(url)  # the address without the user's name and password
             place = f"redis {parts.hostname}:{parts.port or 6379}{parts.path}"
             raise StoreUnavailableError(place, f"{type(error).__name__}: {error}") from error
 
 
+@cache
+def _errors() -> tuple[type[Exception], ...]:
+    """Return the bases of the client's errors."""
+    try:
+        from redis.exceptions import RedisClusterException, RedisError  # noqa: PLC0415 - extra
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("redis") from error
+    return RedisError, RedisClusterException
+
+
 def _connect(options: RedisOnlineStoreConfig) -> Any:
+    _errors()  # says which extra is missing
     import redis  # noqa: PLC0415 - the extra `redis`
     from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415

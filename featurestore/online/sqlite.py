@@ -12,6 +12,7 @@ import os
 import sqlite3
 from collections import defaultdict, deque
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Literal
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _LAYOUTS = "steadfeast_layouts"
 _READ_KEYS = 512  # keys per SELECT; a power of two
 _SCAN_ROWS = 8192
+_CACHE_KIB = 16 * 1024  # of each connection; SQLite's own 2 MiB hold few of the inner pages
 
 
 class SQLiteOnlineStoreConfig(FeastConfigBaseModel):
@@ -72,20 +74,24 @@ class SQLiteOnlineStore(PackedOnlineStore):
         self.release()
 
     def _get(self, config: RepoConfig, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        found: dict[bytes, bytes] = {}
         with self._connection(config) as connection:
-            for start in range(0, len(keys), _READ_KEYS):
-                some = list(keys[start : start + _READ_KEYS])
-                size = 1 << (len(some) - 1).bit_length()  # few texts, so that SQLite keeps them
-                some += some[-1:] * (size - len(some))
-                marks = ",".join("?" * size)
-                query = f"SELECT key, row FROM {_table(space)} WHERE key IN ({marks})"
-                try:
-                    found.update(connection.execute(query, some))
-                except sqlite3.OperationalError as error:
-                    if not _is_missing(error):
-                        raise
-        return [found.get(key) for key in keys]
+            try:
+                if len(keys) == 1:
+                    query = f"SELECT row FROM {_table(space)} WHERE key = ?"
+                    row = connection.execute(query, keys).fetchone()
+                    return [None if row is None else row[0]]
+                found: list[bytes | None] = []
+                for start in range(0, len(keys), _READ_KEYS):
+                    some = list(keys[start : start + _READ_KEYS])
+                    size = 1 << (len(some) - 1).bit_length()  # few texts, so SQLite keeps them
+                    asked = some + some[-1:] * (size - len(some))
+                    rows = dict(connection.execute(_select(space, size), asked))
+                    found += map(rows.get, range(len(some)))
+            except sqlite3.OperationalError as error:
+                if not _is_missing(error):
+                    raise
+                return [None] * len(keys)
+        return found
 
     def _put(
         self,
@@ -195,6 +201,7 @@ def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
     )
     _use_wal(connection, timeout_seconds)
     connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     connection.execute(
         f"CREATE TABLE IF NOT EXISTS {_LAYOUTS} (space TEXT, id BLOB, generation INTEGER,"
         " layout BLOB, PRIMARY KEY (space, id)) WITHOUT ROWID"
@@ -218,6 +225,19 @@ def _use_wal(connection: sqlite3.Connection, timeout_seconds: float) -> None:
 
 def _table(space: str) -> str:
     return '"rows:' + space.replace('"', '""') + '"'
+
+
+@lru_cache(maxsize=1024)
+def _select(space: str, size: int) -> str:
+    """Return a query of `(place, row)` of the keys that are there.
+
+    A join in the order of the keys given, for IN would sort them first and give each back.
+    """
+    places = ",".join(f"({place},?)" for place in range(size))
+    return (
+        f"WITH asked (place, key) AS (VALUES {places}) SELECT place, row FROM asked"
+        f" CROSS JOIN {_table(space)} AS stored ON stored.key = asked.key"
+    )
 
 
 def _create(connection: sqlite3.Connection, space: str) -> None:
