@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +23,7 @@ import pytest
 import yaml
 from prometheus_client import start_http_server
 
-from featurestore import edge
+from featurestore import OnlineFeatures, edge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -126,7 +125,7 @@ def prometheus(
     """Give a Prometheus that has scraped a daemon in trouble and a serving edge a few times."""
     figures = edge.Figures()
     found = np.array([1, 3], np.uint8)  # one value present, one not found
-    answer = SimpleNamespace(statuses={"temp": found}, table=pa.table({"origin": ["EWR", "JFK"]}))
+    answer = OnlineFeatures(pa.table({"origin": ["EWR", "JFK"]}), {"temp": found}, {}, "")
     with figures.request("http", "late_arrival"):
         figures.served("http", "late_arrival", answer)
     server, thread = start_http_server(0, "127.0.0.1", figures.registry)
