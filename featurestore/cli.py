@@ -227,16 +227,53 @@ def audit(
 def serve(
     grpc: Annotated[str, typer.Option(help="host:port of the gRPC edge.")] = "127.0.0.1:9467",
     http: Annotated[str, typer.Option(help="host:port of the HTTP edge.")] = "127.0.0.1:9468",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the ports.")] = 1,
     config: Config = DEFAULT,
+    worker: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve online features over gRPC and HTTP until SIGTERM or Ctrl-C.
 
-    Example: steadfeast store serve --grpc 127.0.0.1:9467
+    Example: steadfeast store serve --grpc 127.0.0.1:9467 --workers 4
     """
+    if workers > 1:
+        load_section(config, "store", StoreConfig)
+        from featurestore.server import split
+        from featurestore.workers import supervise
+
+        command = [sys.executable, "-m", "featurestore.cli", "store", "serve"]
+        command += ["--config", str(config)]
+        supervise(command, [split(grpc), split(http)], workers)
+        return
     with _open(config) as opened:
         from featurestore.server import serve as run
 
-        run(opened, grpc, http)
+        run(opened, grpc, http, worker)
+
+
+@store.command()
+def erase(
+    key: Annotated[list[str], typer.Option(help="join_key=value; may be repeated.")],
+    view: Annotated[list[str] | None, typer.Option(help="Only this view; may be repeated.")] = None,
+    config: Config = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Remove what the online store keeps for one entity, in every view that has its keys.
+
+    Sources, training sets and the served log are files of their own: this does not touch them,
+    and the next materialize brings back what the sources still hold.
+
+    Example: steadfeast store erase --key user_id=7
+    """
+    pairs = [item.partition("=") for item in key]
+    if any(not sign for _, sign, _ in pairs):
+        raise typer.BadParameter("write --key join_key=value")
+    with _open(config) as opened:
+        erased = opened.erase([{name: value for name, _, value in pairs}], views=view or ())
+    if as_json:
+        typer.echo(json.dumps(erased))
+        return
+    for name, rows in erased.items():
+        typer.echo(f"{name}: {rows} rows removed")
 
 
 def _open(config: Path) -> Store:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter as Tally
+from collections import defaultdict
 from contextlib import contextmanager
 from itertools import accumulate
 from threading import Lock
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -22,7 +23,7 @@ from featurestore import errors
 from featurestore.wire import STATUSES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from prometheus_client.core import Metric
 
@@ -36,6 +37,7 @@ DURATION = "steadfeast_serving_request_duration_seconds"
 ROWS = "steadfeast_serving_rows_total"
 VALUES = "steadfeast_serving_values_total"
 
+_PLAIN = ("requests", "rows", "values", "seconds", "buckets")
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -78,10 +80,19 @@ class Figures(Collector):
         self._requests: Tally[tuple[str, str, str]] = Tally()
         self._rows: Tally[tuple[str, str]] = Tally()
         self._values: Tally[tuple[str, str]] = Tally()
-        self._seconds: dict[tuple[str, str], float] = {}
-        self._buckets: dict[tuple[str, str], list[int]] = {}
+        self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self._buckets: defaultdict[tuple[str, str], list[int]] = defaultdict(_no_buckets)
+        self.others: Callable[[], list[Any]] = list
         self.registry = CollectorRegistry()
         self.registry.register(self)
+
+    def plain(self) -> dict[str, list[Any]]:
+        """Return the figures as JSON can hold them, for `others` of another worker."""
+        with self._lock:
+            return {
+                name: [[*key, value] for key, value in getattr(self, f"_{name}").items()]
+                for name in _PLAIN
+            }
 
     @contextmanager
     def request(self, edge: str, service: str) -> Iterator[None]:
@@ -101,9 +112,8 @@ class Figures(Collector):
             seconds, key = perf_counter() - began, (edge, service)
             with self._lock:
                 self._requests[edge, service, code] += 1
-                self._seconds[key] = self._seconds.get(key, 0.0) + seconds
-                buckets = self._buckets.setdefault(key, [0] * (len(_BUCKETS) + 1))
-                buckets[bisect_left(_BUCKETS, seconds)] += 1
+                self._seconds[key] += seconds
+                self._buckets[key][bisect_left(_BUCKETS, seconds)] += 1
 
     def served(self, edge: str, service: str, features: OnlineFeatures) -> None:
         """Count what a request got."""
@@ -115,7 +125,23 @@ class Figures(Collector):
                     self._values[service, status] += count
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the figures as they are now."""
+        """Yield the figures as they are now, those of the other workers included."""
+        total = Figures.__new__(Figures)
+        total._requests, total._rows, total._values = Tally(), Tally(), Tally()  # noqa: SLF001
+        total._seconds, total._buckets = defaultdict(float), defaultdict(_no_buckets)  # noqa: SLF001
+        for figures in (self.plain(), *self.others()):
+            total._add(figures)  # noqa: SLF001
+        yield from total._families()  # noqa: SLF001
+
+    def _add(self, figures: dict[str, list[Any]]) -> None:
+        for name in ("requests", "rows", "values", "seconds"):
+            for *key, value in figures[name]:
+                getattr(self, f"_{name}")[tuple(key)] += value
+        for edge, service, counts in figures["buckets"]:
+            mine = self._buckets[edge, service]
+            mine[:] = [one + other for one, other in zip(mine, counts, strict=True)]
+
+    def _families(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
             REQUESTS, "Requests, by their outcome.", labels=("edge", "service", "code")
         )
@@ -124,14 +150,17 @@ class Figures(Collector):
             VALUES, "Feature values served, by status.", labels=("service", "status")
         )
         times = HistogramMetricFamily(DURATION, "Time to answer.", labels=("edge", "service"))
-        with self._lock:
-            for family, tally in (
-                (requests, self._requests), (rows, self._rows), (values, self._values)
-            ):  # fmt: skip
-                for key, count in tally.items():
-                    family.add_metric(key, count)
-            for pair, counts in self._buckets.items():
-                limits = [*map(str, _BUCKETS), "+Inf"]
-                buckets = list(zip(limits, accumulate(counts), strict=True))
-                times.add_metric(pair, buckets, self._seconds[pair])
+        for family, tally in (
+            (requests, self._requests), (rows, self._rows), (values, self._values)
+        ):  # fmt: skip
+            for key, count in tally.items():
+                family.add_metric(key, count)
+        for pair, counts in self._buckets.items():
+            limits = [*map(str, _BUCKETS), "+Inf"]
+            buckets = list(zip(limits, accumulate(counts), strict=True))
+            times.add_metric(pair, buckets, self._seconds[pair])
         yield from (requests, rows, values, times)
+
+
+def _no_buckets() -> list[int]:
+    return [0] * (len(_BUCKETS) + 1)

@@ -25,6 +25,7 @@ from feast.repo_config import FeastConfigBaseModel
 
 from featurestore.errors import InvalidStoreError
 from featurestore.materialization import Materializer
+from featurestore.offline import DuckDBOfflineStore
 from featurestore.online import PackedOnlineStore
 from featurestore.served import microseconds
 
@@ -71,13 +72,22 @@ class DuckDBComputeEngine(ComputeEngine):
         """Move one view.
 
         Raises:
-            InvalidStoreError: The online store is not one of ours.
+            InvalidStoreError: The online or the offline store is not one of ours.
             SourceError: The view's source cannot be read.
             StoreUnavailableError: The online store does not answer.
         """
         store, view = self.online_store, task.feature_view
         if not isinstance(store, PackedOnlineStore):
-            raise InvalidStoreError(type(store).__name__)
+            raise InvalidStoreError(
+                type(store).__name__,
+                "keeps no order of writes; use featurestore.online.SQLiteOnlineStore or "
+                "featurestore.online.RedisOnlineStore",
+            )
+        if not isinstance(self.offline_store, DuckDBOfflineStore):
+            raise InvalidStoreError(
+                type(self.offline_store).__name__,
+                "does not read by columns; use featurestore.offline.DuckDBOfflineStore",
+            )
         until = datetime.now(UTC) if task.disable_event_timestamp else task.end_time
         since = None if task.disable_event_timestamp else microseconds(_aware(task.start_time))
         # What Feast calls incremental starts where the view's last interval ends.

@@ -322,18 +322,15 @@ class LogUnavailableError(SteadfeastError):
 
 
 class InvalidStoreError(UserError):
-    """The configured online store cannot keep what is promised.
+    """A configured store does not go with ours.
 
     Attributes:
         store: Name of its class.
     """
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str, problem: str) -> None:
         self.store = store
-        super().__init__(
-            f"online store {store} keeps no order of writes; use "
-            "featurestore.online.SQLiteOnlineStore or featurestore.online.RedisOnlineStore"
-        )
+        super().__init__(f"{store} {problem}")
 
 
 class MissingExtraError(UserError):
@@ -358,6 +355,18 @@ class RequestError(UserError):
     def __init__(self, field: str, problem: str) -> None:
         self.field = field
         super().__init__(f"{field}: {problem}")
+
+
+class WorkerError(SteadfeastError):
+    """A worker of the server ended by itself.
+
+    Attributes:
+        code: Its exit code; negative for a signal.
+    """
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__(f"a worker ended with exit code {code}; its own output says why")
 
 
 class AddressError(UserError):

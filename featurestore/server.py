@@ -30,9 +30,11 @@ from grpc_status import rpc_status
 from featurestore.edge import MAX_REQUEST_BYTES, Figures, answer_of
 from featurestore.errors import AddressError, RequestError, SteadfeastError
 from featurestore.web import Application
+from featurestore.workers import Siblings, until_orphaned
 from protos.steadfeast.v1 import features_pb2, features_pb2_grpc
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from featurestore.store import Store
@@ -94,6 +96,7 @@ class Edge:
         store: Answers; stays open.
         grpc_address: `host:port`; port 0 takes a free one.
         http_address: The same for HTTP.
+        siblings: Folder of the workers that share the addresses, if there are any.
 
     Raises:
         AddressError: An address is no loopback address, is taken or is not `host:port`.
@@ -103,16 +106,20 @@ class Edge:
         http_port: The port taken.
     """
 
-    def __init__(self, store: Store, grpc_address: str, http_address: str) -> None:
+    def __init__(
+        self, store: Store, grpc_address: str, http_address: str, siblings: Path | None = None
+    ) -> None:
         figures = Figures()
         self._draining = Event()
+        self._siblings: Siblings | None = None
+        shared = siblings is not None
         with ExitStack() as undo:
-            self._socket = undo.enter_context(_listen(http_address))
+            self._socket = undo.enter_context(_listen(http_address, shared=shared))
             self.http_port: int = self._socket.getsockname()[1]
             self._grpc = grpc.server(
                 ThreadPoolExecutor(WORKERS, "grpc"),
                 options=[
-                    ("grpc.so_reuseport", 0),
+                    ("grpc.so_reuseport", int(shared)),
                     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
                     ("grpc.max_send_message_length", -1),
                 ],
@@ -124,11 +131,14 @@ class Edge:
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
-            _split(grpc_address)
+            split(grpc_address)
             try:
                 self.grpc_port: int = self._grpc.add_insecure_port(grpc_address)
             except RuntimeError as error:
                 raise AddressError(grpc_address, "is taken or unknown") from error
+            if siblings is not None:
+                self._siblings = Siblings(siblings, figures.plain)
+                figures.others = self._siblings.others
             undo.pop_all()
         self._http = uvicorn.Server(
             uvicorn.Config(
@@ -159,16 +169,22 @@ class Edge:
         self._http.should_exit = True
         self._thread.join()
         self._socket.close()
+        if self._siblings is not None:
+            self._siblings.close()
 
 
-def serve(store: Store, grpc_address: str, http_address: str) -> None:
+def serve(store: Store, grpc_address: str, http_address: str, siblings: Path | None = None) -> None:
     """Serve `store` until SIGTERM or SIGINT, then drain.
+
+    With `siblings`, as one worker of several: also until standard input ends.
 
     Raises:
         AddressError: See `Edge`.
     """
     inbox: SimpleQueue[int] = SimpleQueue()
-    with Edge(store, grpc_address, http_address) as edge:
+    if siblings is not None:
+        until_orphaned(lambda: inbox.put(signal.SIGTERM))
+    with Edge(store, grpc_address, http_address, siblings) as edge:
         before = {
             number: signal.signal(number, lambda caught, _: inbox.put(caught))
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -182,7 +198,12 @@ def serve(store: Store, grpc_address: str, http_address: str) -> None:
                 signal.signal(number, handler)
 
 
-def _split(address: str) -> tuple[str, int]:
+def split(address: str) -> tuple[str, int]:
+    """Return host and port of `host:port`.
+
+    Raises:
+        AddressError: It is something else, or is not on loopback.
+    """
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal():
@@ -196,11 +217,11 @@ def _split(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _listen(address: str) -> socket.socket:
-    host, port = _split(address)
+def _listen(address: str, *, shared: bool) -> socket.socket:
+    host, port = split(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=1024, reuse_port=shared)
     except OSError as error:
         raise AddressError(address, str(error.strerror)) from error
 

@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from threading import RLock
 from time import time_ns
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
+import pyarrow as pa
 from feast import FeatureStore
 from pydantic import ValidationError
 
@@ -35,18 +36,18 @@ from featurestore.manifest import Manifest, TrainingSet
 from featurestore.materialization import Materializer
 from featurestore.ondemand import Executor
 from featurestore.online import PackedOnlineStore
+from featurestore.refreshing import Refresher
 from featurestore.served import ServedLog, microseconds
 from featurestore.service import ServicePlan, resolve
 from featurestore.serving import Bundle
 from featurestore.vectors import EntityRows, Reader, rows_in
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
 
     import pandas as pd
-    import pyarrow as pa
     from feast import FeatureView
 
     from featurestore.answers import OnlineFeatures
@@ -92,6 +93,7 @@ class Store:
             flush_seconds=config.log.flush_every.total_seconds(),
             when_full=config.log.when_full,
         )
+        self._refresher = Refresher(self.feast.config.registry.cache_ttl_seconds)
         self._bundles: dict[str, Bundle] = {}
         self._readers: dict[str, Reader] = {}
         self._views: dict[str, FeatureView] | None = None
@@ -121,6 +123,7 @@ class Store:
 
     def close(self) -> None:
         """Flush the served log and close what is open."""
+        self._refresher.wait()
         self.served.flush()
         if self._materializer is not None:
             self._materializer.close()
@@ -170,6 +173,13 @@ class Store:
             self._bundles.clear()
             self._views = None
 
+    def _refresh_bundles(self) -> None:
+        """Resolve anew what is in use, while requests go on with what they have."""
+        self.feast.refresh_registry()  # type: ignore[no-untyped-call]
+        fresh = {service: self._resolve(service) for service in tuple(self._bundles)}
+        with self._lock:
+            self._bundles, self._views = fresh, None
+
     def services(self) -> list[str]:
         """Return the names of the feature services in the registry."""
         return sorted(item.name for item in self.feast.list_feature_services())
@@ -181,6 +191,8 @@ class Store:
             NotFoundError: There is no such service.
             DefinitionsError: An on-demand view differs between registry and repo folder.
         """
+        if self._refresher.is_due():
+            self._refresher.start(self._refresh_bundles)
         bundle = self._bundles.get(service)
         if bundle is None:
             with self._lock:
@@ -461,6 +473,38 @@ class Store:
         """
         chosen = self._online_views([view])[0]
         return self._mover().write(chosen, rows.to_batches())
+
+    def erase(
+        self, entities: Sequence[Mapping[str, Any]], *, views: Sequence[str] = ()
+    ) -> dict[str, int]:
+        """Remove what the online store keeps for entities: a right-to-erasure request.
+
+        Of a view with more join keys than are given, every row that has those given goes. Sources,
+        training sets and the served log are not touched: erase there too, and before the next
+        materialize, which brings back what the sources still hold.
+
+        Args:
+            entities: Values of join keys, under the views' own names; text is converted.
+            views: Names of feature views; all that have one of the keys when empty.
+
+        Returns:
+            Feature view -> rows removed.
+
+        Raises:
+            NotFoundError: There is no such view, or no view that has such a join key.
+            InvalidKeysError: A value does not fit the key's type.
+        """
+        chosen = self._online_views(views)
+        keys = pa.Table.from_pylist([dict(entity) for entity in entities])
+        known = {column.name for view in chosen for column in view.entity_columns}
+        for name in keys.column_names:
+            if name not in known:
+                raise NotFoundError("join key", name, known)
+        return {
+            view.name: self.online.erase(self.feast.config, view, keys)
+            for view in chosen
+            if not {column.name for column in view.entity_columns}.isdisjoint(keys.column_names)
+        }
 
     def watermark(self, view: str) -> datetime | None:
         """Return the time up to which `view` was materialized; None before the first time."""

@@ -58,6 +58,7 @@ PACKAGES = {
     "amtool": "prometheus-alertmanager",
     "chromium": "chromium",
     "npm": "npm",
+    "openssl": "openssl",
 }
 """Program to the Debian package that has it."""
 

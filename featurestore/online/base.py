@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
 from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.infra.online_stores.online_store import OnlineStore
@@ -38,7 +39,7 @@ from featurestore.online.packing import (
     unpack,
 )
 from featurestore.online.protos import to_array, to_values
-from featurestore.rows import TIMESTAMP, Layout, flat, layout_id, usable
+from featurestore.rows import TIMESTAMP, Layout, cast_array, flat, layout_id, usable
 from featurestore.service import arrow_type
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 TEXT = pa.string()
 
 _CHUNK_ROWS = 65_536
+_PLACE = ""  # no join key is called so
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Row = tuple["EntityKey", "dict[str, Value]", datetime, "datetime | None"]
@@ -184,6 +186,35 @@ class PackedOnlineStore(OnlineStore):
         """Remove everything kept for the entities of `keys`; return how many there were."""
         encoded = {key for key in plan_of(view).codec.encode(keys) if key is not None}
         return self._delete(config, space_of(config, view), sorted(encoded))
+
+    def erase(self, config: RepoConfig, view: FeatureView, keys: pa.Table) -> int:
+        """Remove the rows whose join keys have the values of a row of `keys`; return how many.
+
+        `keys` may lack some of the view's join keys: then every row counts that has the others.
+
+        Raises:
+            InvalidKeysError: A value does not fit the key's type.
+        """
+        codec = plan_of(view).codec
+        names = [name for name in codec.types if name in keys.column_names]
+        try:
+            wanted = pa.table(
+                {name: cast_array(flat(keys[name]), codec.types[name], name) for name in names}
+            )
+        except UnsupportedTypeError as error:
+            raise InvalidKeysError(view.name, str(error)) from error
+        if len(names) == len(codec.types):
+            return self.delete_entities(config, view, wanted)
+        space, removed = space_of(config, view), 0
+        for batch in self._pairs(config, space):
+            there = [key for key, _ in batch if key.startswith(codec.prefix)]
+            columns = codec.decode(there)
+            places = pa.table(
+                {name: columns[name] for name in names} | {_PLACE: np.arange(len(there))}
+            )
+            found = places.join(wanted, names, join_type="left semi")[_PLACE].to_pylist()
+            removed += self._delete(config, space, [there[place] for place in found])
+        return removed
 
     def scan(self, config: RepoConfig, view: FeatureView) -> Iterator[pa.RecordBatch]:
         """Yield all that is stored for `view`: keys, the two timestamps, features.

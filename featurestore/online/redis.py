@@ -83,6 +83,8 @@ class RedisOnlineStoreConfig(FeastConfigBaseModel):
         username: For Redis ACLs.
         password: Else the environment's STEADFEAST_REDIS_PASSWORD, else none.
         ca_file: Certificates that the server's must be signed by; else the system's.
+        cert_file: This client's own certificate, for a server that asks for one.
+        key_file: Its private key, if it is not in the same file.
         timeout_seconds: Limit of one attempt to connect or to get an answer.
         retries: Further attempts, with exponential backoff, when the server does not answer.
             Repeating a write does no harm.
@@ -94,6 +96,8 @@ class RedisOnlineStoreConfig(FeastConfigBaseModel):
     username: str | None = None
     password: SecretStr | None = None
     ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
     timeout_seconds: PositiveFloat = 2.0
     retries: NonNegativeInt = 2
 
@@ -234,8 +238,12 @@ def _connect(options: RedisOnlineStoreConfig) -> Any:
         password = options.password.get_secret_value()
     if password:
         given["password"] = password
-    if options.ca_file is not None:
-        given["ssl_ca_certs"] = options.ca_file
+    files = {
+        "ssl_ca_certs": options.ca_file,
+        "ssl_certfile": options.cert_file,
+        "ssl_keyfile": options.key_file,
+    }
+    given |= {name: file for name, file in files.items() if file is not None}
     make = redis.RedisCluster.from_url if options.cluster else redis.Redis.from_url
     return make(options.url.get_secret_value(), **given)
 

@@ -134,6 +134,20 @@ def repo_config(options: dict[str, Any], folder: Path) -> RepoConfig:
     )
 
 
+@pytest.fixture
+def configured(tmp_path: Path) -> Callable[[dict[str, Any]], RepoConfig]:
+    """Make a Feast configuration of online store options, under a new project."""
+    return lambda options: repo_config(options, tmp_path)
+
+
+@pytest.fixture
+def start_redis(
+    service_binary: Callable[[str], Path], tmp_path: Path
+) -> Callable[[int], subprocess.Popen[bytes] | None]:
+    """Start a redis-server on a port."""
+    return lambda port: _start(service_binary("redis-server"), tmp_path, port)
+
+
 @pytest.fixture(params=STORES)
 def online(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Online]:
     """Each store in turn, empty."""

@@ -1,7 +1,9 @@
 """What the stores read back: types, ages, layouts, erasure, damage and absence."""
 
 import re
+import socket
 import sqlite3
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -205,6 +207,20 @@ def test_an_erased_entity_is_gone_and_the_others_stay(online):
     assert read.found.tolist() == [False, True]
 
 
+def test_erasing_by_some_of_the_keys_takes_every_row_that_has_them(online):
+    view = _view({"x": Int64}, entities=(driver, trip), driver=String, trip=Int64)
+    keys = {"driver": ["a", "a", "b", "ab"], "trip": [1, 2, 1, 1]}
+    batch = pa.table({**keys, "event_timestamp": pa.array([NOW] * 4, STAMP), "x": [1, 2, 3, 4]})
+    online.store.write_batch(online.config, view, batch)
+    erase = online.store.erase
+    assert erase(online.config, view, pa.table({"driver": ["a", "none"]})) == 2
+    assert erase(online.config, view, pa.table({"driver": ["b"], "trip": ["1"]})) == 1
+    with pytest.raises(InvalidKeysError, match="'trip'"):
+        erase(online.config, view, pa.table({"trip": ["x"]}))
+    [left] = online.store.scan(online.config, view)
+    assert left["x"].to_pylist() == [4]
+
+
 def _tamper(online, view, key, change):
     """Change the stored row of `key` behind the store's back."""
     space = space_of(online.config, view)
@@ -341,6 +357,113 @@ def test_a_redis_that_is_down_is_an_error_within_the_deadline(free_port, online)
     assert time.monotonic() - began < 3
     assert "hidden" not in str(caught.value) + repr(config.online_store)
     store.release()
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_a_redis_that_accepts_and_never_answers_is_an_error_within_the_deadline(
+    configured, cluster
+):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        options = {
+            "type": "featurestore.online.RedisOnlineStore",
+            "url": f"redis://127.0.0.1:{silent.getsockname()[1]}/0",
+            "timeout_seconds": 0.2,
+            "retries": 1,
+            "cluster": cluster,
+        }
+        config, view, store = configured(options), _view({"x": Int64}), RedisOnlineStore()
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match=r"TimeoutError|ClusterException"):
+            store.read_batch(config, view, pa.table({"driver": ["a"]}), ["x"])
+        with pytest.raises(StoreUnavailableError):
+            store.write_batch(config, view, _batch(["a"], x=[1]))
+        assert time.monotonic() - began < 6
+        store.release()
+
+
+@pytest.mark.parametrize("online", [REDIS], indirect=True)
+def test_a_redis_that_is_stopped_and_comes_back_is_used_again(
+    online, start_redis, free_port, configured
+):
+    view, port = _view({"x": Int64}), free_port()
+    options = {**online.options, "url": f"redis://127.0.0.1:{port}/0", "timeout_seconds": 0.5}
+    config = configured({**options, "retries": 0})
+    first = start_redis(port)
+    online.store.write_batch(config, view, _batch(["a"], x=[1]))
+    first.terminate()
+    first.wait()
+    keys = pa.table({"driver": ["a"]})
+    with pytest.raises(StoreUnavailableError, match=f"redis 127.0.0.1:{port}/0"):
+        online.store.read_batch(config, view, keys, ["x"])
+    second = start_redis(port)
+    try:
+        assert not online.store.read_batch(config, view, keys, ["x"]).found.any()
+        assert online.store.write_batch(config, view, _batch(["a"], x=[1])) == 1
+    finally:
+        second.terminate()
+        second.wait()
+
+
+@pytest.mark.service("redis-server")
+def test_tls_with_certificates_on_both_sides(service_binary, free_port, configured, tmp_path):
+    def openssl(*arguments):
+        subprocess.run([service_binary("openssl"), *arguments], check=True, capture_output=True)
+
+    def path(name):
+        return str(tmp_path / name)
+
+    new = ("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=ours")
+    openssl(*new, "-x509", "-days", "2", "-keyout", path("ca.key"), "-out", path("ca.crt"))
+    for side in ("server", "client"):
+        openssl(*new, "-keyout", path(f"{side}.key"), "-out", path(f"{side}.csr"))
+        (tmp_path / f"{side}.ext").write_text("subjectAltName=IP:127.0.0.1")
+        signing = ("-CA", path("ca.crt"), "-CAkey", path("ca.key"), "-CAcreateserial", "-days", "2")
+        files = ("-in", path(f"{side}.csr"), "-out", path(f"{side}.crt"))
+        openssl("x509", "-req", *files, *signing, "-extfile", path(f"{side}.ext"))
+    port = free_port()
+    tls = ("--tls-port", str(port), "--tls-cert-file", path("server.crt"))
+    tls += ("--tls-key-file", path("server.key"), "--tls-ca-cert-file", path("ca.crt"))
+    server = subprocess.Popen(
+        [service_binary("redis-server"), "--port", "0", *tls, "--requirepass", "hidden"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+    )
+    options = {
+        "type": "featurestore.online.RedisOnlineStore",
+        "url": f"rediss://127.0.0.1:{port}/0",
+        "password": "hidden",
+        "ca_file": path("ca.crt"),
+        "cert_file": path("client.crt"),
+        "key_file": path("client.key"),
+        "timeout_seconds": 1,
+    }
+    view, store = _view({"x": Int64}), RedisOnlineStore()
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                config = configured(options)
+                assert store.write_batch(config, view, _batch(["a"], x=[1])) == 1
+                break
+            except StoreUnavailableError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        found = store.read_batch(config, view, pa.table({"driver": ["a"]}), ["x"]).found
+        assert found.tolist() == [True]
+        for missing in ("cert_file", "ca_file", "password"):
+            less = {name: value for name, value in options.items() if name != missing}
+            if missing == "cert_file":
+                del less["key_file"]
+            stranger = RedisOnlineStore()
+            refused = configured({**less, "retries": 0})
+            with pytest.raises(StoreUnavailableError) as caught:
+                stranger.read_batch(refused, view, pa.table({"driver": ["a"]}), ["x"])
+            assert "hidden" not in str(caught.value)
+            stranger.release()
+    finally:
+        store.release()
+        server.terminate()
+        server.wait()
 
 
 @pytest.mark.parametrize("online", ["sqlite"], indirect=True)

@@ -7,8 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pyarrow as pa
@@ -323,3 +326,75 @@ def test_a_process_serves_until_it_is_asked_to_stop(shop):
             assert _get(channel, service="small").statuses.keys() == {"spend"}
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=30) == 0
+
+
+def _start_workers(shop, count=2):
+    command = [sys.executable, "-W", "ignore", "-m", "featurestore.cli", "store", "serve"]
+    command += ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--workers", str(count)]
+    process = subprocess.Popen(
+        [*command, "-c", str(shop.config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said = process.stdout.readline().replace(",", "").split()
+    assert said[-2:] == [str(count), "workers"], process.stderr.read()
+    return process, int(said[4]), int(said[7])
+
+
+def _children(process):
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(child) for child in children.split()]
+
+
+def _lives(worker):
+    return Path(f"/proc/{worker}").exists()
+
+
+@pytest.mark.usefixtures("store")
+def test_workers_serve_as_one_and_stop_as_one(shop):
+    process, grpc_port, http_port = _start_workers(shop)
+    edge = SimpleNamespace(http_port=http_port)
+    with process:
+        for _ in range(30):  # a connection each: the kernel chooses a worker by the port it is from
+            query = {"feature_service": "small", "entities": {"user_id": [1]}}
+            assert _post(edge, query)[0] == 200
+        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+            assert _get(channel, service="small").statuses.keys() == {"spend"}
+        for _ in range(6):  # whoever is scraped, the figures are of all
+            lines = _http(edge, "GET", "/metrics")[1].decode().splitlines()
+            [line] = [x for x in lines if x.startswith(REQUESTS) and 'edge="http"' in x]
+            assert float(line.split()[-1]) == 30
+            [line] = [x for x in lines if x.startswith(f"{DURATION}_count") and "http" in x]
+            assert float(line.split()[-1]) == 30
+        workers = _children(process)
+        assert len(workers) == 2
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    assert not list(filter(_lives, workers))
+
+
+@pytest.mark.usefixtures("store")
+def test_a_worker_that_dies_stops_the_server_and_an_orphan_stops_itself(shop):
+    process, _, _ = _start_workers(shop)
+    with process:
+        first, second = _children(process)
+        os.kill(first, signal.SIGKILL)
+        assert process.wait(timeout=30) == 1
+        assert "exit code -9" in process.stderr.read()
+    assert not _lives(second)
+
+
+@pytest.mark.usefixtures("store")
+def test_a_killed_server_leaves_no_worker(shop):
+    process, _, http_port = _start_workers(shop)
+    with process:
+        workers = _children(process)
+        process.kill()
+        process.wait(timeout=30)
+        deadline = time.monotonic() + 30
+        while list(filter(_lives, workers)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    with pytest.raises(ConnectionRefusedError):
+        _http(SimpleNamespace(http_port=http_port), "GET", "/health")
