@@ -22,6 +22,7 @@ import time
 import warnings
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,7 +260,7 @@ def materialize(store: str, keys: int, width: int, seed: int, folder: Path, port
     if theirs is None:
         ours.materialize(world.until())
     else:
-        with open(os.devnull, "w", encoding="ascii") as nothing:
+        with Path(os.devnull).open("w", encoding="ascii") as nothing:
             sys.stdout, out = nothing, sys.stdout
             theirs.materialize(world.START - timedelta(days=1), world.until())
             sys.stdout = out
@@ -349,17 +350,18 @@ def judged(read: Any, load: Any, moved: Any) -> dict[str, float]:
             ratios[f"{kind} read, 1 row"] = min(faster(kind, 1, width) for width in WIDTHS)
             ratios[f"{kind} read, 100 x 50"] = faster(kind, 100, 50)
         ratios["times the floor"] = max(
-            read[f"steadfeast {kind}", rows, width]["p50"] / read[f"floor {kind}", rows, width]["p50"]
-            for kind in ("sqlite", "redis") for rows in ROWS for width in WIDTHS
-        )  # fmt: skip
+            read[f"steadfeast {kind}", *size]["p50"] / read[f"floor {kind}", *size]["p50"]
+            for kind in ("sqlite", "redis")
+            for size in product(ROWS, WIDTHS)
+        )
     if load:
         for rows, width in ((1, 5), (100, 50)):
             ratios[f"server, {rows} x {width}"] = min(
-                load[f"steadfeast {kind}", rows, width]["rate"] / load[f"feast {kind}", rows, width]["rate"]
+                load[f"steadfeast {kind}", rows, width]["rate"]
+                / load[f"feast {kind}", rows, width]["rate"]
                 for kind in ("sqlite", "redis")
-            )  # fmt: skip
+            )
     if moved:
-        keys, width = max((k, w) for store, k, w in moved if store.startswith("feast"))
         size = max((k, w) for s, k, w in moved if s == "feast sqlite" and w == 10)
         for kind in ("sqlite", "redis"):
             theirs, ours = (moved.get((f"{who} {kind}", *size)) for who in ("feast", "steadfeast"))
