@@ -8,8 +8,8 @@ to packed rows as they are. In `feature_store.yaml`:
       type: featurestore.engine.DuckDBComputeEngine
 
 Feast remembers in its registry how far each view has come. `feast materialize-incremental` also
-finds rows that were written late; `feast materialize START END` reads what became known in that
-time and nothing else.
+finds rows that were written late; `feast materialize START END` reads the event times of that
+range, and what was created since START.
 """
 
 from __future__ import annotations
@@ -98,7 +98,10 @@ class DuckDBComputeEngine(ComputeEngine):
             tell: Callable[[int], object] = _silent
             if task.tqdm_builder is not None:  # the total is not known before the rows are read
                 tell = open_.enter_context(closing(task.tqdm_builder(0))).update
-            mover.move(view, since, microseconds(_aware(until)), late=late, tell=tell)
+            end = microseconds(_aware(until))
+            # Feast asks for a range of event times, also of rows that were created after it.
+            known_by = max(end, microseconds(datetime.now(UTC)))
+            mover.move(view, since, end, late=late, tell=tell, known_by=known_by)
         name = f"{view.name}-{task.start_time}-{task.end_time}"
         return LocalMaterializationJob(name, MaterializationJobStatus.SUCCEEDED)
 

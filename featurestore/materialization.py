@@ -134,6 +134,7 @@ class Materializer:
         *,
         late: bool,
         tell: Callable[[int], object],
+        known_by: int | None = None,
     ) -> int:
         """Write each key's greatest row of those that became known in a time range.
 
@@ -143,6 +144,8 @@ class Materializer:
             until: Microseconds, inclusive.
             late: Where the source has no created column, look for rows that were written late.
             tell: Called with the number of rows of each batch.
+            known_by: Take rows of the range, and late ones, that were created until then, as
+                Feast does; without it only what was known by `until`.
 
         Returns:
             Entities that changed.
@@ -160,7 +163,12 @@ class Materializer:
                     ttl = bound.view.ttl
                     since = min(since, until - ttl) if ttl else None
             with reading(view.name, getattr(view.batch_source, "name", "")):
-                return self.write(view, _told(self._newly_known(view, since, until), tell))
+                if known_by is None:
+                    rows = self._newly_known(view, since, until)
+                else:
+                    query = _in_range(self._bound(view).view, since, until, known_by)
+                    rows = self._stream(query)
+                return self.write(view, _told(rows, tell))
 
     def write(self, view: FeatureView, rows: Iterable[pa.RecordBatch]) -> int:
         """Write rows under the source's names; return how many entities changed."""
@@ -195,14 +203,22 @@ class Materializer:
         # each pay for a scan: read some more steps at once.
         steps = min(_AHEAD_STEPS, _BATCH_ROWS // max(ahead.last if ahead else _BATCH_ROWS, 1))
         if ahead is None or ahead.bound is not bound or steps < 2:  # noqa: PLR2004 - no gain
-            rows = self._table(_known_between(bound.view, since, until, newest=True))
-            self._ahead[view.name] = _Ahead(bound, since, since, None, len(rows))
-            step: list[pa.RecordBatch] = rows.to_batches()
-            return step
+            rows = self._stream(_known_between(bound.view, since, until, newest=True))
+            return self._counted(view, bound, since, rows)
         horizon = until + (until - since) * steps
         rows = self._table(_known_between(bound.view, since, horizon, newest=False))
         ahead = self._ahead[view.name] = _Ahead.of(view, bound, since, horizon, rows)
         return ahead.between(since, until)
+
+    def _counted(
+        self, view: FeatureView, bound: Bound, since: int, rows: Iterable[pa.RecordBatch]
+    ) -> Iterable[pa.RecordBatch]:
+        """Remember how many rows the step had, for the next one."""
+        count = 0
+        for batch in rows:
+            count += batch.num_rows
+            yield batch
+        self._ahead[view.name] = _Ahead(bound, since, since, None, count)
 
     def _stream(self, query: str) -> Iterable[pa.RecordBatch]:
         stream: Iterable[pa.RecordBatch] = self._session().sql(query).to_arrow_reader()
@@ -290,6 +306,17 @@ def _known_between(view: sql.View, since: int, until: int, *, newest: bool) -> s
     return sql.everything(view, None, until)
 
 
+def _in_range(view: sql.View, since: int | None, until: int, known_by: int) -> str:
+    """Return the query of each key's greatest row of a range of event times, late ones too."""
+    if view.created is None or since is None:
+        return sql.newest(view, since, until, known_by=known_by)
+    either = " OR ".join(
+        f"({sql.within(column, since, None)})" for column in (view.timestamp, view.created)
+    )
+    view = replace(view, scan=f"(SELECT * FROM {view.scan} WHERE {either})")
+    return sql.newest(view, None, until, known_by=known_by)
+
+
 def as_online(view: FeatureView, rows: Rows) -> Rows:
     """Return rows of a source under the online store's names."""
     names = online_names(view)
@@ -301,13 +328,17 @@ def as_online(view: FeatureView, rows: Rows) -> Rows:
 
 
 def online_names(view: FeatureView) -> Mapping[str, str]:
-    """Names of the source's time columns -> those of the online store."""
+    """Names of the source's time and key columns, mapped or not -> those of the online store."""
     source = view.batch_source
     if source is None:
         return {}
     names = {source.timestamp_field: EVENT_TIMESTAMP}
     if source.created_timestamp_column:
         names[source.created_timestamp_column] = CREATED_TIMESTAMP
+    keys = {field.name for field in view.entity_columns}
+    for column, mapped in (source.field_mapping or {}).items():
+        if mapped in names or mapped in keys:
+            names[column] = names.get(mapped, mapped)
     return names
 
 

@@ -191,6 +191,24 @@ def from_pieces(
     )
 
 
+def map_of(structs: pa.Array, t: pa.MapType) -> pa.Array:
+    """Return structs as maps from their fields' names; a null field is a null item.
+
+    Raises:
+        pa.ArrowInvalid: A field does not fit the map's item type.
+    """
+    width = structs.type.num_fields
+    present = structs.is_valid().to_numpy(zero_copy_only=False)
+    rows = int(present.sum())
+    fields = [field.filter(pa.array(present)).cast(t.item_type) for field in structs.flatten()]
+    by_row = np.arange(rows * width).reshape(width, rows).T.reshape(-1)
+    items = pa.concat_arrays([pa.array([], t.item_type), *fields]).take(pa.array(by_row))
+    names = pa.array([field.name for field in structs.type] * rows, pa.string()).cast(t.key_type)
+    # A null takes no entries, so that the end of the row before it is its own end, too.
+    ends = pa.array(_offsets(present * width).astype(np.int32), mask=np.append(~present, False))
+    return pa.MapArray.from_arrays(ends, names, items)
+
+
 def _child(t: pa.DataType, pieces: pa.Array) -> pa.Array:
     if pieces.null_count == 0:
         return from_pieces(t, pieces, None, 0)

@@ -39,6 +39,7 @@ from featurestore.nested import (
     fixed_bytes,
     from_pieces,
     join_pieces,
+    map_of,
     pieces_of,
     to_pieces,
     width_of,
@@ -372,12 +373,16 @@ def _pieces(layout: Layout, rows: Sequence[bytes], matrix: NDArray[np.uint8]) ->
 def cast_array(array: pa.Array, to: pa.DataType, name: str) -> pa.Array:
     """Cast without losing anything but digits: floats round, nanoseconds are cut to µs.
 
+    A struct becomes a map of its fields' names: so Parquet holds a column of dictionaries.
+
     Raises:
         UnsupportedTypeError: A value does not fit.
     """
     if array.type == to:
         return array
     try:
+        if pa.types.is_map(to) and pa.types.is_struct(array.type):
+            return map_of(array, to)
         if pa.types.is_timestamp(to) and pa.types.is_timestamp(array.type):
             if array.type.unit == "ns":
                 array = pc.floor_temporal(array, unit="microsecond")

@@ -208,3 +208,15 @@ def test_usable_from_its_time_until_the_ttl_inclusive(age, ttl, expected):
     at = 1_700_000_000_000_000
     assert usable(np.array([at - age]), ttl, at).tolist() == [expected]
     assert usable(np.array([at - age]), ttl, np.array([at])).tolist() == [expected]
+
+
+@given(st.lists(st.none() | st.fixed_dictionaries({"a": st.none() | st.text(), "b": st.none()})))
+def test_a_column_of_dictionaries_is_a_map(rows):
+    structs = pa.array(rows, pa.struct([("a", pa.string()), ("b", pa.string())]))
+    to = pa.map_(pa.string(), pa.string())
+    for start in range(min(3, len(rows) + 1)):
+        maps = cast_array(structs.slice(start), to, "m")
+        maps.validate(full=True)
+        assert maps.type == to
+        expected = [row and [("a", row["a"]), ("b", None)] for row in rows[start:]]
+        assert maps.to_pylist() == expected
