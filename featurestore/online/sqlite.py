@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import weakref
 from collections import defaultdict, deque
 from contextlib import contextmanager
 from functools import lru_cache
@@ -26,7 +27,7 @@ from featurestore.online.packing import Layouts, StoredLayout, supersedes
 from featurestore.rows import ORDER_BYTES, Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from feast import RepoConfig
 
@@ -59,14 +60,12 @@ class SQLiteOnlineStore(PackedOnlineStore):
         super().__init__()
         self._idle: defaultdict[tuple[str, int], deque[sqlite3.Connection]] = defaultdict(deque)
         self._paths: dict[int, tuple[object, str]] = {}
+        # Feast makes plugins and drops them: `feast apply` has one of its own.
+        self._finalizer = weakref.finalize(self, _close, self._idle)
 
     def release(self) -> None:
         """Close the connections that are not in use."""
-        for (_, process), connections in self._idle.items():
-            while connections:
-                connection = connections.pop()
-                if process == os.getpid():  # a forked process must not touch its parent's
-                    connection.close()
+        _close(self._idle)
 
     def teardown(self, config: RepoConfig, tables: Sequence[object], entities: object) -> None:
         """Remove everything kept for `tables`, and close the file."""
@@ -185,6 +184,14 @@ class SQLiteOnlineStore(PackedOnlineStore):
             finally:
                 if connection.in_transaction:  # SQLite itself rolls back after some errors
                     connection.execute("ROLLBACK")
+
+
+def _close(idle: Mapping[tuple[str, int], deque[sqlite3.Connection]]) -> None:
+    for (_, process), connections in idle.items():
+        while connections:
+            connection = connections.pop()
+            if process == os.getpid():  # a forked process must not touch its parent's
+                connection.close()
 
 
 def _path(config: RepoConfig) -> str:

@@ -413,7 +413,8 @@ def test_tls_with_certificates_on_both_sides(service_binary, free_port, configur
         return str(tmp_path / name)
 
     new = ("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=ours")
-    openssl(*new, "-x509", "-days", "2", "-keyout", path("ca.key"), "-out", path("ca.crt"))
+    usage = ("-addext", "keyUsage=critical,keyCertSign")
+    openssl(*new, *usage, "-x509", "-days", "2", "-keyout", path("ca.key"), "-out", path("ca.crt"))
     for side in ("server", "client"):
         openssl(*new, "-keyout", path(f"{side}.key"), "-out", path(f"{side}.csr"))
         (tmp_path / f"{side}.ext").write_text("subjectAltName=IP:127.0.0.1")
