@@ -125,6 +125,13 @@ class Edges:
 
     columns: Mapping[str, ColumnEdges]
 
+    @property
+    def categorical(self) -> frozenset[str]:
+        """The columns with a bin per category."""
+        return frozenset(
+            name for name, one in self.columns.items() if one.kind is Kind.CATEGORICAL
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {name: one.to_json() for name, one in self.columns.items()}
@@ -203,7 +210,7 @@ def _column_edges(column: pa.ChunkedArray) -> ColumnEdges:
             return _category_edges(pairs)
         kind = Kind.TEXT
     values = np.concatenate(
-        [np.empty(0), *(values_of(decoded(chunk), kind) for chunk in column.chunks)]
+        [np.empty(0), *(values_of(chunk, kind) for chunk in column.chunks)]
     )
     return _cut_edges(values[np.isfinite(values)], kind)
 
@@ -266,16 +273,28 @@ def decoded(column: Any) -> Any:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def values_of(column: pa.Array, kind: Kind) -> Floats:
-    """Return the non-null values as float64; timestamps in seconds, text by its length."""
-    column = column.drop_null()
+def values_of(column: pa.Array, kind: Kind) -> npt.NDArray[Any]:
+    """Return the non-null values as numbers of any width, shape (n,).
+
+    Timestamps are seconds, text is its length in characters.
+    """
     if kind is Kind.TEXT:
-        column = pc.utf8_length(column)
-    elif kind is Kind.TIMESTAMP:
+        column = _lengths(column)
+    else:
+        column = decoded(column)
+    if column.null_count:
+        column = column.drop_null()
+    if kind is Kind.TIMESTAMP:
         # To microseconds whatever the unit was; sub-microsecond digits are beyond our clock.
         micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
         return np.asarray(micros.to_numpy(zero_copy_only=False), np.float64) / _MICROSECOND
-    elif pa.types.is_decimal(column.type) or pa.types.is_float16(column.type):
+    if pa.types.is_decimal(column.type) or pa.types.is_float16(column.type):
         column = column.cast(pa.float64())
-    values: Floats = column.to_numpy(zero_copy_only=False).astype(np.float64)
+    values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
     return values
+
+
+def _lengths(column: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        return pc.utf8_length(column.dictionary).take(column.indices)
+    return pc.utf8_length(column)

@@ -186,7 +186,7 @@ class Evaluator:
         files = self._log.files(config.service, bucket.start, bucket.end)
         path = bucket_path(self.config.state, monitor, bucket)
         snapshot = freeze(self._con, files, bucket, path)
-        current = profile(snapshot.batches(), reference.edges)
+        current = _profiled(snapshot, reference)
         before = self._ledger.buckets(monitor, start, bucket.start)
         late = self._late(config, before)
         parts = [self._profile(monitor, kept, held.reference_key, reference) for kept in before]
@@ -288,7 +288,7 @@ class Evaluator:
                 cached = Profile.from_json(kept.profile, reference.edges)
             elif kept.path.exists():
                 frozen: Snapshot = load(self._con, kept.bucket, kept.path)
-                cached = profile(frozen.batches(), reference.edges)
+                cached = _profiled(frozen, reference)
             else:
                 cached = Profile.empty(reference.edges)
             self._profiles[monitor, kept.bucket.start, key] = cached
@@ -415,6 +415,11 @@ class Evaluator:
             self._decided(monitor, decision)
             self._ledger.add_audit(actor, "approve" if yes else "reject", request, comment)
             return self._ledger.trigger(request)
+
+
+def _profiled(snapshot: Snapshot, reference: Reference) -> Profile:
+    edges = reference.edges
+    return profile(snapshot.batches(edges.columns, categories=edges.categorical), edges)
 
 
 def _key(reference: Reference, config: MonitorConfig) -> str:

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from featurestore.errors import SteadfeastError
 from monitor.bins import ORDERED, ColumnEdges, Edges, Kind, decoded, kind_of, plain_type, values_of
+from monitor.counting import Counter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -170,7 +171,7 @@ class Profile:
         edges: The binning; profiles merge only over equal ones.
         rows: Rows seen.
         columns: One per column of `edges`, there or not.
-        types: Every column seen, watched or not, with the Arrow types it had, sorted.
+        types: Every column of `edges` that was seen, with the Arrow types it had, sorted.
     """
 
     edges: Edges
@@ -237,17 +238,22 @@ def profile(batches: Iterable[pa.RecordBatch], edges: Edges) -> Profile:
     does not stop the others: `ColumnProfile.rows` then stays below `Profile.rows`, or
     `mistyped` is above 0.
     """
+    counters = {name: Counter(one.cuts) for name, one in edges.columns.items()}
     merged = Profile.empty(edges)
     for batch in batches:
+        present = set(batch.schema.names)
         columns = {
             name: (
-                _count(batch.column(name), one)
-                if name in batch.schema.names
+                _count(batch.column(name), one, counters[name])
+                if name in present
                 else ColumnProfile.empty(one)
             )
             for name, one in edges.columns.items()
         }
-        types = {field.name: (str(plain_type(field.type)),) for field in batch.schema}
+        types = {
+            name: (str(plain_type(batch.schema.field(name).type)),)
+            for name in sorted(present & edges.columns.keys())
+        }
         merged += Profile(edges, batch.num_rows, columns, types)
     return merged
 
@@ -260,34 +266,63 @@ def _greatest(a: float | None, b: float | None) -> float | None:
     return b if a is None else a if b is None else max(a, b)
 
 
-def _count(column: pa.Array, edges: ColumnEdges) -> ColumnProfile:
-    column = decoded(column)
+def _count(column: pa.Array, edges: ColumnEdges, counter: Counter) -> ColumnProfile:
     found = kind_of(column.type)
-    blank = replace(ColumnProfile.empty(edges), rows=len(column), nulls=column.null_count)
+    blank = replace(ColumnProfile.empty(edges), rows=len(column), nulls=_nulls(column))
     if pa.types.is_null(column.type):
-        return blank
+        return replace(blank, nulls=len(column))
     reads_as = {Kind.TEXT: Kind.CATEGORICAL}.get(edges.kind, edges.kind)
     if found is not reads_as:
-        return replace(blank, mistyped=len(column) - column.null_count)
+        return replace(blank, mistyped=len(column) - blank.nulls)
     if edges.kind is Kind.OPAQUE:
         return blank
     if edges.kind not in ORDERED:
-        return replace(blank, counts=_category_counts(column.drop_null(), edges))
+        return replace(blank, counts=_category_counts(column, edges))
     values = values_of(column, edges.kind)
-    nan = np.isnan(values)
-    values = values[~nan]
-    counts = np.bincount(np.searchsorted(edges.cuts, values), minlength=edges.bins)
-    finite = values[np.isfinite(values)]
+    moments = _moments(values)
+    if moments is not None:
+        return replace(blank, counts=counter.count(values), **moments)
+    # Something is NaN, infinite, or too large to be summed as it is.
+    held = values[~np.isnan(values)]
+    finite = held[np.isfinite(held)]
     return replace(
         blank,
-        nans=int(nan.sum()),
-        infinities=len(values) - len(finite),
-        counts=counts.astype(np.int64),
-        **_moments(finite),
+        nans=len(values) - len(held),
+        infinities=len(held) - len(finite),
+        counts=counter.count(held),
+        **_large_moments(finite.astype(np.float64)),
     )
 
 
-def _moments(finite: Floats) -> dict[str, Any]:
+def _nulls(column: pa.Array) -> int:
+    """Count nulls, those that a dictionary holds as a value included."""
+    if pa.types.is_dictionary(column.type) and column.dictionary.null_count:
+        return int(pc.sum(pc.is_null(decoded(column))).as_py() or 0)
+    return int(column.null_count)
+
+
+def _moments(values: npt.NDArray[Any]) -> dict[str, Any] | None:
+    """Return what is left of the rows beside the counts; None if it takes more care."""
+    if not len(values):
+        return {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = values.sum(dtype=np.float64) / len(values)
+        if not np.isfinite(mean):
+            return None
+        deviations = np.subtract(values, mean, dtype=np.float64)
+        deviations *= deviations
+        m2 = float(deviations.sum())
+    if not math.isfinite(m2):
+        return None
+    return {
+        "minimum": float(values.min()),
+        "maximum": float(values.max()),
+        "mean": float(mean),
+        "m2": m2,
+    }
+
+
+def _large_moments(finite: Floats) -> dict[str, Any]:
     if not len(finite):
         return {}
     # Scaled before summing, so that values near the largest float do not overflow the sum.
@@ -306,8 +341,22 @@ def _moments(finite: Floats) -> dict[str, Any]:
 
 def _category_counts(column: pa.Array, edges: ColumnEdges) -> Integers:
     if edges.kind is Kind.BOOLEAN:
-        true = pc.sum(column).as_py() or 0
-        return np.array([len(column) - true, true, 0], dtype=np.int64)
-    known = pa.array(edges.categories, column.type)
-    where = pc.fill_null(pc.index_in(column, value_set=known), len(known))
-    return np.bincount(where.to_numpy(zero_copy_only=False), minlength=edges.bins).astype(np.int64)
+        held = decoded(column).drop_null()
+        true = pc.sum(held).as_py() or 0
+        return np.array([len(held) - true, true, 0], dtype=np.int64)
+    if not pa.types.is_dictionary(column.type):
+        values, rows = column.drop_null(), None
+    else:
+        # Each distinct value is looked up once, and its rows are counted by their codes.
+        codes = column.indices.drop_null().to_numpy(zero_copy_only=False)
+        values, rows = column.dictionary, np.bincount(codes, minlength=len(column.dictionary))
+    known = pa.array(edges.categories, values.type)
+    where = pc.fill_null(pc.index_in(values, value_set=known), len(known))
+    bins = where.to_numpy(zero_copy_only=False)
+    counts = np.zeros(edges.bins, dtype=np.int64)
+    if rows is None:
+        counts += np.bincount(bins, minlength=edges.bins)
+    else:
+        valid = values.is_valid().to_numpy(zero_copy_only=False)
+        np.add.at(counts, bins[valid], rows[valid])
+    return counts
