@@ -128,9 +128,7 @@ class Edges:
     @property
     def categorical(self) -> frozenset[str]:
         """The columns with a bin per category."""
-        return frozenset(
-            name for name, one in self.columns.items() if one.kind is Kind.CATEGORICAL
-        )
+        return frozenset(name for name, one in self.columns.items() if one.kind is Kind.CATEGORICAL)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -209,9 +207,7 @@ def _column_edges(column: pa.ChunkedArray) -> ColumnEdges:
             )
             return _category_edges(pairs)
         kind = Kind.TEXT
-    values = np.concatenate(
-        [np.empty(0), *(values_of(chunk, kind) for chunk in column.chunks)]
-    )
+    values = np.concatenate([np.empty(0), *(values_of(chunk, kind) for chunk in column.chunks)])
     return _cut_edges(values[np.isfinite(values)], kind)
 
 
@@ -278,10 +274,7 @@ def values_of(column: pa.Array, kind: Kind) -> npt.NDArray[Any]:
 
     Timestamps are seconds, text is its length in characters.
     """
-    if kind is Kind.TEXT:
-        column = _lengths(column)
-    else:
-        column = decoded(column)
+    column = _lengths(column) if kind is Kind.TEXT else decoded(column)
     if column.null_count:
         column = column.drop_null()
     if kind is Kind.TIMESTAMP:

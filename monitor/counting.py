@@ -55,7 +55,8 @@ class Counter:
 
     def _searched(self, values: npt.NDArray[Any]) -> Integers:
         found = np.searchsorted(self._cuts, values.astype(np.float64, copy=False))
-        return np.bincount(found, minlength=len(self._cuts) + 1)
+        counts: Integers = np.bincount(found, minlength=len(self._cuts) + 1)
+        return counts
 
 
 class _Cells:
@@ -89,14 +90,15 @@ class _Cells:
             scaled *= self._scale
         scaled += 1
         np.clip(scaled, 0, CELLS - 1, out=scaled)
-        return scaled.astype(np.intp)
+        cells: npt.NDArray[np.intp] = scaled.astype(np.intp)
+        return cells
 
     def count(self, values: npt.NDArray[Any]) -> Integers:
         cell = self._cell(values)
         per_cell = np.bincount(cell, minlength=CELLS)
         per_cell[self._held] = 0
         sums = np.concatenate([[0], np.cumsum(per_cell)])
-        counts = np.diff(sums[self._bounds])
+        counts: Integers = np.diff(sums[self._bounds])
         inside = np.flatnonzero(self._shared[cell])
         cell, values = cell[inside], values[inside]
         found = self._below[cell]
@@ -106,5 +108,5 @@ class _Cells:
         if len(crowded):
             most = values[crowded].astype(np.float64, copy=False)
             found[crowded] = np.searchsorted(self._cuts, most)
-        total: Integers = counts + np.bincount(found, minlength=len(counts))
-        return total
+        counts += np.bincount(found, minlength=len(counts))
+        return counts

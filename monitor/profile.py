@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     Integers = npt.NDArray[np.int64]
     Floats = npt.NDArray[np.float64]
 
+_LARGEST = float(np.finfo(np.float64).max)
+
 
 class EdgesMismatchError(SteadfeastError):
     """Two profiles over different edges cannot be merged."""
@@ -126,9 +128,11 @@ class ColumnProfile:
         if n == 0 or m == 0:
             mean, m2 = (self.mean, self.m2) if m == 0 else (other.mean, other.m2)
         else:
+            # Shares before products, because the largest floats would overflow.
+            mine, theirs = n / (n + m), m / (n + m)
             gap = other.mean - self.mean
-            mean = (n * self.mean + m * other.mean) / (n + m)
-            m2 = self.m2 + other.m2 + gap * gap * n * m / (n + m)
+            mean = self.mean * mine + other.mean * theirs
+            m2 = min(self.m2 + other.m2 + gap * gap * mine * m, _LARGEST)
         return ColumnProfile(
             self.rows + other.rows,
             self.nulls + other.nulls,
@@ -335,7 +339,7 @@ def _large_moments(finite: Floats) -> dict[str, Any]:
         "minimum": float(finite.min()),
         "maximum": float(finite.max()),
         "mean": mean * scale,
-        "m2": min(m2, np.finfo(np.float64).max),
+        "m2": min(m2, _LARGEST),
     }
 
 
