@@ -18,6 +18,7 @@ import pyarrow as pa
 import featurestore
 from featurestore.errors import ManifestError, NotFoundError
 from monitor.bins import Edges, edges_of
+from monitor.estimate import Estimator
 from monitor.limits import Calibration, calibrate
 from monitor.profile import Profile, Window, profile, total
 from monitor.snapshot import EPOCH
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from monitor.statistics import Statistic
 
 TIME = "event_timestamp"
+
+PREDICTION = "prediction"
+"""The column of a served log, and of scored rows, that holds what the model said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,10 @@ class Reference:
         calibration: Per feature with a threshold, where it came from.
         columns: Every column of the training set: features, keys, label.
         quietest: Fewest rows in any whole bucket of the reference.
+        scored_uri: Path of the held-out rows with the model's predictions; empty without any.
+        importance: Per feature, how much worse the model gets without it; empty if unknown.
+        estimator: Estimates performance without labels; None when there is nothing to fit on.
+        segments: Per column that is split by, the profile of each of its values' rows.
     """
 
     uri: str
@@ -66,6 +74,10 @@ class Reference:
     calibration: Mapping[str, Calibration] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
     quietest: int = 0
+    scored_uri: str = ""
+    importance: Mapping[str, float] = field(default_factory=dict)
+    estimator: Estimator | None = None
+    segments: Mapping[str, Mapping[str, Profile]] = field(default_factory=dict)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -76,6 +88,17 @@ class Reference:
         """Return the threshold of `feature` for a window of `rows` usable rows, if it has one."""
         found = self.calibration.get(feature)
         return self.thresholds.get(feature) if found is None else found.limit(rows)
+
+    def impact(self, feature: str, value: float) -> float | None:
+        """Return effect x importance of a distance; None when either is not known.
+
+        The effect is the shift in standard deviations of a normal feature that `value` stands
+        for, the importance the feature's share of all that the model would lose.
+        """
+        found, whole = self.calibration.get(feature), sum(self.importance.values())
+        if found is None or feature not in self.importance or not whole:
+            return None
+        return found.shift(value) * self.importance[feature] / whole
 
     def to_json(self) -> str:
         """Return JSON text from which `from_json` makes an equal reference."""
@@ -91,6 +114,13 @@ class Reference:
             "calibration": {name: asdict(one) for name, one in self.calibration.items()},
             "columns": list(self.columns),
             "quietest": self.quietest,
+            "scored_uri": self.scored_uri,
+            "importance": dict(self.importance),
+            "estimator": None if self.estimator is None else self.estimator.to_json(),
+            "segments": {
+                column: {value: json.loads(one.to_json()) for value, one in parts.items()}
+                for column, parts in self.segments.items()
+            },
         }
         return json.dumps(plain, allow_nan=False)
 
@@ -110,6 +140,17 @@ class Reference:
                     for name, one in data["calibration"].items()
                 },
                 "columns": tuple(data["columns"]),
+                # What follows came later; a reference that lacks it is none the worse.
+                "estimator": Estimator.from_json(data["estimator"])
+                if data.get("estimator")
+                else None,
+                "segments": {
+                    column: {
+                        value: Profile.from_json(json.dumps(one), edges)
+                        for value, one in parts.items()
+                    }
+                    for column, parts in data.get("segments", {}).items()
+                },
             }
         )
 
@@ -121,6 +162,7 @@ def build_reference(
     *,
     model_version: str = "",
     performance: Mapping[str, float] | None = None,
+    beside: int = 0,
 ) -> Reference:
     """Profile a training set and calibrate the thresholds on its own windows.
 
@@ -130,6 +172,7 @@ def build_reference(
         config: The monitor.
         model_version: Version of the model that was trained on it.
         performance: That model's metrics on its hold-out, from the run.
+        beside: Columns that are watched beside the features, and share the false alarms.
 
     Raises:
         ManifestError: The training set is missing, is not one, or is empty.
@@ -145,13 +188,13 @@ def build_reference(
         if name not in manifest.features:
             raise NotFoundError("feature of the training set", name, manifest.features)
     watched = config.features or manifest.features
-    edges = edges_of(_read(con, data, watched, in_order=False), watched)
-    by_bucket = list(_by_bucket(_read(con, data, watched, in_order=True), edges, config.bucket))
-    rows = sum(one.rows for _, one in by_bucket)
+    edges = edges_of(read_columns(con, data, watched, in_order=False), watched)
+    found = list(by_bucket(read_columns(con, data, watched, in_order=True), edges, config.bucket))
+    rows = sum(one.rows for _, one in found)
     if not rows or rows != manifest.rows:
         raise ManifestError(manifest_path, f"{data.name} holds {rows} rows, not {manifest.rows}")
     return reference_of(
-        by_bucket,
+        found,
         edges,
         config,
         chosen,
@@ -160,11 +203,12 @@ def build_reference(
         model_version=model_version,
         performance=performance or {},
         columns=tuple(manifest.columns),
+        beside=beside,
     )
 
 
 def reference_of(
-    by_bucket: Sequence[tuple[datetime, Profile]],
+    found: Sequence[tuple[datetime, Profile]],
     edges: Edges,
     config: MonitorConfig,
     chosen: Statistic,
@@ -174,11 +218,12 @@ def reference_of(
     model_version: str = "",
     performance: Mapping[str, float] | None = None,
     columns: tuple[str, ...] = (),
+    beside: int = 0,
 ) -> Reference:
     """Make a reference of one profile per bucket, which is all that calibration needs.
 
     Args:
-        by_bucket: Start and profile of each bucket with rows, at least one, by time.
+        found: Start and profile of each bucket with rows, at least one, by time.
         edges: What the profiles are over.
         config: The monitor.
         chosen: The statistic that decides.
@@ -187,16 +232,17 @@ def reference_of(
         model_version: See `Reference`.
         performance: See `Reference`.
         columns: See `Reference`.
+        beside: See `build_reference`.
     """
-    whole = total((one for _, one in by_bucket), edges)
-    start, last = by_bucket[0][0], by_bucket[-1][0]
-    found = dict(by_bucket)
+    whole = total((one for _, one in found), edges)
+    start, last = found[0][0], found[-1][0]
+    held = dict(found)
     empty = Profile.empty(edges)
     series = [
-        found.get(start + i * config.bucket, empty)
+        held.get(start + i * config.bucket, empty)
         for i in range((last - start) // config.bucket + 1)
     ]
-    share = config.false_alarms_per_year / max(1, len(edges.columns))
+    share = config.false_alarms_per_year / max(1, len(edges.columns) + beside)
     calibration = {
         name: made
         for name, one in edges.columns.items()
@@ -229,9 +275,10 @@ def reference_of(
     )
 
 
-def _read(
+def read_columns(
     con: duckdb.DuckDBPyConnection, data: Path, columns: Sequence[str], *, in_order: bool
 ) -> pa.RecordBatchReader:
+    """Read columns of a Parquet file with the time of each row, by time if that is asked for."""
     listed = ", ".join('"' + name.replace('"', '""') + '"' for name in dict.fromkeys(columns))
     order = f' ORDER BY "{TIME}"' if in_order else ""
     query = f'SELECT {listed}, "{TIME}" AS "{_AT}" FROM read_parquet($path){order}'
@@ -241,7 +288,7 @@ def _read(
 _AT = "event time of the row"
 
 
-def _by_bucket(
+def by_bucket(
     batches: Iterable[pa.RecordBatch], edges: Edges, length: timedelta
 ) -> Iterator[tuple[datetime, Profile]]:
     """Profile batches that are in the order of time, bucket by bucket."""

@@ -12,13 +12,22 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from monitor import detect, distribution, episodes, performance, profile, quality, state
+from monitor import (
+    detect,
+    distribution,
+    episodes,
+    performance,
+    profile,
+    quality,
+    segments,
+    state,
+)
 
 _T = TypeVar("_T")
 
 # What the annotations refer to: most modules import these names for typing only.
 _NAMES: dict[str, Any] = {"Mapping": Mapping, "datetime": datetime}
-for _module in (profile, distribution, detect, quality, performance, state, episodes):
+for _module in (profile, distribution, detect, quality, performance, segments, state, episodes):
     _NAMES |= {name: kept for name, kept in vars(_module).items() if isinstance(kept, type)}
 
 

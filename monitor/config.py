@@ -107,14 +107,20 @@ class PerformanceConfig(Section):
     """What to expect of the live model once labels are in.
 
     Attributes:
-        metric: Name of a metric of `monitor.performance`.
+        metric: The figure that decides. For classifiers `auc`, `accuracy`, `f1`, `log_loss` or
+            `calibration_error`, for regressors `rmse`, `mae` or `r2`; or one of your own: the name
+            of an entry point in `steadfeast.measures`, or `module:function`. All figures of the
+            same task are measured and shown.
         min_labels: Labelled rows below which there is no figure.
-        max_drop: How far the metric may fall below what the model had on its hold-out.
+        max_drop: How much worse than on its hold-out the model may be, in the figure's unit.
+        label_delay: How long labels take to come in. What is measured at each bucket is the
+            window that ended so long before; what is estimated is always the current one.
     """
 
-    metric: Literal["auc", "accuracy", "log_loss"] = "auc"
+    metric: str = "auc"
     min_labels: PositiveInt = 500
     max_drop: PositiveFloat = 0.05
+    label_delay: Duration = timedelta(0)
 
 
 class MonitorConfig(Section):
@@ -127,12 +133,15 @@ class MonitorConfig(Section):
             drift is watched and nothing is fired.
         reference: Manifest of the training set to compare with, for good. None means that of the
             model's champion, as the pipeline tells it, which moves with every promotion.
+        scored: With `reference`: Parquet file of held-out rows with the model's `prediction`, as
+            the runs of a pipeline name one by `scored_uri`.
         bucket: Length of one snapshot; divides a day or is whole days.
         window: Length of what is compared with the reference; a multiple of `bucket`.
         lateness: How long after its end a bucket waits for late rows.
         min_rows: Rows in a window below which the verdict is `insufficient_data`.
         statistic: Name of the statistic that decides.
         features: Watched features; empty means all that are served.
+        segments: Columns whose values split the rows: the same looks at each of the largest.
         false_alarms_per_year: False episodes that the user accepts from this monitor, in all.
         max_null_increase: Rise of a feature's null share over the reference that is an
             incident.
@@ -148,12 +157,14 @@ class MonitorConfig(Section):
     model: str
     pipeline: str | None = None
     reference: FilePath | None = None
+    scored: FilePath | None = None
     bucket: Duration = timedelta(days=1)
     window: Duration = timedelta(days=7)
     lateness: Duration = timedelta(0)
     min_rows: PositiveInt = 200
     statistic: str = "psi"
     features: tuple[str, ...] = ()
+    segments: tuple[str, ...] = Field(default=(), max_length=4)
     false_alarms_per_year: PositiveFloat = 4
     max_null_increase: Share = 0.2
     max_age: dict[str, Duration] = Field(default_factory=dict)
@@ -171,6 +182,13 @@ class MonitorConfig(Section):
             raise ValueError(f"bucket ({self.bucket}) must divide a day or be whole days")
         if self.window < self.bucket or self.window % self.bucket:
             raise ValueError(f"window ({self.window}) must be a multiple of bucket ({self.bucket})")
+        if self.performance is not None and self.performance.label_delay % self.bucket:
+            raise ValueError(
+                f"performance.label_delay ({self.performance.label_delay}) must be a multiple of "
+                f"bucket ({self.bucket})"
+            )
+        if self.scored is not None and self.reference is None:
+            raise ValueError("scored goes with reference; a pipeline's runs name their own")
         return self
 
 

@@ -54,6 +54,10 @@ CREATE TABLE alerts (sequence BIGINT PRIMARY KEY, monitor VARCHAR NOT NULL, body
 CREATE TABLE counters (
     name VARCHAR, monitor VARCHAR, label VARCHAR, total BIGINT NOT NULL,
     PRIMARY KEY (name, monitor, label));
+-- Each evaluated window in parts, where a monitor splits its rows.
+CREATE TABLE segments (
+    monitor VARCHAR, end_time TIMESTAMPTZ, body VARCHAR NOT NULL,
+    PRIMARY KEY (monitor, end_time));
 -- Up to which alert each target of `alerts` has got them.
 CREATE TABLE sinks (name VARCHAR PRIMARY KEY, sequence BIGINT NOT NULL);
 -- What people did; rows are only ever added.
@@ -63,7 +67,14 @@ CREATE TABLE audit (
 """
 
 
-SINKS = "CREATE TABLE IF NOT EXISTS sinks (name VARCHAR PRIMARY KEY, sequence BIGINT NOT NULL)"
+LATER = (
+    "CREATE TABLE IF NOT EXISTS sinks (name VARCHAR PRIMARY KEY, sequence BIGINT NOT NULL)",
+    (
+        "CREATE TABLE IF NOT EXISTS segments (monitor VARCHAR, end_time TIMESTAMPTZ, "
+        "body VARCHAR NOT NULL, PRIMARY KEY (monitor, end_time))"
+    ),
+)
+"""Tables that came later than the rest of this version; a file without one is none the worse."""
 
 
 class LedgerLockedError(UserError):
@@ -169,8 +180,8 @@ def _check(con: duckdb.DuckDBPyConnection, path: Path) -> None:
     ((found,),) = con.execute("SELECT max(version) FROM version").fetchall()
     if found > VERSION:
         raise LedgerVersionError(path, found)
-    # Came later than the rest of this version; a file that lacks it is none the worse.
-    con.execute(SINKS)
+    for table in LATER:
+        con.execute(table)
     for (table,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall():
         # A truncated file opens, and fails only where a missing block is read.
         con.execute(f'SELECT max(hash(t)) FROM "{table}" AS t').fetchall()

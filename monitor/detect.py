@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from monitor.bins import ORDERED, Kind
+from monitor.calibrate import PREDICTION
 from monitor.limits import compare, suited
 from monitor.statistics import EmptyWindowError, statistic
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from monitor.profile import ColumnProfile, Profile, Window
 
 SOURCE = "served"
+PREDICTIONS = "predictions"
 
 
 class Level(StrEnum):
@@ -40,7 +42,7 @@ class Verdict:
     """One feature in one window.
 
     Attributes:
-        source: What was watched: "served".
+        source: What was watched: "served", or "predictions" for what the model said.
         feature: Name of the feature.
         statistic: Name of the statistic that was used.
         value: In the statistic's unit; None where nothing could be measured.
@@ -48,6 +50,7 @@ class Verdict:
         level: The outcome.
         reason: One line for a person: why there is no value, or what moved most.
         window: The current window.
+        impact: See `Reference.impact`; None when the model's importances are not known.
     """
 
     source: str
@@ -58,6 +61,7 @@ class Verdict:
     level: Level
     reason: str
     window: Window
+    impact: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -92,6 +96,7 @@ def _verdict(
 ) -> Verdict:
     edges, old = reference.edges.columns[name], reference.profile.columns[name]
     new = current.columns.get(name)
+    source = PREDICTIONS if name == PREDICTION else SOURCE
     chosen = suited(statistic(config.statistic), edges)
     limit = None if new is None else reference.limit(name, new.usable)
     why = _incomparable(edges.kind, old, new, current.rows, config.min_rows)
@@ -105,9 +110,10 @@ def _verdict(
         else:
             level = Level.DRIFT if value > limit else Level.OK
             reason = _explained(edges, old, new)
-            return Verdict(SOURCE, name, chosen.name, value, limit, level, reason, window)
+            impact = reference.impact(name, value)
+            return Verdict(source, name, chosen.name, value, limit, level, reason, window, impact)
     return Verdict(
-        SOURCE, name, chosen.name, None, limit, Level.INSUFFICIENT_DATA, why or "", window
+        source, name, chosen.name, None, limit, Level.INSUFFICIENT_DATA, why or "", window
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from monitor.performance import Performance
     from monitor.profile import Window
     from monitor.quality import Figures, Freshness, Incident
+    from monitor.segments import Segment
 
 
 class Kind(StrEnum):
@@ -110,6 +111,8 @@ class Evaluation:
         incidents: Found in the window's last bucket.
         performance: Of the live model in the window; none without enough labels.
         expected: Metrics that the live model had on its hold-out, by name.
+        estimated: Metrics that the live model is thought to have in the window, by name.
+        segments: The window in parts.
     """
 
     monitor: str
@@ -121,6 +124,8 @@ class Evaluation:
     freshness: tuple[Freshness, ...] = ()
     performance: Performance | None = None
     expected: Mapping[str, float] = field(default_factory=dict)
+    estimated: Mapping[str, float] = field(default_factory=dict)
+    segments: tuple[Segment, ...] = ()
     contract: str = ""
     model_version: str = ""
     history: ModelHistory = ModelHistory()

@@ -14,35 +14,41 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock
 from time import time_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import structlog
 
 from featurestore.served import ServedLog
-from monitor.calibrate import Reference, build_reference
-from monitor.detect import Level, Verdict, detect
-from monitor.episodes import Decision, Evaluation, ModelHistory, NotDecidableError
-from monitor.performance import measure
+from monitor.detect import Level
+from monitor.episodes import Decision, ModelHistory, NotDecidableError
+from monitor.measures import measure_named
+from monitor.measuring import Measurer, span
 from monitor.policy import approve, decide, move_reference, reject
-from monitor.profile import Profile, Window, profile, total
-from monitor.quality import figures, freshness, incidents
-from monitor.snapshot import EPOCH, Bucket, Snapshot, bucket_path, buckets, freeze, load
+from monitor.references import reference_from
+from monitor.snapshot import EPOCH, Bucket, buckets
 from monitor.statistics import statistic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from monitor.calibrate import Reference
     from monitor.config import DaemonConfig, MonitorConfig
-    from monitor.ledger import Held, Kept, Ledger
+    from monitor.ledger import Held, Ledger
     from monitor.state import TriggerRecord
+    from protos.steadfeast.v1.pipeline_pb2 import Run
 
 log = structlog.get_logger(__name__)
 
 SETTLED_NS = 1_000_000_000
 
-_REFERENCE_FIELDS = {
-    "bucket", "window", "min_rows", "statistic", "features", "false_alarms_per_year", "episode",
+_REFERENCE_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(
+        ("bucket", "window", "min_rows", "statistic", "features", "false_alarms_per_year",
+         "episode", "segments", "scored"),
+        True,
+    ),
+    "performance": {"metric"},
 }  # fmt: skip
 """What of a monitor's configuration a reference depends on."""
 
@@ -61,11 +67,8 @@ class Evaluator:
         self._ledger, self._log = ledger, ServedLog(data)
         self._served = data / "served"
         self._latest: dict[str, tuple[int, datetime | None]] = {}
-        # In memory and only for reading Parquet: the ledger's connection stays free meanwhile.
-        self._con = duckdb.connect()
-        self._con.execute("SET TimeZone = 'UTC'")
+        self._measurer = Measurer(self._log, config.state, ledger.buckets)
         self._busy = Lock()
-        self._profiles: dict[tuple[str, datetime, str], Profile] = {}
         self._first: dict[str, datetime] = {}
 
     def prepare(self, config: DaemonConfig) -> dict[str, Reference]:
@@ -78,18 +81,22 @@ class Evaluator:
         with duckdb.connect() as con:
             for name, monitor in config.monitors.items():
                 statistic(monitor.statistic)
+                if monitor.performance is not None:
+                    measure_named(monitor.performance.metric)
                 held = self._ledger.held(name)
                 old = held.reference
                 pinned = monitor.reference
                 if pinned is not None and (old is None or old.uri != str(pinned)):
-                    built[name] = build_reference(con, pinned, monitor)
+                    built[name] = reference_from(con, pinned, monitor, scored=monitor.scored)
                 elif old is not None and held.reference_key != _key(old, monitor):
-                    built[name] = build_reference(
+                    scored = Path(old.scored_uri) if old.scored_uri else None
+                    built[name] = reference_from(
                         con,
                         Path(old.uri),
                         monitor,
+                        scored=scored if pinned is None else monitor.scored,
                         model_version=old.model_version,
-                        performance=old.performance,
+                        performance=old.performance if pinned is None else None,
                     )
         return built
 
@@ -103,7 +110,7 @@ class Evaluator:
     def close(self) -> None:
         """Wait for an evaluation under way and let go of the connection."""
         with self._busy:
-            self._con.close()
+            self._measurer.close()
 
     # Time
 
@@ -149,7 +156,7 @@ class Evaluator:
         if monitor not in self._first:
             config = self.config.monitors[monitor]
             files = self._log.files(config.service, EPOCH, now + timedelta(microseconds=1))
-            first = EPOCH + timedelta(microseconds=min(_span(file)[0] for file in files))
+            first = EPOCH + timedelta(microseconds=min(span(file)[0] for file in files))
             self._first[monitor] = EPOCH + (first - EPOCH) // config.bucket * config.bucket
         return self._first[monitor]
 
@@ -181,67 +188,29 @@ class Evaluator:
     def _evaluate(self, monitor: str, bucket: Bucket, held: Held, reference: Reference) -> bool:
         """Evaluate one bucket; False if the reference moved meanwhile, and nothing is kept."""
         config = self.config.monitors[monitor]
-        frozen_at = datetime.now(UTC)
-        start = bucket.end - config.window
-        files = self._log.files(config.service, bucket.start, bucket.end)
-        path = bucket_path(self.config.state, monitor, bucket)
-        snapshot = freeze(self._con, files, bucket, path)
-        current = _profiled(snapshot, reference)
-        before = self._ledger.buckets(monitor, start, bucket.start)
-        late = self._late(config, before)
-        parts = [self._profile(monitor, kept, held.reference_key, reference) for kept in before]
-        whole = total([*parts, current], reference.edges)
-        first = before[0].bucket.start if before else bucket.start
-        earlier = [(kept.path, kept.rows) for kept in before if kept.path.exists()]
-        window = Window(start, bucket.end, whole.rows)
-        ages = freshness(self._con, snapshot)
-        broken = incidents(
-            reference, current, ages, config, Window(bucket.start, bucket.end, snapshot.rows)
-        )
-        live = measure(
-            self._con,
-            # A snapshot without rows has no columns to read.
-            [path for path, rows in (*earlier, (snapshot.path, snapshot.rows)) if rows],
-            self._log.label_files(config.service, start, bucket.end + config.lateness),
-            window,
-            bucket.end + config.lateness,
-            config,
-            model_version=reference.model_version or None,
-        )
-        evaluation = Evaluation(
-            monitor=monitor,
-            window=window,
-            reference_window=reference.window,
-            verdicts=_judged(detect(reference, whole, window, config), window, first),
-            incidents=tuple(broken),
-            figures=tuple(figures(whole)),
-            freshness=tuple(ages),
-            performance=live,
-            expected=reference.performance,
-            contract=reference.contract,
-            model_version=reference.model_version,
-        )
+        found = self._measurer.measure(monitor, config, bucket, reference, held.reference_key)
         with self._ledger.transaction():
             # Read again under the lock: a person or the end of a run may have come between.
             now = self._ledger.held(monitor)
             if now.reference is not reference:
                 return False
-            evaluation = replace(evaluation, history=self._history(monitor))
+            evaluation = replace(found.evaluation, history=self._history(monitor))
             decision = decide(now.policy, evaluation, config)
-            self._ledger.add_bucket(monitor, snapshot, current, held.reference_key, frozen_at)
+            self._ledger.add_bucket(
+                monitor, found.snapshot, found.profile, held.reference_key, found.frozen_at
+            )
             self._ledger.add_window(evaluation)
-            for kept, rows in late:
+            for kept, rows in found.late:
                 self._ledger.add_late_rows(monitor, kept, rows)
             self._decided(monitor, decision, watermark=bucket.end)
-        self._profiles[monitor, bucket.start, held.reference_key] = current
-        self._forget(monitor, start)
+        self._forget(monitor, evaluation.window.start)
         log.info(
             "evaluated",
             monitor=monitor,
             until=bucket.end.isoformat(),
-            rows=whole.rows,
+            rows=evaluation.window.rows,
             drifted=sum(v.level is Level.DRIFT for v in evaluation.verdicts),
-            incidents=len(broken),
+            incidents=len(evaluation.incidents),
         )
         return True
 
@@ -278,62 +247,13 @@ class Evaluator:
                 return replace(history, blocked=f"{name}: {blocked}")
         return history
 
-    # Profiles of earlier buckets
-
-    def _profile(self, monitor: str, kept: Kept, key: str, reference: Reference) -> Profile:
-        """Return a frozen bucket's profile over `reference`, counted anew if that has moved."""
-        cached = self._profiles.get((monitor, kept.bucket.start, key))
-        if cached is None:
-            if kept.reference_key == key:
-                cached = Profile.from_json(kept.profile, reference.edges)
-            elif kept.path.exists():
-                frozen: Snapshot = load(self._con, kept.bucket, kept.path)
-                cached = _profiled(frozen, reference)
-            else:
-                cached = Profile.empty(reference.edges)
-            self._profiles[monitor, kept.bucket.start, key] = cached
-        return cached
-
     def _forget(self, monitor: str, before: datetime) -> None:
         """Let go of what left the window, and of snapshots that are out of retention."""
-        for key in [k for k in self._profiles if k[0] == monitor and k[1] < before]:
-            del self._profiles[key]
+        self._measurer.forget(monitor, before)
         horizon = before - self.config.retention
         oldest = horizon - self.config.monitors[monitor].bucket
         for kept in self._ledger.buckets(monitor, oldest, horizon):
             kept.path.unlink(missing_ok=True)
-
-    def _late(self, config: MonitorConfig, before: list[Kept]) -> list[tuple[Kept, int]]:
-        """Return the buckets that got rows after they were frozen, and how many by now.
-
-        Only files that came later are a reason to count; ctime, because a rename sets it.
-        """
-        found: list[tuple[Kept, int]] = []
-        if not before:
-            return found
-        start, end = before[0].bucket.start, before[-1].bucket.end
-        came = [
-            (*_span(file), file.stat().st_ctime, file)
-            for file in self._log.files(config.service, start, end)
-        ]
-        for kept in before:
-            low, high = _micros(kept.bucket.start), _micros(kept.bucket.end)
-            inside = [item for item in came if item[0] < high and item[1] >= low]
-            if all(at <= kept.frozen_at.timestamp() for _, _, at, _ in inside):
-                continue
-            files = [file for *_, file in inside]
-            ((rows,),) = self._con.execute(
-                "SELECT count(*) FROM read_parquet($files, union_by_name = true) "
-                "WHERE request_time >= $start AND request_time < $end",
-                {
-                    "files": [str(file) for file in files],
-                    "start": kept.bucket.start,
-                    "end": kept.bucket.end,
-                },
-            ).fetchall()
-            if rows - kept.rows != kept.late_rows:
-                found.append((kept, rows - kept.rows))
-        return found
 
     # References
 
@@ -341,10 +261,8 @@ class Evaluator:
         """Return the monitors that wait for one."""
         return [name for name in self.config.monitors if self._ledger.held(name).reference is None]
 
-    def build(
-        self, model: str, manifest: Path, version: str, performance: Mapping[str, float]
-    ) -> dict[str, Reference]:
-        """Build the reference of each of the model's monitors; commits nothing.
+    def build(self, run: Run) -> dict[str, Reference]:
+        """Build the reference of each of the monitors of a promoted run's model; commits nothing.
 
         Monitors whose reference the configuration names keep it.
 
@@ -353,11 +271,16 @@ class Evaluator:
         """
         with duckdb.connect() as con:
             return {
-                name: build_reference(
-                    con, manifest, config, model_version=version, performance=performance
+                name: reference_from(
+                    con,
+                    Path(run.manifest_uri),
+                    config,
+                    scored=Path(run.scored_uri) if run.scored_uri else None,
+                    model_version=run.model_version,
+                    performance=dict(run.metrics),
                 )
                 for name, config in self.config.monitors.items()
-                if config.model == model and config.reference is None
+                if config.model == run.model and config.reference is None
             }
 
     def move(self, references: Mapping[str, Reference], reason: str) -> None:
@@ -417,33 +340,8 @@ class Evaluator:
             return self._ledger.trigger(request)
 
 
-def _profiled(snapshot: Snapshot, reference: Reference) -> Profile:
-    edges = reference.edges
-    return profile(snapshot.batches(edges.columns, categories=edges.categorical), edges)
-
-
 def _key(reference: Reference, config: MonitorConfig) -> str:
     """Return what changes whenever the reference or what it was built for does."""
     made_for = config.model_dump_json(include=_REFERENCE_FIELDS)
     text = f"{reference.uri}\n{reference.model_version}\n{made_for}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _span(file: Path) -> tuple[int, int]:
-    """Return the first and last request time in a served-log file, from its name."""
-    first, last, _ = file.name.split("-", 2)
-    return int(first), int(last)
-
-
-def _micros(at: datetime) -> int:
-    return (at - EPOCH) // timedelta(microseconds=1)
-
-
-def _judged(verdicts: list[Verdict], window: Window, first: datetime) -> tuple[Verdict, ...]:
-    """Withhold judgement on a window that begins before the first bucket there is."""
-    if first <= window.start:
-        return tuple(verdicts)
-    reason = f"the window is not full: rows are there from {first:%Y-%m-%dT%H:%MZ} on"
-    return tuple(
-        replace(verdict, level=Level.INSUFFICIENT_DATA, reason=reason) for verdict in verdicts
-    )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from featurestore.errors import ConfigError, NotFoundError
+from monitor.measures import MeasureError, measure_named
 from monitor.statistics import statistic
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ def _problems(
             statistic(monitor.statistic)
         except NotFoundError as error:
             yield f"{field}.statistic", str(error)
+        if monitor.performance is not None:
+            try:
+                measure_named(monitor.performance.metric)
+            except (NotFoundError, MeasureError) as error:
+                yield f"{field}.performance.metric", str(error)
         if not services:
             continue
         if monitor.service not in services:

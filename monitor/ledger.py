@@ -20,6 +20,7 @@ from monitor.detect import Verdict
 from monitor.episodes import ModelHistory, Outcome, PolicyState
 from monitor.quality import Figures, Freshness, Incident
 from monitor.reading import Held, Kept
+from monitor.segments import Segment
 from monitor.state import EpisodeRecord, MonitorState, PastWindow, State
 
 if TYPE_CHECKING:
@@ -156,6 +157,8 @@ class Ledger(Deliveries):
             evaluation.window,
             {v.feature: v.ratio for v in evaluation.verdicts if v.value is not None},
             {} if performance is None else dict(performance.metrics),
+            dict(evaluation.estimated),
+            None if performance is None else performance.window.end,
         )
         self._rows(
             "INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -168,6 +171,13 @@ class Ledger(Deliveries):
             dump(evaluation.incidents, tuple[Incident, ...]),
             "" if performance is None else dump(performance),
         )
+        if evaluation.segments:
+            self._rows(
+                "INSERT INTO segments VALUES (?, ?, ?)",
+                evaluation.monitor,
+                evaluation.window.end,
+                dump(evaluation.segments, tuple[Segment, ...]),
+            )
 
     # Decisions
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Event, Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -173,9 +172,7 @@ class Outbox:
                 self._evaluator.move(built, "first reference" if before is None else reason)
 
     def _build(self, run: pipeline_pb2.Run) -> dict[str, Reference]:
-        return self._evaluator.build(
-            run.model, Path(run.manifest_uri), run.model_version, dict(run.metrics)
-        )
+        return self._evaluator.build(run)
 
     def _target(self, name: str) -> Target:
         """Return a pipeline, made anew when its configuration has changed.

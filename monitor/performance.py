@@ -1,17 +1,20 @@
 """How good the served predictions were, once their labels are known.
 
-Above `monitor.quality`. Joins served predictions with labels; a label counts only from its
-`known_at` on, so that a replay sees at each time what was known then.
+Above `monitor.measures` and `monitor.quality`. Joins served predictions with labels; a label
+counts only from its `known_at` on, so that a replay sees at each time what was known then.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy.stats import rankdata
+import pyarrow as pa
+import structlog
+
+from monitor.measures import HALF, Floats, Measure, OneClassError, Task, measures_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from monitor.config import MonitorConfig
     from monitor.profile import Window
 
-Floats = npt.NDArray[np.float64]
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,29 +34,32 @@ class Performance:
     """Metrics of one window.
 
     Attributes:
-        metrics: By name: `auc`, `accuracy`, `log_loss` (nats); `auc` only with both classes.
+        metrics: By name of `monitor.measures`; those that the labels allow, so `auc` only with
+            both classes.
         labelled: Predictions whose label was known.
-        positives: Labels that are 1 among them.
+        positives: Labels that are 1 among them; None for a regressor.
         window: The window, by request time; its rows are the predictions, labelled or not.
+        intervals: Ends of each metric's interval of 95 %, where it has one.
     """
 
     metrics: Mapping[str, float]
     labelled: int
-    positives: int
+    positives: int | None
     window: Window
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def measure(
+def predictions(
     con: duckdb.DuckDBPyConnection,
     served_files: Sequence[Path],
     label_files: Sequence[Path],
     window: Window,
     as_of: datetime,
-    config: MonitorConfig,
     *,
     model_version: str | None = None,
-) -> Performance | None:
-    """Measure the predictions requested in `window` against the labels known by `as_of`.
+    columns: Sequence[str] = (),
+) -> pa.Table:
+    """Return what was predicted for the requests of `window`, one row a request, in a fixed order.
 
     Args:
         con: Any DuckDB connection; nothing is written to its database.
@@ -61,76 +67,91 @@ def measure(
         label_files: Label files; of several labels for a request the latest known counts.
         window: By request time.
         as_of: Knowledge time.
-        config: The monitor; `performance.min_labels` is the least for a figure.
         model_version: Only this version's predictions; None means all.
+        columns: More columns of the served log to read; one that is not there is null.
 
     Returns:
-        The metrics; None with fewer labels than asked for, or if `config.performance` is None.
+        Columns `prediction`, `label` (null while unknown) and `columns`.
     """
-    if config.performance is None or not served_files:
-        return None
-    values: dict[str, Any] = {
-        "served": sorted(map(str, served_files)),
-        "start": window.start,
-        "end": window.end,
-    }
+    schema = [("prediction", pa.float64()), ("label", pa.float64())]
+    blank = pa.schema([*schema, *((name, pa.string()) for name in columns)])
+    if not served_files:
+        return blank.empty_table()
+    served = "read_parquet($served, union_by_name = true)"
+    values: dict[str, Any] = {"served": sorted(map(str, served_files))}
+    described = con.execute(f"DESCRIBE SELECT * FROM {served}", values).fetchall()
+    there = {row[0] for row in described}
+    if "prediction" not in there:
+        return blank.empty_table()
     version = ""
+    values |= {"start": window.start, "end": window.end}
     if model_version is not None:
         version = " AND model_version = $version"
         values["version"] = model_version
-    predicted = f"""
-        SELECT request_id, arg_min(prediction, request_time) AS prediction
-        FROM read_parquet($served, union_by_name = true)
-        WHERE request_time >= $start AND request_time < $end
-          AND prediction IS NOT NULL AND NOT isnan(prediction){version}
-        GROUP BY request_id"""
-    if not label_files:
-        return None
-    values |= {"labels": sorted(map(str, label_files)), "as_of": as_of}
-    query = f"""
-        WITH predicted AS ({predicted}), known AS (
-            SELECT request_id, arg_max(label, known_at) AS label
+    quoted = ['"' + name.replace('"', '""') + '"' for name in columns]
+    asked = "".join(
+        f", arg_min({name}, request_time) AS {name}" if column in there else f", NULL AS {name}"
+        for column, name in zip(columns, quoted, strict=True)
+    )
+    known = "SELECT NULL::VARCHAR AS request_id, NULL::DOUBLE AS label LIMIT 0"
+    if label_files:
+        values |= {"labels": sorted(map(str, label_files)), "as_of": as_of}
+        known = """SELECT request_id, arg_max(label, known_at) AS label
             FROM read_parquet($labels, union_by_name = true)
             WHERE known_at <= $as_of AND label IS NOT NULL AND NOT isnan(label)
+            GROUP BY request_id"""
+    query = f"""
+        WITH predicted AS (
+            SELECT request_id, arg_min(prediction, request_time)::DOUBLE AS prediction{asked}
+            FROM {served}
+            WHERE request_time >= $start AND request_time < $end
+              AND prediction IS NOT NULL AND NOT isnan(prediction){version}
             GROUP BY request_id
-        )
-        SELECT prediction, label FROM predicted LEFT JOIN known USING (request_id)
+        ), known AS ({known})
+        SELECT predicted.* EXCLUDE (request_id), label::DOUBLE AS label
+        FROM predicted LEFT JOIN known USING (request_id)
         ORDER BY request_id"""  # sums of floats depend on the order
-    table = con.sql(query, params=values).to_arrow_table()
-    both = table.drop_null()
+    return con.sql(query, params=values).to_arrow_table()
+
+
+def judge(rows: pa.Table, window: Window, config: MonitorConfig) -> Performance | None:
+    """Return the metrics of what `predictions` gave.
+
+    Returns:
+        None with fewer labels than asked for, or if `config.performance` is None.
+    """
+    if config.performance is None:
+        return None
+    both = rows.select(["prediction", "label"]).drop_null()
     if both.num_rows < config.performance.min_labels:
         return None
-    prediction, label = (both[name].to_numpy() for name in ("prediction", "label"))
-    truth = label > 0.5  # noqa: PLR2004 - a label is 0 or 1
-    metrics = {"accuracy": accuracy(truth, prediction), "log_loss": log_loss(truth, prediction)}
-    positives = int(truth.sum())
-    if 0 < positives < len(truth):
-        metrics["auc"] = auc(truth, prediction)
-    return Performance(metrics, len(truth), positives, replace(window, rows=table.num_rows))
+    prediction, truth = (both[name].to_numpy() for name in ("prediction", "label"))
+    measures = measures_for(config.performance.metric)
+    metrics, intervals = measured(measures, truth, prediction)
+    positives = None
+    if measures[0].task is Task.CLASSIFICATION:
+        positives = int((truth > HALF).sum())
+    whole = replace(window, rows=rows.num_rows)
+    return Performance(metrics, both.num_rows, positives, whole, intervals)
 
 
-def auc(truth: npt.NDArray[np.bool_], prediction: Floats) -> float:
-    """Return the area under the ROC curve, 0 to 1; ties count half. Needs both classes.
-
-    Reference: Mann and Whitney (1947), Ann. Math. Statist. 18:50 (U, from ranks).
-    """
-    positives = int(truth.sum())
-    negatives = len(truth) - positives
-    wins = rankdata(prediction)[truth].sum() - positives * (positives + 1) / 2
-    return float(wins / (positives * negatives))
-
-
-def accuracy(truth: npt.NDArray[np.bool_], prediction: Floats) -> float:
-    """Return the share of rows on the right side of one half, 0 to 1; one half counts as 1."""
-    return float(np.mean((prediction >= 0.5) == truth))  # noqa: PLR2004
-
-
-def log_loss(truth: npt.NDArray[np.bool_], prediction: Floats) -> float:
-    """Return the mean negative log-likelihood in nats, from 0.
-
-    Predictions are kept off 0 and 1 by the smallest relative step of a float64, so that one
-    certain and wrong prediction costs 36 nats rather than everything.
-    """
-    step = float(np.finfo(np.float64).eps)
-    certain = np.clip(prediction, step, 1 - step)
-    return float(-np.mean(np.log(np.where(truth, certain, 1 - certain))))
+def measured(
+    measures: Sequence[Measure], truth: Floats, prediction: Floats
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Return each measure's value and interval; what these rows have no value for is left out."""
+    values: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for one in measures:
+        try:
+            with np.errstate(all="ignore"):
+                value, ends = one.function(truth, prediction), one.ends(truth, prediction)
+        except OneClassError:
+            continue
+        except (ValueError, ArithmeticError) as error:  # of a function of the user's own
+            log.warning("measure_failed", measure=one.name, reason=str(error))
+            continue
+        if math.isfinite(value):
+            values[one.name] = float(value)
+            if all(map(math.isfinite, ends)):
+                intervals[one.name] = (float(ends[0]), float(ends[1]))
+    return values, intervals

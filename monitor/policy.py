@@ -41,6 +41,7 @@ from monitor.episodes import (
     Severity,
     Trigger,
 )
+from monitor.measures import measure_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -262,12 +263,13 @@ def _drop(evaluation: Evaluation, config: MonitorConfig) -> Verdict | None:
     """Return how far the live metric fell below the hold-out's, judged against `max_drop`."""
     if config.performance is None or evaluation.performance is None:
         return None
-    metric, limit = config.performance.metric, config.performance.max_drop
+    measure, limit = measure_named(config.performance.metric), config.performance.max_drop
+    metric = measure.name
     expected = evaluation.expected.get(metric)
     live = evaluation.performance.metrics.get(metric)
     if expected is None or live is None:
         return None
-    drop = live - expected if metric == "log_loss" else expected - live
+    drop = measure.drop(expected, live)
     return Verdict(
         source="labels",
         feature=metric,
@@ -276,7 +278,7 @@ def _drop(evaluation: Evaluation, config: MonitorConfig) -> Verdict | None:
         threshold=limit,
         level=Level.DRIFT if drop > limit else Level.OK,
         reason=f"{metric} {live:.3f} live, {expected:.3f} on the hold-out",
-        window=evaluation.window,
+        window=evaluation.performance.window,
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 
 from monitor.bins import ORDERED
+from monitor.calibrate import PREDICTION
 from monitor.snapshot import EPOCH
 
 if TYPE_CHECKING:
@@ -164,6 +165,8 @@ def incidents(
         if not current.rows:
             return _missing(reference, config, window)
         for name in reference.features:
+            if name == PREDICTION:  # an application may log none, and a new model none yet
+                continue
             found += _schema(reference, current, name)
             found += _null_burst(reference, current, name, config)
     if current.rows:

@@ -15,9 +15,11 @@ from monitor.codec import load
 from monitor.detect import Verdict
 from monitor.distribution import distributions
 from monitor.episodes import PolicyState, TriggerState
+from monitor.measures import measure_named
 from monitor.performance import Performance
 from monitor.profile import Profile, total
 from monitor.quality import Figures, Freshness
+from monitor.segments import Segment
 from monitor.snapshot import Bucket
 from monitor.state import (
     Counters,
@@ -110,10 +112,13 @@ def monitor(rows: Rows, name: str, config: MonitorConfig, held: Held) -> Monitor
     )
     history = tuple(load(PastWindow, row[0]) for row in reversed(windows))
     reference = held.reference
+    asked = config.performance
     state = MonitorState(
         name,
         config.service,
         config.model,
+        metric="" if asked is None else measure_named(asked.metric).name,
+        max_drop=0.0 if asked is None else asked.max_drop,
         watermark=held.watermark,
         reference=None if reference is None else _info(reference),
         history=history,
@@ -131,6 +136,8 @@ def monitor(rows: Rows, name: str, config: MonitorConfig, held: Held) -> Monitor
         name,
         held.reference_key,
     )
+    parts = rows("SELECT body FROM segments WHERE monitor = ? AND end_time = ?", name, window.end)
+    current = bool(kept) and kept[-1].reference_key == held.reference_key
     return replace(
         state,
         window=window,
@@ -140,8 +147,11 @@ def monitor(rows: Rows, name: str, config: MonitorConfig, held: Held) -> Monitor
         incidents=tuple(o for o in held.policy.incidents if o.last_seen == held.watermark),
         blocked=held.policy.blocked(held.watermark - config.window),
         performance=load(Performance, measured[0][0]) if measured else None,
+        estimated=history[-1].estimated if current else {},
+        estimate_errors=_errors(history),
+        segments=load(tuple[Segment, ...], parts[0][0]) if parts and current else (),
         distributions=_spread(reference, held.reference_key, kept),
-        superseded=bool(kept) and kept[-1].reference_key != held.reference_key,
+        superseded=bool(kept) and not current,
     )
 
 
@@ -217,6 +227,17 @@ def utc(value: datetime | None) -> datetime | None:
     return None if value is None else value.astimezone(UTC)
 
 
+def _errors(history: Sequence[PastWindow]) -> dict[str, float]:
+    """Return the newest estimate that labels have caught up with, less what they say."""
+    estimates = {past.window.end: past.estimated for past in history}
+    for past in reversed(history):
+        thought = estimates.get(past.measured_until) if past.measured_until else None
+        if thought and past.performance:
+            known = past.performance
+            return {name: thought[name] - known[name] for name in known if name in thought}
+    return {}
+
+
 def _spread(
     reference: Reference | None, key: str, kept: Sequence[Kept]
 ) -> tuple[Distribution, ...]:
@@ -235,4 +256,5 @@ def _info(reference: Reference) -> ReferenceInfo:
         reference.model_version,
         reference.window,
         dict(reference.performance),
+        dict(reference.importance),
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from monitor.performance import Performance
     from monitor.profile import Window
     from monitor.quality import Figures, Freshness
+    from monitor.segments import Segment
     from protos.steadfeast.v1.pipeline_pb2 import Run
 
 
@@ -31,6 +32,7 @@ class ReferenceInfo:
         model_version: Version of the live model in the registry.
         window: Stretch of event time of the training set, with its rows.
         performance: Metrics of the model on its hold-out, by name.
+        importance: Per feature, how much worse the model gets without it; empty if unknown.
     """
 
     uri: str
@@ -38,6 +40,7 @@ class ReferenceInfo:
     model_version: str
     window: Window
     performance: Mapping[str, float]
+    importance: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,16 @@ class PastWindow:
         ratios: Per feature, value over threshold of the deciding statistic; 1 is the limit.
             A feature without a verdict in this window is left out.
         performance: Live metrics by name; empty without enough labels.
+        estimated: What the metrics were thought to be before the labels were in.
+        measured_until: End of the window that `performance` is of; earlier than this window's
+            where labels take their time.
     """
 
     window: Window
     ratios: Mapping[str, float]
     performance: Mapping[str, float]
+    estimated: Mapping[str, float] = field(default_factory=dict)
+    measured_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,11 @@ class MonitorState:
         blocked: Why retraining is blocked; empty when it is not.
         performance: Of the last window that had enough labels and was measured for the live
             model; none yet after a promotion.
+        estimated: Of the last window, for the live model, before its labels are in.
+        estimate_errors: The last estimate that could be compared, less what the labels said.
+        segments: The last window in parts.
+        metric: Name of the figure that decides; empty where none is asked for.
+        max_drop: How much worse than on the hold-out it may be.
         history: The last 60 evaluated windows, oldest first.
         distributions: The reference against the window, one per feature; empty without a
             reference. After a promotion the current side grows anew, bucket by bucket.
@@ -125,6 +138,11 @@ class MonitorState:
     incidents: tuple[OpenIncident, ...] = ()
     blocked: str = ""
     performance: Performance | None = None
+    estimated: Mapping[str, float] = field(default_factory=dict)
+    estimate_errors: Mapping[str, float] = field(default_factory=dict)
+    segments: tuple[Segment, ...] = ()
+    metric: str = ""
+    max_drop: float = 0.0
     history: tuple[PastWindow, ...] = ()
     distributions: tuple[Distribution, ...] = ()
     superseded: bool = False

@@ -56,6 +56,7 @@ def _record(queue: RunQueue, registry: Registry, model: str, version: str, how: 
         contract=facts.contract,
         model_version=version,
         metrics=facts.metrics,
+        scored_uri=facts.scored_uri,
     )
     run, _ = queue.accept(request, outcome)
     return run

@@ -91,6 +91,8 @@ class Facts:
         commit: Git commit of the definitions, empty if unknown.
         recipe: `module:function`, and the SHA-256 of its file.
         metrics: By name, on the held-out rows.
+        scored_uri: Path of the held-out rows with the version's predictions; empty if none are
+            kept.
     """
 
     run_id: str
@@ -103,6 +105,7 @@ class Facts:
     commit: str
     recipe: str
     metrics: Mapping[str, float]
+    scored_uri: str = ""
 
     def tags(self) -> dict[str, str]:
         """Return the tags that `from_tags` reads."""
@@ -117,6 +120,7 @@ class Facts:
             f"{_PREFIX}commit": self.commit,
             f"{_PREFIX}recipe": self.recipe,
             f"{_PREFIX}metrics": json.dumps(dict(self.metrics)),
+            f"{_PREFIX}scored_uri": self.scored_uri,
         }
 
     @classmethod
@@ -133,6 +137,7 @@ class Facts:
             commit=tags[f"{_PREFIX}commit"],
             recipe=tags[f"{_PREFIX}recipe"],
             metrics=json.loads(tags[f"{_PREFIX}metrics"]),
+            scored_uri=tags.get(f"{_PREFIX}scored_uri", ""),  # older versions have none
         )
 
 

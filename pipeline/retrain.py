@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import featurestore
 from featurestore.errors import NotFoundError, SteadfeastError, UserError
 from featurestore.sql import identifier
-from pipeline import recipe
+from pipeline import recipe, scored
 from pipeline.registry import Facts
 from pipeline.validate import Champion, HeldOut, data_gates, metrics, model_gates, refusal
 from protos.steadfeast.v1 import pipeline_pb2 as pb
@@ -201,8 +201,13 @@ class Retrain:
         with recipe.limited(self._config.threads):
             given = fit(dataclasses.replace(training, table=parts.before))
         fitted = recipe.check(given, training.table.column_names, config.recipe, file)
-        scored = recipe.scores(fitted.estimator, parts.held_out, fitted.features)
-        measured = metrics(_labels(parts.held_out, config.label), scored)
+        said = recipe.scores(fitted.estimator, parts.held_out, fitted.features)
+        measured = metrics(_labels(parts.held_out, config.label), said)
+        kept = self._config.state / "scored" / f"{run.run_id}.parquet"
+        important = scored.importance(
+            fitted.estimator, parts.held_out, fitted.features, config.label, config.gates.metric
+        )
+        scored.write(kept, parts.held_out, said, important)
         facts = Facts(
             run_id=run.run_id,
             features=tuple(fitted.features),
@@ -214,11 +219,13 @@ class Retrain:
             commit=training.manifest.commit,
             recipe=f"{config.recipe} sha256:{code}",
             metrics=measured,
+            scored_uri=str(kept.resolve()),
         )
         version = self._registry.register(run.model, fitted.estimator, facts, fitted.metrics)
 
         def registered(run: pb.Run) -> None:
             run.model_version = version
+            run.scored_uri = facts.scored_uri
             run.metrics.update(measured)
 
         self._queue.change(run.run_id, registered)
@@ -246,6 +253,7 @@ class Retrain:
         def noted(run: pb.Run) -> None:
             run.model_version = challenger.version
             run.contract, run.manifest_uri = challenger.contract, challenger.manifest_uri
+            run.scored_uri = challenger.facts.scored_uri
             run.metrics.update(challenger.facts.metrics)
             del run.gates[:]
             run.gates.extend(judged)

@@ -263,7 +263,10 @@ def test_an_answer_that_is_older_than_the_last_move_moves_nothing(here: World):
     other = world.train(here.folder, "other", START, START + 99 * DAY)
     before = here.ledger.held("prices").reference
     old = here.pipeline._db.execute("SELECT run FROM runs").fetchone()[0]
-    here.evaluator.move(here.evaluator.build("price", other, "7", {}), "meanwhile")
+    here.evaluator.move(
+        here.evaluator.build(pb.Run(model="price", manifest_uri=str(other), model_version="7")),
+        "meanwhile",
+    )
     said = pb.Run.FromString(old)
     said.model_version = "0"
     here.outbox._follow_champion("prices", said, before)

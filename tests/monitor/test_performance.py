@@ -1,18 +1,15 @@
-"""Metrics against scikit-learn, and labels that arrive late."""
+"""Labels that arrive late, joined to what was predicted; figures by scikit-learn."""
 
 from datetime import UTC, datetime, timedelta
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from monitor.config import MonitorConfig
-from monitor.performance import accuracy, auc, log_loss, measure
+from monitor.config import MonitorConfig, PerformanceConfig
+from monitor.performance import judge, predictions
 from monitor.profile import Window
 
 T0 = datetime(2013, 3, 1, tzinfo=UTC)
@@ -20,21 +17,10 @@ HOUR = timedelta(hours=1)
 WINDOW = Window(T0, T0 + timedelta(days=7))
 CONFIG = MonitorConfig(service="s", model="m", performance={"min_labels": 3})
 
-pairs = st.lists(
-    st.tuples(st.booleans(), st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0])),
-    min_size=2,
-    max_size=60,
-).filter(lambda rows: len({label for label, _ in rows}) == 2)
 
-
-@given(pairs)
-def test_scikit_learn_agrees(rows):
-    truth, prediction = (np.array(column) for column in zip(*rows, strict=True))
-    assert auc(truth, prediction) == pytest.approx(sk.roc_auc_score(truth, prediction))
-    assert accuracy(truth, prediction) == sk.accuracy_score(truth, prediction >= 0.5)
-    assert log_loss(truth, prediction) == pytest.approx(
-        sk.log_loss(truth, prediction, labels=[False, True]), rel=1e-6, abs=1e-12
-    )
+def measure(con, served, labels, window, as_of, config, *, model_version=None):
+    rows = predictions(con, served, labels, window, as_of, model_version=model_version)
+    return judge(rows, window, config)
 
 
 @pytest.fixture
@@ -126,5 +112,55 @@ def test_with_one_class_there_is_no_auc_and_the_rest_stands(con, tmp_path):
     file = served(tmp_path / "s.parquet", IDS, SCORES)
     label = labels(tmp_path / "l.parquet", IDS, [0] * 6, [T0] * 6)
     found = measure(con, [file], [label], WINDOW, WINDOW.end, CONFIG)
-    assert sorted(found.metrics) == ["accuracy", "log_loss"]
+    assert sorted(found.metrics) == ["accuracy", "calibration_error", "f1", "log_loss"]
     assert found.positives == 0
+
+
+def test_a_regressor_has_figures_of_its_own(con, tmp_path):
+    file = served(tmp_path / "s.parquet", IDS, SCORES)
+    amounts = [10 * value for value in SCORES[::-1]]
+    label = labels(tmp_path / "l.parquet", IDS, amounts, [T0] * 6)
+    config = CONFIG.model_copy(
+        update={"performance": PerformanceConfig(metric="mae", min_labels=3)}
+    )
+    found = measure(con, [file], [label], WINDOW, WINDOW.end, config)
+    assert found.positives is None
+    assert found.metrics == pytest.approx(
+        {
+            "rmse": sk.root_mean_squared_error(amounts, SCORES),
+            "mae": sk.mean_absolute_error(amounts, SCORES),
+            "r2": sk.r2_score(amounts, SCORES),
+        }
+    )
+    assert set(found.intervals) == set(found.metrics)
+    low, high = found.intervals["mae"]
+    assert low < found.metrics["mae"] < high
+
+
+def test_a_measure_that_fails_costs_itself_alone(con, tmp_path, monkeypatch):
+    (tmp_path / "failing.py").write_text("def of(truth, said):\n    return 1 / (truth[0] * 0)\n")
+    (tmp_path / "raising.py").write_text("def of(truth, said):\n    raise ValueError('no')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = served(tmp_path / "s.parquet", IDS, SCORES)
+    label = labels(tmp_path / "l.parquet", IDS, TRUTH, [T0] * 6)
+    for spec in ("failing:of", "raising:of"):
+        performance = PerformanceConfig(metric=spec, min_labels=3)
+        config = CONFIG.model_copy(update={"performance": performance})
+        found = measure(con, [file], [label], WINDOW, WINDOW.end, config)
+        assert "of" not in found.metrics
+        assert found.metrics["accuracy"] == pytest.approx(4 / 6)
+
+
+def test_columns_come_with_the_predictions(con, tmp_path):
+    """A column that some files lack, or all of them, is null there."""
+    at = times([T0, T0 + HOUR])
+    write(tmp_path / "a.parquet", request_id=["a", "b"], request_time=at, prediction=[0.1, 0.2],
+          model_version=["1", "1"], origin=["EWR", None])  # fmt: skip
+    plain = served(tmp_path / "b.parquet", ["c"], [0.3])
+    files = [tmp_path / "a.parquet", plain]
+    table = predictions(con, files, [], WINDOW, WINDOW.end, columns=("origin", "gone"))
+    assert table["origin"].to_pylist() == ["EWR", None, None]
+    assert table["gone"].null_count == table["label"].null_count == 3
+    assert predictions(con, [], [], WINDOW, WINDOW.end, columns=("x",)).num_rows == 0
+    write(tmp_path / "n.parquet", request_id=["z"], request_time=times([T0]))
+    assert predictions(con, [tmp_path / "n.parquet"], [], WINDOW, WINDOW.end).num_rows == 0

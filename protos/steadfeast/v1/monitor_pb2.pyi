@@ -612,6 +612,113 @@ class Verdict(_message.Message):
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
+class Figure(_message.Message):
+    """One figure of merit of the live model. What is not known is unset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    ESTIMATED_FIELD_NUMBER: _builtins.int
+    ESTIMATE_ERROR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As in the monitor's configuration, for example "auc"."""
+    live: _builtins.float
+    """On the labels that are in, and the ends of its interval of 95 %."""
+    low: _builtins.float
+    high: _builtins.float
+    expected: _builtins.float
+    """On the rows held out when the model was trained."""
+    estimated: _builtins.float
+    """Estimated for the current window, before its labels are in."""
+    estimate_error: _builtins.float
+    """The last estimate that could be compared, less what the labels then said."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        live: _builtins.float | None = ...,
+        low: _builtins.float | None = ...,
+        high: _builtins.float | None = ...,
+        expected: _builtins.float | None = ...,
+        estimated: _builtins.float | None = ...,
+        estimate_error: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate_error", b"_estimate_error", "_estimated", b"_estimated", "_expected", b"_expected", "_high", b"_high", "_live", b"_live", "_low", b"_low", "estimate_error", b"estimate_error", "estimated", b"estimated", "expected", b"expected", "high", b"high", "live", b"live", "low", b"low"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate_error", b"_estimate_error", "_estimated", b"_estimated", "_expected", b"_expected", "_high", b"_high", "_live", b"_live", "_low", b"_low", "estimate_error", b"estimate_error", "estimated", b"estimated", "expected", b"expected", "high", b"high", "live", b"live", "low", b"low", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__estimate_error: _TypeAlias = _typing.Literal["estimate_error"]  # noqa: Y015
+    _WhichOneofArgType__estimate_error: _TypeAlias = _typing.Literal["_estimate_error", b"_estimate_error"]  # noqa: Y015
+    _WhichOneofReturnType__estimated: _TypeAlias = _typing.Literal["estimated"]  # noqa: Y015
+    _WhichOneofArgType__estimated: _TypeAlias = _typing.Literal["_estimated", b"_estimated"]  # noqa: Y015
+    _WhichOneofReturnType__expected: _TypeAlias = _typing.Literal["expected"]  # noqa: Y015
+    _WhichOneofArgType__expected: _TypeAlias = _typing.Literal["_expected", b"_expected"]  # noqa: Y015
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    _WhichOneofReturnType__live: _TypeAlias = _typing.Literal["live"]  # noqa: Y015
+    _WhichOneofArgType__live: _TypeAlias = _typing.Literal["_live", b"_live"]  # noqa: Y015
+    _WhichOneofReturnType__low: _TypeAlias = _typing.Literal["low"]  # noqa: Y015
+    _WhichOneofArgType__low: _TypeAlias = _typing.Literal["_low", b"_low"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimate_error) -> _WhichOneofReturnType__estimate_error | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimated) -> _WhichOneofReturnType__estimated | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected) -> _WhichOneofReturnType__expected | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__live) -> _WhichOneofReturnType__live | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
+
+Global___Figure: _TypeAlias = Figure  # noqa: Y015
+
+@_typing.final
+class Segment(_message.Message):
+    """Rows with one value of a column that the monitor splits by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLUMN_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    FURTHEST_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    column: _builtins.str
+    value: _builtins.str
+    """"(others)" for the values beyond the largest."""
+    rows: _builtins.int
+    live: _builtins.float
+    """The configured figure, on the labels that are in."""
+    @_builtins.property
+    def furthest(self) -> _containers.RepeatedCompositeFieldContainer[_pipeline_pb2.FeatureDrift]:
+        """Furthest from the reference's own rows of the segment, worst ratio first; a few at most."""
+
+    def __init__(
+        self,
+        *,
+        column: _builtins.str = ...,
+        value: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        furthest: _abc.Iterable[_pipeline_pb2.FeatureDrift] | None = ...,
+        live: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_live", b"_live", "live", b"live"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_live", b"_live", "column", b"column", "furthest", b"furthest", "live", b"live", "rows", b"rows", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__live: _TypeAlias = _typing.Literal["live"]  # noqa: Y015
+    _WhichOneofArgType__live: _TypeAlias = _typing.Literal["_live", b"_live"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__live) -> _WhichOneofReturnType__live | None: ...
+
+Global___Segment: _TypeAlias = Segment  # noqa: Y015
+
+@_typing.final
 class DataIncident(_message.Message):
     """Broken data, for as long as they are broken; retraining is blocked meanwhile."""
 
@@ -683,6 +790,8 @@ class MonitorStatus(_message.Message):
     BLOCKED_FIELD_NUMBER: _builtins.int
     SUPERSEDED_FIELD_NUMBER: _builtins.int
     WAITS_FOR_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
     monitor: _builtins.str
     model: _builtins.str
     contract: _builtins.str
@@ -709,6 +818,14 @@ class MonitorStatus(_message.Message):
 
     @_builtins.property
     def incidents(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataIncident]: ...
+    @_builtins.property
+    def figures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Figure]:
+        """Of the live model; the first is the one that decides."""
+
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
+        """Of the last evaluated window, by column, largest first."""
+
     def __init__(
         self,
         *,
@@ -724,10 +841,12 @@ class MonitorStatus(_message.Message):
         blocked: _builtins.str = ...,
         superseded: _builtins.bool = ...,
         waits_for: _builtins.str = ...,
+        figures: _abc.Iterable[Global___Figure] | None = ...,
+        segments: _abc.Iterable[Global___Segment] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["watermark", b"watermark"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "contract", b"contract", "incidents", b"incidents", "model", b"model", "model_version", b"model_version", "monitor", b"monitor", "performance", b"performance", "reference_uri", b"reference_uri", "superseded", b"superseded", "verdicts", b"verdicts", "waits_for", b"waits_for", "watermark", b"watermark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "contract", b"contract", "figures", b"figures", "incidents", b"incidents", "model", b"model", "model_version", b"model_version", "monitor", b"monitor", "performance", b"performance", "reference_uri", b"reference_uri", "segments", b"segments", "superseded", b"superseded", "verdicts", b"verdicts", "waits_for", b"waits_for", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

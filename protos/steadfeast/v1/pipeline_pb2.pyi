@@ -121,6 +121,7 @@ class FeatureDrift(_message.Message):
     STATISTIC_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    IMPACT_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """The watched source: a feature view's name, "served", "predictions" or "labels"."""
     feature: _builtins.str
@@ -130,6 +131,11 @@ class FeatureDrift(_message.Message):
     """Value of the statistic, in the statistic's own unit (nats for "psi")."""
     threshold: _builtins.float
     """Limit that the value was compared with, in the same unit; above 0."""
+    impact: _builtins.float
+    """Effect x importance: the shift in standard deviations of a normal feature that the value
+    stands for, times the share of the live model's skill that hangs on the feature. 0 when
+    the model's importances are not known.
+    """
     def __init__(
         self,
         *,
@@ -138,10 +144,11 @@ class FeatureDrift(_message.Message):
         statistic: _builtins.str = ...,
         value: _builtins.float = ...,
         threshold: _builtins.float = ...,
+        impact: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature", "source", b"source", "statistic", b"statistic", "threshold", b"threshold", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature", "impact", b"impact", "source", b"source", "statistic", b"statistic", "threshold", b"threshold", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -339,6 +346,7 @@ class Run(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     GATES_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    SCORED_URI_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     request_id: _builtins.str
     model: _builtins.str
@@ -350,6 +358,12 @@ class Run(_message.Message):
     contract: _builtins.str
     model_version: _builtins.str
     """Version in the model registry; empty until registered."""
+    scored_uri: _builtins.str
+    """Parquet file of the held-out rows as this model scored them: the columns of the training
+    set and `prediction`. Its metadata may hold `steadfeast.importance`, a JSON object from
+    feature to how much worse the model gets without it. Empty if the pipeline keeps none:
+    predictions are then not watched, nothing is estimated and drift is not ranked by impact.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -385,10 +399,11 @@ class Run(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         gates: _abc.Iterable[Global___Gate] | None = ...,
         cause: Global___Cause | None = ...,
+        scored_uri: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "cause", b"cause", "created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "cause", b"cause", "contract", b"contract", "created_at", b"created_at", "gates", b"gates", "manifest_uri", b"manifest_uri", "metrics", b"metrics", "model", b"model", "model_version", b"model_version", "reason", b"reason", "request_id", b"request_id", "run_id", b"run_id", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "cause", b"cause", "contract", b"contract", "created_at", b"created_at", "gates", b"gates", "manifest_uri", b"manifest_uri", "metrics", b"metrics", "model", b"model", "model_version", b"model_version", "reason", b"reason", "request_id", b"request_id", "run_id", b"run_id", "scored_uri", b"scored_uri", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

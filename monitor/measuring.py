@@ -1,0 +1,269 @@
+"""What is measured about one closed bucket and the window that ends with it.
+
+Above `references`, below `evaluation`, which decides on it and commits it. Reads the served log,
+the labels and earlier snapshots; writes nothing but the bucket's snapshot, which is the same
+whoever writes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from monitor import segments
+from monitor.calibrate import PREDICTION
+from monitor.detect import Level, detect
+from monitor.episodes import Evaluation
+from monitor.performance import judge, predictions
+from monitor.profile import Profile, Window, profile, total
+from monitor.quality import figures, freshness, incidents
+from monitor.references import own
+from monitor.snapshot import EPOCH, Bucket, Snapshot, bucket_path, freeze, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from featurestore.served import ServedLog
+    from monitor.calibrate import Reference
+    from monitor.config import MonitorConfig
+    from monitor.detect import Verdict
+    from monitor.performance import Performance
+    from monitor.reading import Kept
+    from monitor.segments import Key
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Everything about one bucket, ready to be decided on.
+
+    Attributes:
+        evaluation: Of the window that ends with the bucket; its history is still to be added.
+        snapshot: The frozen bucket.
+        profile: Of the bucket alone, over the reference's edges.
+        frozen_at: Just before it was frozen, wall clock.
+        late: Earlier buckets of the window that got rows since, and how many by now.
+    """
+
+    evaluation: Evaluation
+    snapshot: Snapshot
+    profile: Profile
+    frozen_at: datetime
+    late: tuple[tuple[Kept, int], ...]
+
+
+class Measurer:
+    """Measures buckets; remembers the profiles of those that are still in a window.
+
+    Args:
+        log: The served log and its labels.
+        state: The daemon's folder, for snapshots.
+        kept: Gives a monitor's frozen buckets in a stretch of time.
+    """
+
+    def __init__(
+        self,
+        log: ServedLog,
+        state: Path,
+        kept: Callable[[str, datetime, datetime], list[Kept]],
+    ) -> None:
+        self._log, self._state, self._kept = log, state, kept
+        # In memory and only for reading Parquet: the ledger's connection stays free meanwhile.
+        self._con = duckdb.connect()
+        self._con.execute("SET TimeZone = 'UTC'")
+        self._profiles: dict[tuple[str, datetime, str], Profile] = {}
+        self._parts: dict[tuple[str, datetime, str], dict[Key, Profile]] = {}
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._con.close()
+
+    def measure(
+        self, monitor: str, config: MonitorConfig, bucket: Bucket, reference: Reference, key: str
+    ) -> Measured:
+        """Freeze a bucket and measure its window against `reference`, whose key is `key`."""
+        frozen_at = datetime.now(UTC)
+        start = bucket.end - config.window
+        files = self._log.files(config.service, bucket.start, bucket.end)
+        snapshot = freeze(self._con, files, bucket, bucket_path(self._state, monitor, bucket))
+        current = profile(_batches(snapshot, reference), reference.edges)
+        before = self._kept(monitor, start, bucket.start)
+        parts = [self._profile(monitor, one, key, reference) for one in before]
+        whole = total([*parts, current], reference.edges)
+        first = before[0].bucket.start if before else bucket.start
+        window = Window(start, bucket.end, whole.rows)
+        ages = freshness(self._con, snapshot)
+        broken = incidents(
+            reference, current, ages, config, Window(bucket.start, bucket.end, snapshot.rows)
+        )
+        live, estimated, split = self._model(
+            monitor, config, window, [*before, snapshot], reference, key, whole
+        )
+        self._profiles[monitor, bucket.start, key] = current
+        evaluation = Evaluation(
+            monitor=monitor,
+            window=window,
+            reference_window=reference.window,
+            verdicts=_judged(detect(reference, whole, window, config), window, first),
+            incidents=tuple(broken),
+            figures=tuple(figures(whole)),
+            freshness=tuple(ages),
+            performance=live,
+            expected=reference.performance,
+            estimated=estimated,
+            segments=split,
+            contract=reference.contract,
+            model_version=reference.model_version,
+        )
+        late = tuple(self._late(config, before))
+        return Measured(evaluation, snapshot, current, frozen_at, late)
+
+    def forget(self, monitor: str, before: datetime) -> None:
+        """Let go of the profiles of buckets that start before `before`."""
+        for held in (self._profiles, self._parts):
+            for key in [k for k in held if k[0] == monitor and k[1] < before]:
+                del held[key]
+
+    # The model
+
+    def _model(
+        self,
+        monitor: str,
+        config: MonitorConfig,
+        window: Window,
+        buckets: Sequence[Kept | Snapshot],
+        reference: Reference,
+        key: str,
+        whole: Profile,
+    ) -> tuple[Performance | None, dict[str, float], tuple[segments.Segment, ...]]:
+        """Return how the live model did, how it is thought to do, and both by segment."""
+        as_of = window.end + config.lateness
+        delay = timedelta(0) if config.performance is None else config.performance.label_delay
+        known = Window(window.start - delay, window.end - delay)
+        columns = tuple(reference.segments)
+        measured_on = self._kept(monitor, known.start, known.end) if delay else buckets
+        rows = predictions(
+            self._con,
+            _with_rows(measured_on),
+            self._log.label_files(config.service, known.start, as_of),
+            known,
+            as_of,
+            model_version=reference.model_version or None,
+            columns=columns,
+        )
+        live = judge(rows, known, config)
+        estimated: dict[str, float] = {}
+        if reference.estimator is not None:
+            now = rows
+            if delay:
+                version = reference.model_version or None
+                files = _with_rows(buckets)
+                now = predictions(self._con, files, [], window, as_of, model_version=version)
+            estimated = reference.estimator.estimate(now["prediction"].to_numpy(), whole)
+        split: tuple[segments.Segment, ...] = ()
+        if columns:
+            current: dict[Key, Profile] = {}
+            for one in buckets:
+                for part, counted in self._segments(monitor, one, key, reference).items():
+                    current[part] = current[part] + counted if part in current else counted
+            split = segments.judged(reference, current, rows, known, config)
+        return live, estimated, split
+
+    # Profiles of earlier buckets
+
+    def _profile(self, monitor: str, kept: Kept, key: str, reference: Reference) -> Profile:
+        """Return a frozen bucket's profile over `reference`, counted anew if that has moved."""
+        cached = self._profiles.get((monitor, kept.bucket.start, key))
+        if cached is None:
+            if kept.reference_key == key:
+                cached = Profile.from_json(kept.profile, reference.edges)
+            elif kept.path.exists():
+                frozen: Snapshot = load(self._con, kept.bucket, kept.path)
+                cached = profile(_batches(frozen, reference), reference.edges)
+            else:
+                cached = Profile.empty(reference.edges)
+            self._profiles[monitor, kept.bucket.start, key] = cached
+        return cached
+
+    def _segments(
+        self, monitor: str, one: Kept | Snapshot, key: str, reference: Reference
+    ) -> dict[Key, Profile]:
+        """Return the profile of each segment of a bucket; counted again after a restart."""
+        at = (monitor, one.bucket.start, key)
+        if at not in self._parts:
+            there = one.rows and one.path.exists()
+            batches = _batches(load(self._con, one.bucket, one.path), reference) if there else ()
+            self._parts[at] = segments.profiles(batches, reference)
+        return self._parts[at]
+
+    def _late(self, config: MonitorConfig, before: list[Kept]) -> list[tuple[Kept, int]]:
+        """Return the buckets that got rows after they were frozen, and how many by now.
+
+        Only files that came later are a reason to count; ctime, because a rename sets it.
+        """
+        found: list[tuple[Kept, int]] = []
+        if not before:
+            return found
+        start, end = before[0].bucket.start, before[-1].bucket.end
+        came = [
+            (*span(file), file.stat().st_ctime, file)
+            for file in self._log.files(config.service, start, end)
+        ]
+        for kept in before:
+            low, high = _micros(kept.bucket.start), _micros(kept.bucket.end)
+            inside = [item for item in came if item[0] < high and item[1] >= low]
+            if all(at <= kept.frozen_at.timestamp() for _, _, at, _ in inside):
+                continue
+            files = [file for *_, file in inside]
+            ((rows,),) = self._con.execute(
+                "SELECT count(*) FROM read_parquet($files, union_by_name = true) "
+                "WHERE request_time >= $start AND request_time < $end",
+                {
+                    "files": [str(file) for file in files],
+                    "start": kept.bucket.start,
+                    "end": kept.bucket.end,
+                },
+            ).fetchall()
+            if rows - kept.rows != kept.late_rows:
+                found.append((kept, rows - kept.rows))
+        return found
+
+
+def _batches(snapshot: Snapshot, reference: Reference) -> Iterator[pa.RecordBatch]:
+    """Give the columns that are counted or split by; predictions only of the live model."""
+    edges = reference.edges
+    columns = {*edges.columns, *reference.segments}
+    if reference.model_version and PREDICTION in columns:
+        columns.add("model_version")
+    given = snapshot.batches(columns, categories=edges.categorical)
+    return own(given, reference.model_version)
+
+
+def span(file: Path) -> tuple[int, int]:
+    """Return the first and last request time in a served-log file, from its name."""
+    first, last, _ = file.name.split("-", 2)
+    return int(first), int(last)
+
+
+def _with_rows(buckets: Sequence[Kept | Snapshot]) -> list[Path]:
+    """Return the files that can be read: a snapshot without rows has no columns."""
+    return [one.path for one in buckets if one.rows and one.path.exists()]
+
+
+def _micros(at: datetime) -> int:
+    return (at - EPOCH) // timedelta(microseconds=1)
+
+
+def _judged(verdicts: list[Verdict], window: Window, first: datetime) -> tuple[Verdict, ...]:
+    """Withhold judgement on a window that begins before the first bucket there is."""
+    if first <= window.start:
+        return tuple(verdicts)
+    reason = f"the window is not full: rows are there from {first:%Y-%m-%dT%H:%MZ} on"
+    return tuple(
+        replace(verdict, level=Level.INSUFFICIENT_DATA, reason=reason) for verdict in verdicts
+    )
