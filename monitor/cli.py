@@ -10,6 +10,7 @@ import getpass
 import json
 import os
 import sys
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +30,8 @@ app = typer.Typer(help="Watch features, and retrain when they drift.", no_args_i
 
 DEADLINE_SECONDS = 30.0
 EVALUATE_SECONDS = 600.0
+FOLLOW_SECONDS = 1.0
+"""Between two looks at the audit log; people do not do much."""
 OPEN = 1
 """Exit code of `status --exit-code` when anything is open; a UserError's is 2."""
 
@@ -67,7 +70,7 @@ def run(
     """Run the daemon until SIGTERM or Ctrl-C; SIGHUP reloads the configuration."""
     if log not in {"", "json", "console"}:
         raise typer.BadParameter("write json or console", param_hint="--log")
-    from monitor.daemon import main
+    from monitor.process import main
 
     json_logs = log == "json" or (not log and not sys.stderr.isatty())
     raise typer.Exit(main(config, json_logs=json_logs))
@@ -287,6 +290,41 @@ def _known(state: str, numbers: Mapping[str, object]) -> bool:
     if state and f"TRIGGER_STATE_{state.upper()}" not in numbers:
         raise typer.BadParameter(f"no such state: {state}", param_hint="--state")
     return bool(state)
+
+
+@app.command()
+def log(
+    config: Config = DEFAULT,
+    address: Address = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they come.")] = False,
+    after: Annotated[
+        int | None, typer.Option(min=0, help="From the entry after this one; else the last ones.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    as_json: Json = False,
+) -> None:
+    """Print who did what: the audit log, oldest first. Needs a token with the role `audit`.
+
+    Example: steadfeast monitor log --after 0 --limit 1000 --json > audit.jsonl
+    """
+    from monitor import terminal
+    from protos.steadfeast.v1 import monitor_pb2
+
+    line = terminal.as_json if as_json else terminal.audit_line
+    position = -1 if after is None else after
+    with _daemon(config, address) as stub, suppress(KeyboardInterrupt):
+        while True:
+            asked = monitor_pb2.ListAuditRequest(after_sequence=position, limit=limit)
+            entries = stub.ListAudit(asked, timeout=DEADLINE_SECONDS).entries
+            for entry in entries:
+                typer.echo(line(entry))
+                position = entry.sequence
+            sys.stdout.flush()
+            if not follow:
+                return
+            position = max(position, 0)
+            if not entries:
+                time.sleep(FOLLOW_SECONDS)
 
 
 @app.command()

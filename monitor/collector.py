@@ -220,7 +220,7 @@ def _consequences(monitor: str, state: State, out: _Exposition) -> None:
     for kind in Kind:
         mine = [one for one in episodes if one.kind == kind]
         out.add(metrics.EPISODES_OPEN, [monitor, kind], len(mine))
-        for one in mine[:1]:  # at most one of a kind is open
+        for one in mine[-1:]:  # newest first, and of alerts there may be several
             out.add(metrics.EPISODE_OPENED, [monitor, kind], one.opened_at)
             out.add(metrics.EPISODE_ACKNOWLEDGED, [monitor, kind], bool(one.acknowledged_by))
     decided = {str(outcome): 0 for outcome in Outcome}

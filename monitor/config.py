@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -21,6 +22,7 @@ from pydantic import (
 
 from featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
 from monitor.endpoints import Address, AlertTargetConfig, PipelineConfig, Secret, loopback
+from monitor.schedule import parse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,17 +32,28 @@ SHORTEST_TOKEN = 16
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+def _cron(line: str) -> str:
+    parse(line)
+    return line
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+"""A cron line in UTC: minute, hour, day of the month, month, day of the week."""
+
+
 class Role(StrEnum):
     """What a token may be used for.
 
-    `read` sees everything, `acknowledge` says that an episode was seen, `approve` decides triggers
-    that wait, `trigger` evaluates now and delivers again what was given up.
+    `read` sees everything but who did what, which is for `audit`; `acknowledge` says that an
+    episode was seen, `approve` decides triggers that wait, `trigger` evaluates now, delivers again
+    what was given up, and tells of other systems' alerts.
     """
 
     READ = "read"
     ACKNOWLEDGE = "acknowledge"
     APPROVE = "approve"
     TRIGGER = "trigger"
+    AUDIT = "audit"
 
 
 class TokenConfig(Section):
@@ -149,6 +162,10 @@ class MonitorConfig(Section):
             incident, at the median.
         cooldown: Least time between two triggers for the model.
         approval: `auto`, or `manual`: a person decides each trigger.
+        schedule: When to retrain though nothing drifted, as a cron line in UTC. A time that comes
+            while the daemon is away counts once it is back, but only the last of several.
+        causes: Labels of other systems' alerts that are causes to retrain, as Alertmanager's
+            webhook tells them: an alert is one if it has every label of any entry.
         audit: How often the store's invariants are checked on the current window, wall clock;
             none means never.
     """
@@ -172,6 +189,8 @@ class MonitorConfig(Section):
     cooldown: Duration = timedelta(days=7)
     budget: BudgetConfig = BudgetConfig()
     approval: Literal["auto", "manual"] = "auto"
+    schedule: Cron | None = None
+    causes: tuple[Annotated[dict[str, str], Field(min_length=1)], ...] = ()
     audit: Duration | None = None
     performance: PerformanceConfig | None = PerformanceConfig()
 
@@ -189,6 +208,12 @@ class MonitorConfig(Section):
             )
         if self.scored is not None and self.reference is None:
             raise ValueError("scored goes with reference; a pipeline's runs name their own")
+        return self
+
+    @model_validator(mode="after")
+    def _somewhere_to_send(self) -> Self:
+        if self.pipeline is None and (self.schedule or self.causes):
+            raise ValueError("schedule and causes need a pipeline to send triggers to")
         return self
 
 

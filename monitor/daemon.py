@@ -1,81 +1,48 @@
-"""The long-running process: composes the parts, schedules, and stops and reloads in order.
+"""The daemon: composes the parts, schedules, and stops and reloads in order.
 
-Above everything in `monitor` but `cli`. Signals are messages that the main thread reads between
-its beats, so that nothing is cut in half: SIGTERM and SIGINT drain, SIGHUP reloads. What has to
-be done next is never remembered here; it follows from the ledger and from the files there are.
+Above everything but the edges and `process`, which opens what is composed here. Signals are
+messages that the main thread reads between its beats, so that nothing is cut in half: SIGTERM and
+SIGINT drain, SIGHUP reloads. What has to be done next is never remembered here; it follows from
+the ledger and from the files there are.
 """
 
 from __future__ import annotations
 
-import logging
 import signal
-import socket
-import sys
-from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from queue import Empty, SimpleQueue
-from threading import Event, Lock, Thread
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from threading import Event
+from typing import TYPE_CHECKING
 
 import structlog
-import uvicorn
-from apscheduler.events import (
-    EVENT_JOB_ERROR,
-    EVENT_JOB_MAX_INSTANCES,
-    EVENT_JOB_MISSED,
-    JobEvent,
-)
-from apscheduler.executors.pool import ThreadPoolExecutor
-from apscheduler.schedulers.background import BackgroundScheduler
 
 from featurestore.errors import UserError
-from monitor.access import Access
 from monitor.audits import Asked, Auditor
+from monitor.causes import Causes
 from monitor.config import load
+from monitor.digests import SALT, digests
 from monitor.evaluation import Evaluator
+from monitor.jobs import Jobs
 from monitor.known import check
-from monitor.ledger import Ledger
 from monitor.messages import ENDED
 from monitor.outbox import Outbox
-from monitor.security import Certificates, principals
-from monitor.server import Monitor, Server
 from monitor.sinks import Sinks
-from monitor.state import JobState, State
-from monitor.web import Health, Operator, app
+from monitor.web import Health
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from monitor.config import DaemonConfig, TlsConfig
+    from monitor.config import DaemonConfig
+    from monitor.ledger import Ledger
+    from monitor.state import State
 
 log = structlog.get_logger(__name__)
 
 BUCKETS_PER_TICK = 64
 BEAT_SECONDS = 1.0
-MAX_HTTP = 256
-"""Connections to the HTTP port; more are answered 503."""
-STUCK_SECONDS = 300.0
-"""A job that runs for longer is stuck, unless its tick is longer still."""
-FAILURES = 3
-"""Failures of one job in a row that make the daemon unhealthy."""
 REFERENCES = "references"
-
-
-class PortTakenError(UserError):
-    """An address of the configuration cannot be listened on.
-
-    Attributes:
-        field: Field of the configuration.
-        address: The address.
-    """
-
-    def __init__(self, field: str, address: str, problem: str) -> None:
-        self.field, self.address = field, address
-        super().__init__(f"monitor.{field}: cannot listen on {address}: {problem}")
 
 
 class FixedFieldError(UserError):
@@ -88,114 +55,6 @@ class FixedFieldError(UserError):
     def __init__(self, fields: list[str]) -> None:
         self.fields = tuple(fields)
         super().__init__(f"monitor: {', '.join(fields)}: only a restart can change this")
-
-
-class Jobs:
-    """APScheduler's jobs, and what became of their runs.
-
-    One run of a job at a time; runs that it has missed are one. A job that raises has failed,
-    with its traceback in the log, and runs again at its next time.
-    """
-
-    def __init__(self) -> None:
-        self._scheduler = BackgroundScheduler(
-            timezone=UTC, executors={"default": ThreadPoolExecutor(4)}
-        )
-        self._scheduler.add_listener(
-            self._heard, EVENT_JOB_ERROR | EVENT_JOB_MISSED | EVENT_JOB_MAX_INSTANCES
-        )
-        self._lock = Lock()
-        self._states: dict[str, JobState] = {}
-        self._began: dict[str, float] = {}
-        self._in_a_row: dict[str, int] = {}
-        self._tick = timedelta()
-
-    def plan(self, jobs: dict[str, Callable[[], object]], tick: timedelta) -> None:
-        """Have exactly `jobs` run every `tick`, at once for the first time."""
-        self._tick = tick
-        for job in self._scheduler.get_jobs():
-            if job.id not in jobs:
-                job.remove()
-        for name, work in jobs.items():
-            self._scheduler.add_job(
-                partial(self._run, name, work),
-                "interval",
-                seconds=tick.total_seconds(),
-                # Monitors do not all start at the same moment, nor do daemons.
-                jitter=min(tick.total_seconds() / 10, 5),
-                id=name,
-                replace_existing=True,
-                coalesce=True,
-                max_instances=1,
-                misfire_grace_time=max(1, round(tick.total_seconds())),
-                next_run_time=datetime.now(UTC),
-            )
-        with self._lock:
-            self._states = {name: self._states.get(name, JobState(name)) for name in jobs}
-
-    def start(self) -> None:
-        """Begin to run."""
-        self._scheduler.start()
-
-    def close(self) -> None:
-        """Start nothing more and wait for what runs."""
-        self._scheduler.shutdown(wait=True)
-
-    def states(self) -> dict[str, JobState]:
-        """Return every job since the start, by name."""
-        with self._lock:
-            return dict(self._states)
-
-    def problem(self) -> str:
-        """Return what is wrong with the jobs, in one line; empty if nothing is."""
-        limit = max(STUCK_SECONDS, 10 * self._tick.total_seconds())
-        now = monotonic()
-        with self._lock:
-            for name, began in self._began.items():
-                if now - began > limit:
-                    return f"job {name} is stuck: it runs for {now - began:.0f} s"
-            for name, failures in self._in_a_row.items():
-                if failures >= FAILURES and name in self._states:
-                    return f"job {name} failed {failures} times in a row"
-        return "" if self._scheduler.running else "the scheduler does not run"
-
-    def _run(self, name: str, work: Callable[[], object]) -> None:
-        began = monotonic()
-        with self._lock:
-            self._began[name] = began
-            self._change(name, last_start=datetime.now(UTC))
-        succeeded = False
-        try:
-            work()
-            succeeded = True
-        finally:
-            seconds = monotonic() - began
-            with self._lock:
-                del self._began[name]
-                self._in_a_row[name] = 0 if succeeded else self._in_a_row.get(name, 0) + 1
-                if name in self._states:
-                    done = self._states[name]
-                    self._change(
-                        name,
-                        last_success=datetime.now(UTC) if succeeded else done.last_success,
-                        last_seconds=seconds,
-                        seconds=done.seconds + seconds,
-                        runs=done.runs + 1,
-                        failures=done.failures + (not succeeded),
-                    )
-
-    def _change(self, name: str, **changes: Any) -> None:
-        if name in self._states:
-            self._states[name] = replace(self._states[name], **changes)
-
-    def _heard(self, event: JobEvent) -> None:
-        if event.code == EVENT_JOB_ERROR:
-            log.error("job_failed", job=event.job_id, exc_info=event.exception)
-            return
-        with self._lock:
-            if event.job_id in self._states:
-                misfires = self._states[event.job_id].misfires + 1
-                self._change(event.job_id, misfires=misfires)
 
 
 class Daemon:
@@ -212,6 +71,7 @@ class Daemon:
         self._path, self._data, self._ledger = path, data, ledger
         self.evaluator = Evaluator(config, ledger, data)
         self.evaluator.configure(config, self.evaluator.prepare(config))
+        self.causes = Causes(ledger, self.evaluator)
         self.outbox = Outbox(ledger, self.evaluator)
         self.sinks = Sinks(ledger, config.alerts)
         self.auditor = Auditor(path, config.state, self._audited)
@@ -222,6 +82,8 @@ class Daemon:
 
     def start(self) -> None:
         """Begin to work."""
+        config = self.evaluator.config
+        self._note("start", config, self._ledger.fields())
         self._plan()
         self.outbox.start()
         self.sinks.start()
@@ -284,23 +146,21 @@ class Daemon:
         self.evaluator.configure(config, prepared)
         self._plan()
         self._reloads += 1
-        self._note(config, before)
+        self._note("SIGHUP", config, self._ledger.fields())
         log.info("reloaded", monitors=list(config.monitors))
 
-    def _note(self, config: DaemonConfig, before: DaemonConfig) -> None:
+    def _note(self, actor: str, config: DaemonConfig, before: Mapping[str, str]) -> None:
         """Keep in the audit log which fields of the configuration have changed; never values."""
-        changed = [
-            f"monitors.{name}"
-            for name in {**before.monitors, **config.monitors}
-            if before.monitors.get(name) != config.monitors.get(name)
-        ]
-        changed += [
-            name
-            for name in type(config).model_fields
-            if name != "monitors" and getattr(config, name) != getattr(before, name)
-        ]
+        now = digests(config, before.get(SALT, ""))
+        if now == before:
+            return
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        told = ", ".join(name for name in changed if name != SALT)
         with self._ledger.transaction():
-            self._ledger.add_audit("SIGHUP", "configure", str(self._path), ", ".join(changed))
+            self._ledger.keep_fields(now)
+            self._ledger.add_audit(
+                actor, "configure", str(self._path), told if before else "the first configuration"
+            )
 
     def evaluate(self, monitor: str) -> int:
         """Evaluate now what a tick would, and return how many buckets it were.
@@ -308,10 +168,12 @@ class Daemon:
         Args:
             monitor: Which; all for the empty name.
         """
-        names = [monitor] if monitor else list(self.evaluator.config.monitors)
-        return sum(
-            self.evaluator.evaluate(name, BUCKETS_PER_TICK, self._draining.is_set) for name in names
-        )
+        done = 0
+        for name in [monitor] if monitor else list(self.evaluator.config.monitors):
+            done += self.evaluator.evaluate(name, BUCKETS_PER_TICK, self._draining.is_set)
+            if not self._draining.is_set():
+                self.causes.look(name)
+        return done
 
     def state(self) -> State:
         """Return the last committed state and what only the process knows."""
@@ -321,7 +183,7 @@ class Daemon:
         due = any(
             latest[name] is not None
             and not self.outbox.nobody_has(name)
-            and self.evaluator.due(name, 1, latest=latest[name])
+            and (self.evaluator.due(name, 1, latest=latest[name]) or self.causes.due(name))
             for name in config.monitors
         )
         state = self._ledger.state(config.monitors)
@@ -376,140 +238,3 @@ class Daemon:
             f"evaluate:{name}": partial(self.evaluate, name) for name in config.monitors
         }
         self.jobs.plan({REFERENCES: self.outbox.find_references, **jobs}, config.tick)
-
-
-class Web:
-    """The HTTP port, served by a thread of its own.
-
-    Args:
-        daemon: Whose state is shown.
-        address: `host:port`; port 0 takes a free one.
-        operator: What people may do there.
-        tls: None serves plaintext.
-    """
-
-    def __init__(
-        self,
-        daemon: Daemon,
-        address: str,
-        operator: Operator,
-        tls: TlsConfig | None = None,
-    ) -> None:
-        """Bind the port.
-
-        Raises:
-            PortTakenError: The address cannot be listened on.
-        """
-        host, _, port = address.rpartition(":")
-        try:
-            self._socket = socket.create_server((host, int(port)))
-        except OSError as error:
-            raise PortTakenError("http", address, error.strerror or str(error)) from error
-        self.port = int(self._socket.getsockname()[1])
-        served = app(daemon.state, daemon.healthy, operator)
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                served,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                limit_concurrency=MAX_HTTP,
-                ssl_certfile=None if tls is None else tls.certificate,
-                ssl_keyfile=None if tls is None else tls.key,
-            )
-        )
-        self._server.config.load()
-        self._thread = Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="http", daemon=True
-        )
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
-
-    def refresh(self, certificates: Certificates) -> None:
-        """Use the certificates as they are now."""
-        context = self._server.config.ssl
-        if context is not None:
-            certificates.refresh(context)
-
-    def close(self) -> None:
-        """Let requests finish, stop."""
-        self._server.should_exit = True
-        if self._thread.is_alive():
-            self._thread.join()
-        self._socket.close()
-
-
-def main(path: Path, *, json_logs: bool) -> int:
-    """Run a daemon until it is told to stop; returns 0.
-
-    Raises:
-        UserError: The configuration, the ledger or a port cannot be used. Nothing was opened
-            that others see.
-    """
-    config, store = load(path)
-    configure_logs(json_logs=json_logs)
-    check(path, config, store)
-    with ExitStack() as stack:  # closes in reverse order
-        ledger = stack.enter_context(Ledger(config.state))
-        daemon = Daemon(path, config, store.data, ledger)
-        token = config.operator_token.get_secret_value()
-        others = principals(config)
-        certificates = None if config.tls is None else Certificates(config.tls)
-        people = Operator(token, ledger.acknowledge, daemon.evaluator.decide, others)
-        web = Web(daemon, config.http, people, config.tls)
-        stack.callback(web.close)
-        service = Monitor(
-            ledger, daemon.state, daemon.evaluate, daemon.evaluator.decide, daemon.evaluator.resend
-        )
-        try:
-            access = Access(token, principals=others)
-            server = Server(service, config.grpc, access, certificates)
-        except RuntimeError as error:
-            raise PortTakenError("grpc", config.grpc, str(error)) from error
-        daemon.start()
-        stack.callback(daemon.close)
-        web.start()
-        stack.callback(server.close)
-        server.start()
-        log.info("started", grpc=server.port, http=web.port, monitors=list(config.monitors))
-
-        def beat() -> None:
-            server.serving(healthy=daemon.healthy().ok)
-            if certificates is not None:
-                web.refresh(certificates)
-
-        daemon.run(beat)
-    log.info("stopped")
-    return 0
-
-
-def configure_logs(*, json_logs: bool) -> None:
-    """Send our logs and those of libraries to standard error, as JSON lines or for a person."""
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    render: Any = (
-        structlog.processors.JSONRenderer()
-        if json_logs
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
-    last = [structlog.processors.format_exc_info, render] if json_logs else [render]
-    structlog.configure(
-        processors=[*shared, *last],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
-        )
-    )
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    # What it says is counted as misfires and failures, and told once by `Jobs`.
-    logging.getLogger("apscheduler").setLevel(logging.CRITICAL)

@@ -64,6 +64,8 @@ CREATE TABLE sinks (name VARCHAR PRIMARY KEY, sequence BIGINT NOT NULL);
 CREATE TABLE audit (
     at_time TIMESTAMPTZ NOT NULL, actor VARCHAR NOT NULL, act VARCHAR NOT NULL,
     subject VARCHAR NOT NULL, remark VARCHAR NOT NULL);
+-- A digest of each field of the last configuration.
+CREATE TABLE fields (name VARCHAR PRIMARY KEY, digest VARCHAR NOT NULL);
 """
 
 
@@ -73,6 +75,7 @@ LATER = (
         "CREATE TABLE IF NOT EXISTS segments (monitor VARCHAR, end_time TIMESTAMPTZ, "
         "body VARCHAR NOT NULL, PRIMARY KEY (monitor, end_time))"
     ),
+    "CREATE TABLE IF NOT EXISTS fields (name VARCHAR PRIMARY KEY, digest VARCHAR NOT NULL)",
 )
 """Tables that came later than the rest of this version; a file without one is none the worse."""
 

@@ -28,6 +28,12 @@ class Kind(StrEnum):
 
     DRIFT = "drift"
     PERFORMANCE = "performance"
+    SCHEDULE = "schedule"
+    ALERT = "alert"
+
+
+OUTSIDE = frozenset({Kind.SCHEDULE, Kind.ALERT})
+"""Kinds that are not seen in the data: somebody or something else has asked."""
 
 
 class Outcome(StrEnum):
@@ -132,16 +138,33 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Cause:
+    """A cause that is not seen in the data.
+
+    Attributes:
+        kind: One of `OUTSIDE`.
+        identity: What makes it one and the same whenever it is told: the cron line and the
+            scheduled time, or an alert's fingerprint and its start.
+        summary: One line for a person.
+    """
+
+    kind: Kind
+    identity: tuple[str, ...]
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
 class Episode:
     """One open episode.
 
     Attributes:
-        window: The window that it opened on.
+        window: The window that it opened on; for what comes from outside, the last one judged.
         reference_window: What that was compared with.
-        features: What opened it, worst ratio first.
+        features: What opened it, worst ratio first; empty for what comes from outside.
         quiet: Windows in a row below 0.8 of every threshold.
         outcome: What was last decided about its trigger; none until something was.
         request_id: Id of its trigger, once there is one.
+        told: What an outside cause said.
     """
 
     episode_id: str
@@ -153,10 +176,18 @@ class Episode:
     quiet: int = 0
     outcome: Outcome | None = None
     request_id: str = ""
+    told: str = ""
+
+    @property
+    def key(self) -> str:
+        """What of a monitor's open episodes it is; of what is measured, one of a kind is open."""
+        return self.episode_id if self.kind is Kind.ALERT else self.kind.value
 
     @property
     def summary(self) -> str:
         """One line for a person."""
+        if self.kind in OUTSIDE:
+            return f"{self.kind}: {self.told}"
         worst = self.features[0]
         others = f" and {len(self.features) - 1} more" if len(self.features) > 1 else ""
         figure = f"{worst.statistic} {worst.value:.3g} over {worst.threshold:.3g}"
@@ -185,14 +216,16 @@ class PolicyState:
         watermark: End of the last window decided on.
         recent: Per kind, for each of the last windows, what was over its threshold; newest
             last.
-        episodes: Open ones, at most one per kind.
+        episodes: Open ones by their `key`.
         incidents: Open ones, and ones passed whose bucket is still inside the window.
+        scheduled: The cron line, and up to when its times are taken; none without a schedule.
     """
 
     watermark: datetime | None = None
     recent: dict[Kind, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
-    episodes: dict[Kind, Episode] = field(default_factory=dict)
+    episodes: dict[str, Episode] = field(default_factory=dict)
     incidents: tuple[OpenIncident, ...] = ()
+    scheduled: tuple[str, datetime] | None = None
 
     def blocked(self, since: datetime) -> str:
         """Why a window that starts at `since` may not decide; empty if it may.

@@ -130,6 +130,12 @@ class Evaluator:
             self._latest[service] = (changed if settled else -1, latest)
         return latest
 
+    def now(self, monitor: str, *, latest: datetime | None = None) -> datetime | None:
+        """Return what time it is for `monitor`; none before the first row of a replay."""
+        if self.config.clock == "wall":
+            return datetime.now(UTC)
+        return latest or self.latest(monitor)
+
     def due(
         self, monitor: str, limit: int | None = None, *, latest: datetime | None = None
     ) -> list[Bucket]:
@@ -144,7 +150,7 @@ class Evaluator:
         latest = latest or self.latest(monitor)
         if latest is None:
             return []
-        now = latest if self.config.clock == "watermark" else datetime.now(UTC)
+        now = self.now(monitor, latest=latest) or latest
         after = self._ledger.held(monitor).watermark or self._start(monitor, latest)
         until = now - config.lateness
         if limit is not None:
@@ -194,7 +200,7 @@ class Evaluator:
             now = self._ledger.held(monitor)
             if now.reference is not reference:
                 return False
-            evaluation = replace(found.evaluation, history=self._history(monitor))
+            evaluation = replace(found.evaluation, history=self.history(monitor))
             decision = decide(now.policy, evaluation, config)
             self._ledger.add_bucket(
                 monitor, found.snapshot, found.profile, held.reference_key, found.frozen_at
@@ -202,7 +208,7 @@ class Evaluator:
             self._ledger.add_window(evaluation)
             for kept, rows in found.late:
                 self._ledger.add_late_rows(monitor, kept, rows)
-            self._decided(monitor, decision, watermark=bucket.end)
+            self.decided(monitor, decision, watermark=bucket.end)
         self._forget(monitor, evaluation.window.start)
         log.info(
             "evaluated",
@@ -214,7 +220,7 @@ class Evaluator:
         )
         return True
 
-    def _decided(
+    def decided(
         self, monitor: str, decision: Decision, *, watermark: datetime | None = None
     ) -> None:
         """Commit a decision, inside a transaction."""
@@ -234,7 +240,7 @@ class Evaluator:
                 reason=trigger.reason,
             )
 
-    def _history(self, monitor: str) -> ModelHistory:
+    def history(self, monitor: str) -> ModelHistory:
         """Return what happened to the monitor's model, seen from the monitor."""
         config = self.config.monitors[monitor]
         history = self._ledger.history(config.model)
@@ -292,7 +298,7 @@ class Evaluator:
                 if key == held.reference_key:
                     continue
                 decision = move_reference(held.policy, monitor, reason)
-                self._decided(monitor, decision)
+                self.decided(monitor, decision)
                 held = self._ledger.held(monitor)
                 self._ledger.hold(monitor, replace(held, reference=reference, reference_key=key))
                 log.info(
@@ -331,11 +337,11 @@ class Evaluator:
             monitor = self._ledger.trigger(request).monitor
             config, policy = self.config.monitors[monitor], self._ledger.held(monitor).policy
             if yes:
-                decision = approve(policy, monitor, request, config, self._history(monitor))
+                decision = approve(policy, monitor, request, config, self.history(monitor))
             else:
                 reason = f"rejected by {actor}" + (f": {comment}" if comment else "")
                 decision = reject(policy, monitor, request, reason)
-            self._decided(monitor, decision)
+            self.decided(monitor, decision)
             self._ledger.add_audit(actor, "approve" if yes else "reject", request, comment)
             return self._ledger.trigger(request)
 

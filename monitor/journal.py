@@ -18,10 +18,10 @@ from monitor import reading
 from monitor.codec import dump, load
 from monitor.database import connect, fault, lock
 from monitor.episodes import Alert
-from monitor.state import EpisodeRecord
+from monitor.state import AuditEntry, EpisodeRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from monitor.episodes import TriggerState
@@ -170,6 +170,35 @@ class Journal:
             remark,
         )
 
+    def audit(self, after: int, limit: int) -> list[AuditEntry]:
+        """Return at most `limit` entries with a sequence above `after`, in order."""
+        with self._lock:
+            # Rows are only ever added, so their ids are 0, 1, 2, ... and stay.
+            rows = self._rows(
+                "SELECT rowid + 1, at_time, actor, act, subject, remark FROM audit "
+                "WHERE rowid >= ? ORDER BY rowid LIMIT ?",
+                after,
+                limit,
+            )
+        return [AuditEntry(number, at.astimezone(UTC), *said) for number, at, *said in rows]
+
+    def last_audit(self) -> int:
+        """Return the sequence of the newest entry; 0 before the first."""
+        with self._lock:
+            ((last,),) = self._rows("SELECT count(*) FROM audit")
+            return int(last)
+
+    def fields(self) -> dict[str, str]:
+        """Return what was kept of the last configuration; nothing before the first."""
+        with self._lock:
+            return dict(self._rows("SELECT name, digest FROM fields"))
+
+    def keep_fields(self, fields: Mapping[str, str]) -> None:
+        """Replace what is kept of the configuration; inside a transaction."""
+        self._rows("DELETE FROM fields")
+        for name, digest in fields.items():
+            self._rows("INSERT INTO fields VALUES (?, ?)", name, digest)
+
     def episode(self, episode: str) -> EpisodeRecord:
         """Return one episode.
 
@@ -182,6 +211,11 @@ class Journal:
                 known = [row[0] for row in self._rows("SELECT episode_id FROM episodes")]
                 raise NotFoundError("episode", episode, known)
         return load(EpisodeRecord, rows[0][0])
+
+    def has_episode(self, episode: str) -> bool:
+        """Say whether there is, or ever was, such an episode."""
+        with self._lock:
+            return bool(self._rows("SELECT 1 FROM episodes WHERE episode_id = ?", episode))
 
     def _rewrite(self, record: EpisodeRecord) -> None:
         self._rows(

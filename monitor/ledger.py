@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from monitor.config import MonitorConfig
     from monitor.episodes import Decision, Evaluation, Trigger
-    from monitor.profile import Profile
+    from monitor.profile import Profile, Window
     from monitor.snapshot import Snapshot
 
 __all__ = ["Following", "Held", "Kept", "Ledger", "Message", "MonitorState", "State"]
@@ -178,6 +178,14 @@ class Ledger(Deliveries):
                 evaluation.window.end,
                 dump(evaluation.segments, tuple[Segment, ...]),
             )
+
+    def last_window(self, monitor: str) -> Window | None:
+        """Return the last window that was judged; None before the first."""
+        with self._lock:
+            rows = self._rows(
+                "SELECT past FROM windows WHERE monitor = ? ORDER BY end_time DESC LIMIT 1", monitor
+            )
+        return load(PastWindow, rows[0][0]).window if rows else None
 
     # Decisions
 

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from monitor.detect import Verdict
     from monitor.episodes import Alert, Trigger
     from monitor.profile import Window
-    from monitor.state import EpisodeRecord, MonitorState, TriggerRecord
+    from monitor.state import AuditEntry, EpisodeRecord, MonitorState, TriggerRecord
 
 CAUSES = {
     Kind.DRIFT: pipeline_pb2.CAUSE_KIND_DRIFT,
     Kind.PERFORMANCE: pipeline_pb2.CAUSE_KIND_PERFORMANCE,
+    Kind.SCHEDULE: pipeline_pb2.CAUSE_KIND_SCHEDULE,
+    Kind.ALERT: pipeline_pb2.CAUSE_KIND_ALERT,
 }
 ALERTS = {
     AlertKind.EPISODE: monitor_pb2.ALERT_KIND_EPISODE,
@@ -159,6 +161,18 @@ def trigger(value: TriggerRecord) -> monitor_pb2.Trigger:
         decided_at=timestamp(value.decided_at),
         attempts=value.attempts,
         run=value.run,
+    )
+
+
+def audit(value: AuditEntry) -> monitor_pb2.AuditEntry:
+    """Return an entry of the audit log."""
+    return monitor_pb2.AuditEntry(
+        sequence=value.sequence,
+        at=timestamp(value.at),
+        actor=value.actor,
+        act=value.act,
+        subject=value.subject,
+        remark=value.remark,
     )
 
 

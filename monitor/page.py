@@ -72,8 +72,17 @@ ADVICE = {
         "Compare with the features below: drift beside the drop speaks for retraining, a drop "
         "alone for wrong labels or a changed target."
     ),
+    Kind.SCHEDULE: "Nothing drifted: the schedule asks for a retraining, and something keeps it.",
+    Kind.ALERT: "Look at the alert where it comes from; a retraining was asked for because of it.",
 }
 """What to do first, by what is wrong; docs/runbook.md says more."""
+
+KINDS = {
+    Kind.DRIFT: "Drift",
+    Kind.PERFORMANCE: "Performance drop",
+    Kind.SCHEDULE: "Scheduled retraining",
+    Kind.ALERT: "Alert from outside",
+}
 
 ACKNOWLEDGE = (("acknowledge", "Acknowledge"),)
 DECIDE = (("approve", "Approve the retraining"), ("reject", "Reject it"))
@@ -246,7 +255,7 @@ def _episode(episode: EpisodeRecord, state: State) -> Problem:
     return Problem(
         anchor=f"episode-{episode.episode_id}",
         tone=Tone.BAD,
-        label="Drift" if episode.kind == Kind.DRIFT else "Performance drop",
+        label=KINDS[episode.kind],
         monitor=episode.monitor,
         title=episode.summary,
         since=episode.opened_at,

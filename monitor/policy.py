@@ -1,6 +1,6 @@
 """From verdicts to decisions: episodes, triage, and whether a retraining fires.
 
-Above `episodes`, below `ledger`, which commits what is decided here. Pure: state and evaluation
+Above `draft`, below `ledger`, which commits what is decided here. Pure: state and evaluation
 in, decision out; no clock, no I/O, no randomness, so that a replay decides the same. Every time
 is event time: the end of the window that is judged.
 
@@ -18,17 +18,16 @@ it, the episode never fires again: a refused challenger would be refused again.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid5
 
 from monitor.detect import Level, Verdict
+from monitor.draft import Draft, episode_id, forbidden
 from monitor.episodes import (
-    FINAL,
+    OUTSIDE,
     Alert,
     AlertKind,
-    Closed,
+    Cause,
     Decision,
     Episode,
     Evaluation,
@@ -39,9 +38,9 @@ from monitor.episodes import (
     Outcome,
     PolicyState,
     Severity,
-    Trigger,
 )
 from monitor.measures import measure_named
+from monitor.schedule import first, latest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,9 +48,6 @@ if TYPE_CHECKING:
 
     from monitor.config import MonitorConfig
     from monitor.quality import Incident
-
-NAMESPACE = UUID("5d1c3a52-6f0e-5b6e-9d0a-0b8f6f0f2a77")
-"""Namespace of every id derived here; changing it would fire open episodes again."""
 
 QUIET = 0.8
 """Share of the threshold below which a window counts towards closing an episode."""
@@ -66,10 +62,77 @@ def decide(state: PolicyState, evaluation: Evaluation, config: MonitorConfig) ->
     at = evaluation.window.end
     if state.watermark is not None and at <= state.watermark:
         return Decision(state)
-    draft = _Draft(evaluation.monitor, state)
+    draft = Draft(evaluation.monitor, state)
     _triage(draft, evaluation)
     for kind, verdicts in _evidence(evaluation, config).items():
         _decide_kind(draft, kind, verdicts, evaluation, config)
+    for episode in state.episodes.values():
+        if episode.kind in OUTSIDE:
+            draft.ask(episode, at, config, evaluation.history)
+    return draft.decision()
+
+
+def scheduled(
+    state: PolicyState, config: MonitorConfig, now: datetime
+) -> tuple[PolicyState, Cause | None]:
+    """Return the cause that the schedule is at `now`, with the state that has taken it.
+
+    Every time is taken once, whatever the clock does. Of several that came while nobody looked,
+    only the last is a cause. A schedule that is new begins now.
+    """
+    line = config.schedule
+    if line is None:
+        return (state if state.scheduled is None else replace(state, scheduled=None)), None
+    if state.scheduled is None or state.scheduled[0] != line:
+        return replace(state, scheduled=(line, now)), None
+    after = state.scheduled[1]
+    at = latest(line, after, now)
+    if at is None:
+        return state, None
+    summary = f"{line} of {at:%Y-%m-%dT%H:%MZ}"
+    missed = first(line, after)
+    if missed is not None and missed < at:
+        summary += f", and not for those missed from {missed:%Y-%m-%dT%H:%MZ} on"
+    cause = Cause(Kind.SCHEDULE, (line, at.isoformat()), summary)
+    return replace(state, scheduled=(line, at)), cause
+
+
+def take(state: PolicyState, cause: Cause, standing: Evaluation, config: MonitorConfig) -> Decision:
+    """Return what follows from a cause that is not seen in the data, as of the last window.
+
+    It goes the way of every other: triage, cooldown, budget and approval may keep it waiting, and
+    it is asked for again at each window, until it ends: a scheduled time with the next one, an
+    alert when it is resolved, both when the model is promoted meanwhile.
+
+    Args:
+        state: Of the monitor, which has decided on a window.
+        cause: One that was not taken before; the ledger knows.
+        standing: The last window, without what was measured in it.
+        config: Of the monitor.
+    """
+    draft, at = Draft(standing.monitor, state), standing.window.end
+    opened = Episode(
+        episode_id=episode_id(standing.monitor, cause.kind, *cause.identity),
+        kind=cause.kind,
+        window=standing.window,
+        reference_window=standing.reference_window,
+        features=(),
+        contract=standing.contract,
+        told=cause.summary,
+    )
+    if opened.key in state.episodes:
+        draft.close(state.episodes[opened.key], at, "the next scheduled time has come")
+    draft.open(opened)
+    draft.ask(opened, at, config, standing.history)
+    return draft.decision()
+
+
+def resolve(state: PolicyState, monitor: str, episode: str, reason: str) -> Decision:
+    """Close the episode of an alert that has ended; nothing if it is not open."""
+    draft = Draft(monitor, state)
+    if episode in state.episodes:
+        found = state.episodes[episode]
+        draft.close(found, state.watermark or found.window.end, reason)
     return draft.decision()
 
 
@@ -81,9 +144,9 @@ def approve(
     Raises:
         NotDecidableError: It waits no longer, or triage, cooldown or budget forbid it now.
     """
-    draft = _Draft(monitor, state)
+    draft = Draft(monitor, state)
     episode, at = _waiting(state, request)
-    outcome, reason = _forbidden(draft, at, config, history)
+    outcome, reason = forbidden(draft, at, config, history)
     if outcome is not None:
         raise NotDecidableError(request, f"may not fire now: {outcome}: {reason}")
     draft.outcome(episode, request, Outcome.FIRED, at, "")
@@ -96,7 +159,7 @@ def reject(state: PolicyState, monitor: str, request: str, reason: str) -> Decis
     Raises:
         NotDecidableError: It waits no longer.
     """
-    draft = _Draft(monitor, state)
+    draft = Draft(monitor, state)
     episode, at = _waiting(state, request)
     draft.outcome(episode, request, Outcome.REJECTED, at, reason)
     return draft.decision()
@@ -104,121 +167,15 @@ def reject(state: PolicyState, monitor: str, request: str, reason: str) -> Decis
 
 def move_reference(state: PolicyState, monitor: str, reason: str) -> Decision:
     """Forget what was measured against the old reference and close its episodes."""
-    draft = _Draft(monitor, state)
+    draft = Draft(monitor, state)
     for episode in state.episodes.values():
         draft.close(episode, state.watermark or episode.window.end, reason)
     draft.state = replace(draft.state, recent={})
     return draft.decision()
 
 
-def episode_id(monitor: str, kind: Kind, opened_at: datetime, model_version: str) -> str:
-    """Return the id of the episode, the same whenever the same history is judged again."""
-    return _uuid("episode", monitor, kind.value, opened_at.isoformat(), model_version)
-
-
-def request_id(model: str, contract: str, policy: str, episode: str) -> str:
-    """Return the id that makes a trigger's effect happen once."""
-    return _uuid("trigger", model, contract, policy, episode)
-
-
-def _uuid(*parts: str) -> str:
-    return str(uuid5(NAMESPACE, json.dumps(parts, separators=(",", ":"))))
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A decision while it is made."""
-
-    monitor: str
-    state: PolicyState
-    opened: list[Episode] = field(default_factory=list)
-    closed: list[Closed] = field(default_factory=list)
-    triggers: list[Trigger] = field(default_factory=list)
-    alerts: list[Alert] = field(default_factory=list)
-
-    def decision(self) -> Decision:
-        return Decision(
-            self.state,
-            tuple(self.opened),
-            tuple(self.closed),
-            tuple(self.triggers),
-            tuple(self.alerts),
-        )
-
-    def fired(self) -> str:
-        """Return the request that this very decision fires; empty if none."""
-        return next((t.request_id for t in self.triggers if t.outcome is Outcome.FIRED), "")
-
-    def keep(self, episode: Episode) -> None:
-        self.state = replace(self.state, episodes={**self.state.episodes, episode.kind: episode})
-
-    def open(self, episode: Episode) -> None:
-        self.opened.append(episode)
-        self.keep(episode)
-        self._tell(episode, Severity.WARNING, episode.window.end, episode.summary)
-
-    def close(self, episode: Episode, at: datetime, reason: str) -> None:
-        """End an episode; a trigger of it that never fired will not."""
-        if episode.outcome is not None and episode.outcome not in FINAL:
-            self.outcome(
-                episode, episode.request_id, Outcome.EXPIRED, at, f"its episode closed: {reason}"
-            )
-        self.closed.append(Closed(episode.episode_id, at, reason))
-        self._tell(
-            episode, Severity.INFO, at, f"closed: {episode.summary}: {reason}", resolved=True
-        )
-        self.state = replace(
-            self.state,
-            episodes={k: e for k, e in self.state.episodes.items() if k != episode.kind},
-            # What was over before it closed must not help to open the next one.
-            recent={k: seen for k, seen in self.state.recent.items() if k != episode.kind},
-        )
-
-    def outcome(
-        self, episode: Episode, request: str, outcome: Outcome, at: datetime, reason: str
-    ) -> None:
-        """Write what became of an episode's trigger, once per change."""
-        if outcome is episode.outcome:
-            return
-        episode = replace(episode, outcome=outcome, request_id=request)
-        self.keep(episode)
-        self.triggers.append(Trigger(request, episode, outcome, at, reason))
-        if outcome is Outcome.EXPIRED:
-            return  # the alert that tells of the episode's end says it
-        self._tell(
-            episode,
-            Severity.WARNING if outcome is Outcome.WAITING else Severity.INFO,
-            at,
-            f"retraining {outcome}{': ' + reason if reason else ''} ({episode.summary})",
-            AlertKind.TRIGGER,
-        )
-
-    def _tell(
-        self,
-        episode: Episode,
-        severity: Severity,
-        at: datetime,
-        summary: str,
-        kind: AlertKind = AlertKind.EPISODE,
-        *,
-        resolved: bool = False,
-    ) -> None:
-        self.alerts.append(
-            Alert(
-                kind,
-                severity,
-                self.monitor,
-                at,
-                summary,
-                episode.episode_id,
-                episode.features,
-                resolved,
-            )
-        )
-
-
 def _decide_kind(
-    draft: _Draft,
+    draft: Draft,
     kind: Kind,
     verdicts: tuple[Verdict, ...],
     evaluation: Evaluation,
@@ -241,12 +198,8 @@ def _decide_kind(
     if episode.quiet >= config.episode.close:
         reason = f"{episode.quiet} windows in a row below {QUIET} of every threshold"
         draft.close(episode, at, reason)
-    elif lasting and episode.outcome not in FINAL and config.pipeline is not None:
-        request = request_id(config.model, episode.contract, evaluation.monitor, episode.episode_id)
-        outcome, reason = _forbidden(draft, at, config, evaluation.history)
-        if outcome is None and config.approval == "manual":
-            outcome, reason = Outcome.WAITING, "waits for a person"
-        draft.outcome(episode, request, outcome or Outcome.FIRED, at, reason)
+    elif lasting:
+        draft.ask(episode, at, config, evaluation.history)
 
 
 def _key(verdict: Verdict) -> str:
@@ -282,7 +235,7 @@ def _drop(evaluation: Evaluation, config: MonitorConfig) -> Verdict | None:
     )
 
 
-def _triage(draft: _Draft, evaluation: Evaluation) -> None:
+def _triage(draft: Draft, evaluation: Evaluation) -> None:
     """Take over what is broken and what has passed, with one alert for each of the two."""
     state, at = draft.state, evaluation.window.end
     before = {(o.incident.kind, o.incident.subject): o for o in state.incidents}
@@ -303,7 +256,7 @@ def _triage(draft: _Draft, evaluation: Evaluation) -> None:
 
 
 def _tell_incidents(
-    draft: _Draft, at: datetime, incidents: list[Incident], *, resolved: bool
+    draft: Draft, at: datetime, incidents: list[Incident], *, resolved: bool
 ) -> None:
     if not incidents:
         return
@@ -344,32 +297,15 @@ def _quiet(before: int, verdicts: tuple[Verdict, ...]) -> int:
 def _episode(kind: Kind, features: tuple[Verdict, ...], evaluation: Evaluation) -> Episode:
     opened_at = evaluation.window.end
     return Episode(
-        episode_id=episode_id(evaluation.monitor, kind, opened_at, evaluation.model_version),
+        episode_id=episode_id(
+            evaluation.monitor, kind, opened_at.isoformat(), evaluation.model_version
+        ),
         kind=kind,
         window=evaluation.window,
         reference_window=evaluation.reference_window,
         features=features,
         contract=evaluation.contract,
     )
-
-
-def _forbidden(
-    draft: _Draft, at: datetime, config: MonitorConfig, history: ModelHistory
-) -> tuple[Outcome | None, str]:
-    """Return what forbids the model's retraining at `at` and why, triage first, or None."""
-    broken = draft.state.blocked(at - config.window) or history.blocked
-    if broken:
-        return Outcome.BLOCKED, broken
-    running = history.running or draft.fired()
-    if running:
-        return Outcome.RUNNING, f"trigger {running} for the model is under way"
-    if history.fired and at < max(history.fired) + config.cooldown:
-        until = max(history.fired) + config.cooldown
-        return Outcome.COOLDOWN, f"cooldown until {until:%Y-%m-%dT%H:%M:%SZ}"
-    spent = sum(time > at - config.budget.per for time in history.fired)
-    if spent >= config.budget.runs:
-        return Outcome.BUDGET, f"{spent} triggers within {config.budget.per.days} days"
-    return None, ""
 
 
 def _waiting(state: PolicyState, request: str) -> tuple[Episode, datetime]:

@@ -29,6 +29,7 @@ PREFIX = "/steadfeast.v1.MonitorService/"
 METHODS = {
     "GetStatus": Role.READ,
     "ListAlerts": Role.READ,
+    "ListAudit": Role.AUDIT,
     "ListTriggers": Role.READ,
     "WatchAlerts": Role.READ,
     "Acknowledge": Role.ACKNOWLEDGE,

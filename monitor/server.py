@@ -10,20 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event, Lock
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.rpc import error_details_pb2
-from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from grpc_status import rpc_status
 
-from featurestore.errors import NotFoundError, UserError
+from featurestore.errors import NotFoundError
 from monitor import messages
-from monitor.episodes import NotDecidableError
 from monitor.security import Guard
+from monitor.statuses import (
+    BehindError,
+    ShuttingDownError,
+    TooManyWatchersError,
+    between,
+    errors,
+    required,
+)
 from protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc
 
 if TYPE_CHECKING:
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     from monitor.state import State, TriggerRecord
 
 SERVICE = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name
-DOMAIN = "steadfeast"
 
 WORKERS = 576
 MAX_WATCHERS = 512
@@ -57,56 +59,6 @@ _LIMITS = [
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
-
-
-class OutOfRangeError(UserError):
-    """A field of a request is outside of its range.
-
-    Attributes:
-        field: Its name.
-        problem: What is expected.
-    """
-
-    def __init__(self, field: str, problem: str) -> None:
-        self.field, self.problem = field, problem
-        super().__init__(f"{field}: {problem}")
-
-
-class TooManyWatchersError(UserError):
-    """No more WatchAlerts streams can be served."""
-
-    def __init__(self) -> None:
-        super().__init__(f"{MAX_WATCHERS} readers watch already; try again later")
-
-
-class ShuttingDownError(UserError):
-    """The daemon stops; a stream resumes once it is back."""
-
-    def __init__(self) -> None:
-        super().__init__("the daemon is shutting down; resume once it is back")
-
-
-class BehindError(UserError):
-    """A reader fell too far behind.
-
-    Attributes:
-        sequence: The last alert that it got; where to resume.
-    """
-
-    def __init__(self, sequence: int) -> None:
-        self.sequence = sequence
-        super().__init__(f"fell behind by {MAX_BEHIND} alerts; resume after {sequence}")
-
-
-STATUS: dict[type[Exception], grpc.StatusCode] = {
-    NotFoundError: grpc.StatusCode.NOT_FOUND,
-    NotDecidableError: grpc.StatusCode.FAILED_PRECONDITION,
-    OutOfRangeError: grpc.StatusCode.INVALID_ARGUMENT,
-    TooManyWatchersError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    BehindError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    ShuttingDownError: grpc.StatusCode.UNAVAILABLE,
-}
-"""What each error is on the wire; anything else is a bug and stays UNKNOWN."""
 
 
 class Decide(Protocol):
@@ -161,7 +113,7 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         self, request: monitor_pb2.GetStatusRequest, context: grpc.ServicerContext
     ) -> monitor_pb2.GetStatusResponse:
         """See monitor.proto."""
-        with _errors(context):
+        with errors(context):
             state = self._state()
             known = self._named(request.monitor, state)
             return monitor_pb2.GetStatusResponse(
@@ -178,7 +130,7 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         self, request: monitor_pb2.EvaluateRequest, context: grpc.ServicerContext
     ) -> monitor_pb2.EvaluateResponse:
         """See monitor.proto."""
-        with _errors(context):
+        with errors(context):
             self._named(request.monitor, self._state())
             return monitor_pb2.EvaluateResponse(buckets=self._evaluate(request.monitor))
 
@@ -186,8 +138,8 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         self, request: monitor_pb2.AcknowledgeRequest, context: grpc.ServicerContext
     ) -> monitor_pb2.AcknowledgeResponse:
         """See monitor.proto."""
-        with _errors(context):
-            _required("actor", request.actor)
+        with errors(context):
+            required("actor", request.actor)
             record = self._ledger.acknowledge(request.episode_id, request.actor, request.comment)
             return monitor_pb2.AcknowledgeResponse(episode=messages.episode(record))
 
@@ -195,8 +147,8 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         self, request: monitor_pb2.DecideTriggerRequest, context: grpc.ServicerContext
     ) -> monitor_pb2.DecideTriggerResponse:
         """See monitor.proto."""
-        with _errors(context):
-            _required("actor", request.actor)
+        with errors(context):
+            required("actor", request.actor)
             record = self._decide(
                 request.request_id,
                 yes=request.approve,
@@ -209,8 +161,8 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         self, request: monitor_pb2.ResendTriggerRequest, context: grpc.ServicerContext
     ) -> monitor_pb2.ResendTriggerResponse:
         """See monitor.proto."""
-        with _errors(context):
-            _required("actor", request.actor)
+        with errors(context):
+            required("actor", request.actor)
             record = self._resend(request.request_id, actor=request.actor, comment=request.comment)
             return monitor_pb2.ResendTriggerResponse(trigger=messages.trigger(record))
 
@@ -218,9 +170,9 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         self, request: monitor_pb2.ListTriggersRequest, context: grpc.ServicerContext
     ) -> monitor_pb2.ListTriggersResponse:
         """See monitor.proto."""
-        with _errors(context):
+        with errors(context):
             self._named(request.monitor, self._state())
-            limit = _between("limit", request.limit or 100, 1, 1000)
+            limit = between("limit", request.limit or 100, 1, 1000)
             found = self._ledger.triggers(
                 int(limit), request.monitor, [_TRIGGERS[number] for number in request.states]
             )
@@ -230,22 +182,34 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         self, request: monitor_pb2.ListAlertsRequest, context: grpc.ServicerContext
     ) -> monitor_pb2.ListAlertsResponse:
         """See monitor.proto."""
-        with _errors(context):
+        with errors(context):
             self._named(request.monitor, self._state())
-            limit = _between("limit", request.limit or 100, 1, 1000)
+            limit = between("limit", request.limit or 100, 1, 1000)
             alerts = self._ledger.alerts_before(int(limit), request.monitor)
             return monitor_pb2.ListAlertsResponse(alerts=map(messages.alert, alerts))
+
+    def ListAudit(  # noqa: N802
+        self, request: monitor_pb2.ListAuditRequest, context: grpc.ServicerContext
+    ) -> monitor_pb2.ListAuditResponse:
+        """See monitor.proto."""
+        with errors(context):
+            limit = int(between("limit", request.limit or 100, 1, 1000))
+            after = request.after_sequence
+            if after < 0:
+                after = max(0, self._ledger.last_audit() - limit)
+            entries = self._ledger.audit(after, limit)
+            return monitor_pb2.ListAuditResponse(entries=map(messages.audit, entries))
 
     def WatchAlerts(  # noqa: N802
         self, request: monitor_pb2.WatchAlertsRequest, context: grpc.ServicerContext
     ) -> Iterator[monitor_pb2.WatchAlertsResponse]:
         """See monitor.proto."""
-        with _errors(context), self._watcher():
+        with errors(context), self._watcher():
             seconds = 10.0
             if request.HasField("heartbeat_interval"):
                 asked = request.heartbeat_interval.ToTimedelta().total_seconds()
-                seconds = _between("heartbeat_interval", asked, 0.1, 60)
-            after = int(_between("after_sequence", request.after_sequence, 0, 2**62))
+                seconds = between("heartbeat_interval", asked, 0.1, 60)
+            after = int(between("after_sequence", request.after_sequence, 0, 2**62))
             context.add_callback(self._wake)
             yield from self._watch(context, after, seconds)
 
@@ -259,7 +223,7 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
             page = self._ledger.alerts(position, PAGE)
             last = self._ledger.last_sequence()
             if caught_up and last - position > MAX_BEHIND:
-                raise BehindError(position)
+                raise BehindError(position, MAX_BEHIND)
             for alert in page:
                 position = alert.sequence
                 yield monitor_pb2.WatchAlertsResponse(
@@ -286,7 +250,7 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
     def _watcher(self) -> Iterator[None]:
         with self._watchers_lock:
             if self._watchers >= MAX_WATCHERS:
-                raise TooManyWatchersError
+                raise TooManyWatchersError(MAX_WATCHERS)
             self._watchers += 1
         try:
             yield
@@ -358,56 +322,3 @@ class Server:
         self._health.enter_graceful_shutdown()
         self._monitor.stop()
         self._server.stop(grace_seconds).wait()
-
-
-def _required(field: str, value: str) -> None:
-    if not value:
-        raise OutOfRangeError(field, "must not be empty")
-
-
-def _between(field: str, value: float, low: float, high: float) -> float:
-    if not low <= value <= high:
-        raise OutOfRangeError(field, f"must be {low:g} to {high:g}, is {value:g}")
-    return value
-
-
-@contextmanager
-def _errors(context: grpc.ServicerContext) -> Iterator[None]:
-    """Turn the errors of `STATUS` into their status, with what they carry as details."""
-    try:
-        yield
-    except tuple(STATUS) as error:
-        _abort(context, error)
-
-
-def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
-    code = STATUS[type(error)]
-    status = Status(code=code.value[0], message=str(error), details=[_packed(_details(error))])
-    context.abort_with_status(rpc_status.to_status(status))
-    raise AssertionError  # abort_with_status does not return
-
-
-def _details(error: Exception) -> Any:
-    """Return the google.rpc detail that says it in the fewest words."""
-    details = error_details_pb2
-    if isinstance(error, NotFoundError):
-        return details.ResourceInfo(
-            resource_type=error.kind, resource_name=error.name, description=str(error)
-        )
-    if isinstance(error, OutOfRangeError):
-        violation = details.BadRequest.FieldViolation(field=error.field, description=error.problem)
-        return details.BadRequest(field_violations=[violation])
-    if isinstance(error, NotDecidableError):
-        failed = details.PreconditionFailure.Violation(
-            type="TRIGGER", subject=error.request_id, description=error.reason
-        )
-        return details.PreconditionFailure(violations=[failed])
-    metadata = {"resume_after": str(error.sequence)} if isinstance(error, BehindError) else {}
-    reason = type(error).__name__.removesuffix("Error").upper()
-    return details.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
-
-
-def _packed(message: Any) -> AnyMessage:
-    packed = AnyMessage()
-    packed.Pack(message)
-    return packed

@@ -201,6 +201,25 @@ class TriggerRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One act of the audit log, as what people and outside causes did is kept; wall clock.
+
+    Attributes:
+        sequence: 1, 2, 3, ...
+        actor: Who, and whose token it was.
+        act: `acknowledge`, `approve`, `reject`, `resend`, `configure`, `cause` or `resolve`.
+        subject: What it was done to.
+    """
+
+    sequence: int
+    at: datetime
+    actor: str
+    act: str
+    subject: str
+    remark: str
+
+
+@dataclass(frozen=True, slots=True)
 class JobState:
     """One scheduled job since the process started; durations in seconds, times wall clock."""
 

@@ -119,6 +119,13 @@ def alert_line(alert: monitor_pb2.Alert) -> str:
     return f"{alert.sequence} {_time(alert.at)} {severity} {alert.monitor}: {alert.summary}"
 
 
+def audit_line(entry: monitor_pb2.AuditEntry) -> str:
+    """Return an entry of the audit log in a line."""
+    remark = f": {entry.remark}" if entry.remark else ""
+    at = f"{entry.at.ToDatetime():%Y-%m-%d %H:%M:%S}"
+    return f"{entry.sequence} {at} {entry.actor} {entry.act} {entry.subject}{remark}"
+
+
 def watch(
     ask: Callable[[], monitor_pb2.GetStatusResponse],
     alerts: Callable[[], list[monitor_pb2.Alert]],

@@ -23,18 +23,21 @@ from starlette.routing import Route
 
 from featurestore.errors import NotFoundError
 from monitor.access import COOKIE, SESSION_SECONDS, Access, RefusedError, same_origin
+from monitor.causes import NotYetError
 from monitor.collector import registry
 from monitor.config import Role
 from monitor.episodes import NotDecidableError
 from monitor.render import HERE, Renderer, Viewer
+from monitor.webhook import MAX_WEBHOOK_BYTES, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from monitor.access import Principal
+    from monitor.causes import ForeignAlert
     from monitor.state import State
 
 HEADERS = {
@@ -110,6 +113,18 @@ class Decide(Protocol):
         """Commit it."""
 
 
+class Tell(Protocol):
+    """Takes other systems' alerts as causes; see `Causes.told`."""
+
+    def __call__(self, alerts: Sequence[ForeignAlert], actor: str) -> int:
+        """Commit what follows."""
+
+
+def nobody(alerts: Sequence[ForeignAlert], actor: str) -> int:  # noqa: ARG001
+    """Take nothing: no alert is a cause."""
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Operator:
     """What may be done over HTTP, and with which token.
@@ -117,12 +132,14 @@ class Operator:
     Attributes:
         token: Of the configuration, for everything; empty for none.
         principals: Who has another token.
+        tell: Takes other systems' alerts.
     """
 
     token: str
     acknowledge: Acknowledge
     decide: Decide
     principals: tuple[Principal, ...] = ()
+    tell: Tell = nobody
 
 
 def app(
@@ -214,6 +231,7 @@ class _Acting:
             Route("/sign-in", self._sign_in, methods=["POST"]),
             Route("/sign-out", self._sign_out, methods=["POST"]),
             Route("/act", self._act, methods=["POST"]),
+            Route("/alertmanager", self._told, methods=["POST"]),
         ]
 
     async def _ask(self, _: Request) -> Response:
@@ -263,6 +281,19 @@ class _Acting:
             return self._refused(request, HTTPStatus.CONFLICT, str(error))
         return RedirectResponse(f"./#{anchor}", status_code=303)
 
+    async def _told(self, request: Request) -> Response:
+        """Take a message of Alertmanager's; what is no JSON of its is not sent again after 400."""
+        try:
+            form = {"actor": "alertmanager"}
+            actor = self._access.actor(request.headers, "", form, Role.TRIGGER)
+            alerts = parse(await _body(request, MAX_WEBHOOK_BYTES))
+            changed = await run_in_threadpool(self._operator.tell, alerts, actor)
+        except RefusedError as error:
+            return PlainTextResponse(f"{error}\n", status_code=error.status)
+        except NotYetError as error:
+            return PlainTextResponse(f"{error}\n", status_code=503)
+        return PlainTextResponse(f"{changed} of {len(alerts)} alerts changed something\n")
+
     def _refused(
         self, request: Request, status: int, problem: str, *, ask: bool = False
     ) -> Response:
@@ -283,12 +314,23 @@ async def _form(request: Request) -> dict[str, str]:
         raise RefusedError(403, "this request was made by another site")
     if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
         raise RefusedError(415, "post application/x-www-form-urlencoded")
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise RefusedError(413, f"the form is larger than {MAX_BODY_BYTES} bytes")
+    body = await _body(request, MAX_BODY_BYTES)
     return dict(parse_qsl(body.decode(errors="replace")))
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """Read the body.
+
+    Raises:
+        RefusedError: It is larger than `limit`.
+    """
+    parts, size = [], 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise RefusedError(413, f"the body is larger than {limit} bytes")
+    return b"".join(parts)
 
 
 def _done(operator: Operator, form: dict[str, str], actor: str) -> str:

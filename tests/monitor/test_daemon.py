@@ -1,10 +1,8 @@
-"""The daemon put together: in this process where that suffices, as a real process where not."""
+"""The daemon put together, in this process; `test_monitor_process` has what needs a real one."""
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,54 +14,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import monitor_world as world
-from monitor_world import DAY, PER_DAY, START, Pipeline, PipelineServer, wait_for
+from daemon_world import NEVER, SERVED, Here
+from monitor_world import DAY, PER_DAY, START
 
 from monitor import daemon as under_test
-from monitor.config import load
-from monitor.daemon import Daemon, Jobs
 from monitor.detect import Level
 from monitor.episodes import AlertKind, NotDecidableError
-from monitor.ledger import Ledger
 from protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-NEVER = START + 10_000 * DAY
-SERVED = START + 40 * DAY
-
-
-class Here:
-    """A daemon in this process whose ticks are called by hand."""
-
-    def __init__(self, folder: Path, extra: str = "") -> None:
-        self.folder = folder
-        self.manifest = world.train(folder, "first", START, NEVER)
-        self.pipeline = Pipeline(folder, drift_at=NEVER)
-        self.pipeline.first(self.manifest)
-        self.server = PipelineServer(self.pipeline).start()
-        self.path = world.configure(folder, pipeline=self.server.port, extra=extra)
-        self.ledger: Ledger
-        self.daemon: Daemon
-        self.open()
-
-    def open(self) -> None:
-        config, store = load(self.path)
-        self.ledger = Ledger(config.state)
-        self.daemon = Daemon(self.path, config, store.data, self.ledger)
-
-    def close(self) -> None:
-        self.daemon.evaluator.close()
-        self.ledger.close()
-
-    @property
-    def prices(self):
-        return self.daemon.state().monitors["prices"]
-
-    def rewrite(self, old: str, new: str) -> None:
-        text = self.path.read_text()
-        assert old in text
-        self.path.write_text(text.replace(old, new))
 
 
 @pytest.fixture
@@ -301,8 +261,8 @@ def test_a_reload_is_taken_over_whole_or_not_at_all(here: Here):
     here.rewrite("clock: wall", "clock: watermark")
     daemon.reload()
     assert daemon.evaluator.config.monitors["prices"].cooldown == timedelta(days=8)
-    (noted,) = here.ledger._rows("SELECT act, subject, remark FROM audit")
-    assert noted == ("configure", str(here.path), "monitors.prices")
+    (noted,) = here.ledger.audit(0, 10)
+    assert (noted.act, noted.subject) == ("configure", str(here.path))
     assert daemon.state().counters.reloads == 1
     world.serve(here.folder, SERVED, 4, NEVER)
     daemon.evaluate("")
@@ -340,106 +300,28 @@ def test_a_person_approves_what_waits(tmp_path: Path):
     here.server.stop()
 
 
-class TestJobs:
-    def test_a_job_that_is_stuck_shows(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(under_test, "STUCK_SECONDS", 0.2)
-        jobs, release = Jobs(), threading.Event()
-        jobs.plan({"slow": release.wait}, timedelta(milliseconds=20))
-        jobs.start()
-        try:
-            assert "stuck" in wait_for(jobs.problem, 10)
-            assert wait_for(lambda: jobs.states()["slow"].misfires > 0, 10)
-            release.set()
-            wait_for(lambda: not jobs.problem(), 10)
-        finally:
-            release.set()
-            jobs.close()
+def test_the_configuration_of_the_last_run_is_compared_at_a_start(tmp_path: Path):
+    """Names of fields, and nothing of what is in them; a token that changed shows too."""
+    here = Here(tmp_path)
 
-    def test_a_job_that_fails_is_counted_and_runs_again(self):
-        jobs, fail = Jobs(), threading.Event()
-        fail.set()
+    def start() -> list[tuple[str, str]]:
+        here.daemon.start()
+        here.daemon.close()
+        noted = [(one.actor, one.remark) for one in here.ledger.audit(0, 100)]
+        here.ledger.close()
+        here.open()
+        return noted
 
-        def work() -> None:
-            if fail.is_set():
-                raise ZeroDivisionError
-
-        jobs.plan({"work": work}, timedelta(milliseconds=20))
-        jobs.start()
-        try:
-            assert "failed" in wait_for(jobs.problem, 10)
-            fail.clear()
-            wait_for(lambda: not jobs.problem(), 10)
-            state = jobs.states()["work"]
-            assert state.failures >= under_test.FAILURES
-            assert state.last_success is not None
-        finally:
-            jobs.close()
-        assert jobs.problem() == "the scheduler does not run"
-
-    def test_a_removed_job_disappears(self):
-        jobs = Jobs()
-        jobs.plan({"a": lambda: None, "b": lambda: None}, timedelta(milliseconds=20))
-        jobs.start()
-        try:
-            wait_for(lambda: jobs.states()["b"].runs, 10)
-            jobs.plan({"a": lambda: None}, timedelta(milliseconds=20))
-            assert list(jobs.states()) == ["a"]
-            assert not jobs.problem()
-        finally:
-            jobs.close()
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[world.Daemon]:
-    """A real process, shared because starting one costs seconds; the last test stops it."""
-    folder = tmp_path_factory.mktemp("world")
-    manifest = world.train(folder, "first", START, NEVER)
-    pipeline = Pipeline(folder, drift_at=NEVER)
-    pipeline.first(manifest)
-    server = PipelineServer(pipeline).start()
-    world.serve(folder, SERVED, 4, NEVER)
-    daemon = world.Daemon(folder, server.port).start()
-    try:
-        daemon.idle(SERVED + 4 * DAY)
-        yield daemon
-    finally:
-        daemon.kill()
-        server.stop()
-
-
-class TestProcess:
-    """What only a process can show."""
-
-    def test_it_answers_over_http(self, running: world.Daemon):
-        assert "steadfeast_idle 1.0" in running.get("/metrics")
-        assert running.get("/healthz") == "ok\n"
-        assert running.get("/readyz") == "ok\n"
-        assert "prices" in running.get("/")
-
-    def test_the_second_on_the_same_state_is_told_who_holds_it(self, running: world.Daemon):
-        text = running.config.read_text()
-        second = world.Daemon(running.config.parent, 1).start()
-        assert second.process is not None
-        assert running.process is not None
-        assert second.process.wait(30) == 2
-        assert f"held by another daemon (pid {running.process.pid})" in second.log()
-        assert "Traceback" not in second.log()
-        running.config.write_text(text)
-
-    def test_sighup_reloads(self, running: world.Daemon):
-        assert running.process is not None
-        text = running.config.read_text()
-        running.config.write_text(text + "    more: nonsense\n")
-        running.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "reload_rejected" in running.log(), 10)
-        running.config.write_text(text.replace("cooldown: 7d", "cooldown: 9d"))
-        running.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: '"reloaded"' in running.log(), 10)
-        assert running.alive()
-
-    def test_sigterm_drains(self, running: world.Daemon):
-        began = time.monotonic()
-        assert running.stop() == 0
-        assert time.monotonic() - began < 20
-        assert '"stopped"' in running.log()
-        assert "Traceback" not in running.log()
+    assert start() == [("start", "the first configuration")]
+    here.rewrite("  tick: 100ms", "  tick: 100ms\n  operator_token: 0123456789abcdef")
+    here.open_again()
+    assert start()[1:] == [("start", "operator_token")]
+    here.rewrite("0123456789abcdef", "fedcba9876543210")
+    here.rewrite("cooldown: 7d", "cooldown: 8d")
+    here.open_again()
+    assert start()[2:] == [("start", "operator_token, monitors.prices")]
+    assert len(start()) == 3
+    kept = here.ledger.fields()
+    assert not any("fedcba" in value for value in kept.values())
+    here.close()
+    here.server.stop()

@@ -70,6 +70,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with ledger.transaction():
             ledger.add_decision("w", CONFIG["w"], decision)
             ledger.hold("w", Held(WINDOW.end))
+            for entry in (
+                (START, "start", "configure", "steadfeast.yaml", "first"),
+                (START + DAY, "ann (oncall)", "approve", "r1", "go"),
+            ):
+                ledger._rows("INSERT INTO audit VALUES (?, ?, ?, ?, ?)", *entry)
 
         def decide(request, *, yes, actor, comment):
             assert (yes, actor, comment) == (True, "ann", "go")
@@ -125,6 +130,24 @@ def test_people_act(address: str):
     assert not steadfeast("triggers", "--address", address, "--state", "dead").stdout
     assert "no such state" in steadfeast("triggers", "--state", "lost").stderr
     assert steadfeast("evaluate", "--address", address).stdout == "3 buckets evaluated\n"
+
+
+def test_the_audit_log_is_read_from_any_entry_on_and_followed(address: str):
+    everything = steadfeast("log", "--address", address).stdout.splitlines()
+    assert everything[0].startswith("1 2024-01-01 00:00:00 start configure steadfeast.yaml: first")
+    assert "ann (oncall) approve r1: go" in everything[1]
+    assert steadfeast("log", "--address", address, "--limit", "1").stdout.startswith(
+        f"{len(everything)} "
+    )
+    told = steadfeast("log", "--address", address, "--after", "1", "--limit", "1", "--json").stdout
+    assert json.loads(told)["act"] == "approve"
+    assert json.loads(told)["at"] == "2024-01-02T00:00:00Z"
+    command = [sys.executable, "-c", "from monitor.cli import app; app()", "log", "--follow"]
+    command += ["--address", address, "--after", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline().startswith("2 2024-01-02")
+        follower.terminate()
 
 
 def test_a_refusal_is_one_line_and_exit_code_2(address: str):

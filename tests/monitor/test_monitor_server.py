@@ -37,7 +37,8 @@ from monitor.episodes import (
 )
 from monitor.ledger import Held, Ledger
 from monitor.profile import Window
-from monitor.server import SERVICE, STATUS, Monitor, Server
+from monitor.server import SERVICE, Monitor, Server
+from monitor.statuses import STATUS
 from protos.steadfeast.v1 import monitor_pb2 as mp
 from protos.steadfeast.v1 import monitor_pb2_grpc
 

@@ -1,24 +1,24 @@
-"""What follows from verdicts: by example, and for any sequence of events."""
+"""What follows from verdicts, by example; `test_policy_machine` has any sequence of events."""
 
 from __future__ import annotations
 
 import json
+import sys
 import uuid
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from monitor.codec import dump, load
-from monitor.config import BudgetConfig, EpisodeConfig, MonitorConfig
-from monitor.detect import Level, Verdict
+sys.path.insert(0, str(Path(__file__).parent))
+
+from policy_world import DAY, REFERENCE, START, config, evaluation
+
+from monitor.config import BudgetConfig, MonitorConfig
+from monitor.draft import request_id
 from monitor.episodes import (
     AlertKind,
     Decision,
-    Evaluation,
     Kind,
     ModelHistory,
     NotDecidableError,
@@ -27,50 +27,7 @@ from monitor.episodes import (
     TriggerState,
 )
 from monitor.performance import Performance
-from monitor.policy import approve, decide, move_reference, reject, request_id
-from monitor.profile import Window
-from monitor.quality import Incident, IncidentKind
-
-DAY = timedelta(days=1)
-START = datetime(2024, 1, 1, tzinfo=UTC)
-REFERENCE = Window(START - 30 * DAY, START, 3000)
-
-
-def config(**changes) -> MonitorConfig:
-    given = {
-        "service": "s",
-        "model": "m",
-        "pipeline": "p",
-        "bucket": DAY,
-        "window": 3 * DAY,
-        "cooldown": 7 * DAY,
-        "episode": EpisodeConfig(k=2, n=3, close=2),
-    }
-    return MonitorConfig(**given | changes)
-
-
-def evaluation(day: int, ratios: dict[str, float | None], *, broken: bool = False, **more):
-    window = Window(START + (day - 3) * DAY, START + day * DAY, 300)
-
-    def verdict(feature: str, ratio: float | None) -> Verdict:
-        if ratio is None:
-            return Verdict(
-                "served", feature, "psi", None, 0.1, Level.INSUFFICIENT_DATA, "few rows", window
-            )
-        level = Level.DRIFT if ratio > 1 else Level.OK
-        return Verdict("served", feature, "psi", ratio * 0.1, 0.1, level, "", window)
-
-    incident = Incident(IncidentKind.NULL_BURST, "x", 0.9, 0.2, "x: 90 % null")
-    return Evaluation(
-        monitor="w",
-        window=window,
-        reference_window=REFERENCE,
-        verdicts=tuple(verdict(*item) for item in ratios.items()),
-        incidents=(incident,) if broken else (),
-        contract="c" * 64,
-        model_version="1",
-        **more,
-    )
+from monitor.policy import approve, decide, move_reference, reject
 
 
 def feed(days, cfg: MonitorConfig, state: PolicyState | None = None):
@@ -243,196 +200,3 @@ def test_request_ids_are_uuid5_of_the_canonical_parts():
     name = json.dumps(["trigger", "m", "c", "w", "e"], separators=(",", ":"))
     assert request_id("m", "c", "w", "e") == str(uuid.uuid5(namespace, name))
     assert request_id("a,b", "c", "w", "e") != request_id("a", "b,c", "w", "e")
-
-
-class AnyHistory(RuleBasedStateMachine):
-    """Whatever happens in whatever order, kept beside a naive account of what fired.
-
-    Two monitors of one model; the ledger is what a restart reads back: the states as JSON, the
-    fired times and the running request. The account is made of the decisions alone.
-    """
-
-    BUDGET, PER, COOLDOWN = 3, 60, 9
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = config(
-            cooldown=self.COOLDOWN * DAY,
-            budget=BudgetConfig(runs=self.BUDGET, per=self.PER * DAY),
-        )
-        self.states = {"a": PolicyState(), "b": PolicyState()}
-        self.now = {"a": 0, "b": 0}
-        self.fired: list[tuple[datetime, str, str]] = []
-        self.running: set[str] = set()
-        self.broken: dict[str, dict[int, bool]] = {"a": {}, "b": {}}
-        self.open: set[str] = set()
-        self.closed: set[str] = set()
-        self.waiting: dict[str, str] = {}
-        self.manual = False
-        self.last_x: dict[str, float | None] = {"a": None, "b": None}
-
-    def history(self, monitor: str) -> ModelHistory:
-        other = "b" if monitor == "a" else "a"
-        blocked = "broken there" if self.is_broken(other) else ""
-        return ModelHistory(
-            fired=tuple(at for at, _, _ in self.fired),
-            running=next(iter(self.running), ""),
-            blocked=blocked,
-        )
-
-    def is_broken(self, monitor: str) -> bool:
-        """Whether the window that ends now holds a broken bucket."""
-        now = self.now[monitor]
-        return any(self.broken[monitor].get(day, False) for day in range(now - 2, now + 1))
-
-    def take(self, monitor: str, decision: Decision) -> None:
-        """Keep a decision, and check the rules that it must have followed."""
-        self.states[monitor] = load(PolicyState, dump(decision.state))
-        for episode in decision.opened:
-            assert episode.episode_id not in self.open | self.closed, "opened twice"
-            self.open.add(episode.episode_id)
-        for closed in decision.closed:
-            assert closed.episode_id in self.open
-            self.open.discard(closed.episode_id)
-            self.last_x[monitor] = None
-            self.closed.add(closed.episode_id)
-        for trigger in decision.triggers:
-            self.waiting.pop(trigger.request_id, None)
-            if trigger.outcome is Outcome.WAITING:
-                self.waiting[trigger.request_id] = monitor
-            if trigger.outcome is not Outcome.FIRED:
-                continue
-            assert not self.is_broken("a"), "fired while blocked"
-            assert not self.is_broken("b"), "fired while blocked"
-            assert not self.running, "fired while a run is under way"
-            before = [at for at, _, _ in self.fired]
-            assert all(trigger.at - at >= self.COOLDOWN * DAY for at in before), "in cooldown"
-            recent = [at for at in before if at > trigger.at - self.PER * DAY]
-            assert len(recent) < self.BUDGET, "over budget"
-            self.fired.append((trigger.at, trigger.request_id, trigger.episode.episode_id))
-            self.running.add(trigger.request_id)
-
-    @rule(
-        monitor=st.sampled_from("ab"),
-        x=st.sampled_from([None, 0.1, 0.9, 2.0]),
-        drop=st.sampled_from([None, 0.0, 0.3]),
-        broken=st.sampled_from([False] * 5 + [True]),
-        step=st.sampled_from([1] * 8 + [2, 9, -3, 0]),
-    )
-    def evaluate(self, monitor, x, drop, *, broken, step) -> None:
-        day = self.now[monitor] + step
-        performance = None
-        if drop is not None:
-            performance = Performance({"auc": 0.8 - drop}, 500, 100, REFERENCE)
-        if step > 0:
-            self.now[monitor] = day
-            self.broken[monitor][day] = broken
-        shown = replace(
-            evaluation(day, {"x": x}, broken=broken, performance=performance),
-            monitor=monitor,
-            expected={"auc": 0.8},
-            history=self.history(monitor),
-        )
-        before = self.states[monitor]
-        decision = decide(before, shown, self.config)
-        if step <= 0 and before.watermark is not None:
-            assert decision == Decision(before), "a clock that went back changed something"
-            return
-        self.now[monitor] = day
-        self.broken[monitor][day] = broken
-        free = self.is_free(START + day * DAY)
-        lasting = x == 2.0 and self.last_x[monitor] == 2.0
-        self.last_x[monitor] = x
-        self.take(monitor, decision)
-        if lasting and free:
-            outcome = decision.state.episodes[Kind.DRIFT].outcome
-            wanted = {Outcome.WAITING} if self.manual else set()
-            assert outcome in wanted | {Outcome.FIRED, Outcome.REJECTED}, "forgot to fire"
-
-    @rule(
-        monitor=st.sampled_from("ab"),
-        days=st.integers(2, 12),
-        drop=st.sampled_from([None, 0.3]),
-        ends=st.booleans(),
-    )
-    def drift_lasts(self, monitor, days, drop, ends) -> None:
-        """Drift without a break; as long as it takes for the cooldown to pass."""
-        for _ in range(days):
-            self.evaluate(monitor, 2.0, drop, broken=False, step=1)
-            if ends:
-                self.running.clear()
-
-    def is_free(self, at: datetime) -> bool:
-        """Whether nothing forbids a trigger, by the account."""
-        times = [time for time, _, _ in self.fired]
-        return not (
-            self.running
-            or self.is_broken("a")
-            or self.is_broken("b")
-            or any(at - time < self.COOLDOWN * DAY for time in times)
-            or sum(time > at - self.PER * DAY for time in times) >= self.BUDGET
-        )
-
-    @rule(monitor=st.sampled_from("ab"))
-    def evaluate_again(self, monitor) -> None:
-        """A bucket that was committed and is evaluated again, as after a crash."""
-        if self.states[monitor].watermark is None:
-            return
-        shown = replace(
-            evaluation(self.now[monitor], {"x": 9.0}),
-            monitor=monitor,
-            history=self.history(monitor),
-        )
-        assert decide(self.states[monitor], shown, self.config) == Decision(self.states[monitor])
-
-    @precondition(lambda self: self.running)
-    @rule(promoted=st.booleans())
-    def run_ends(self, promoted) -> None:
-        self.running.clear()
-        if promoted:
-            for monitor, state in self.states.items():
-                self.last_x[monitor] = None
-                self.take(monitor, move_reference(state, monitor, "promoted"))
-
-    @rule()
-    def toggle_approval(self) -> None:
-        """A reload between automatic and manual approval."""
-        self.manual = not self.manual
-        approval = "manual" if self.manual else "auto"
-        self.config = self.config.model_copy(update={"approval": approval})
-
-    @precondition(lambda self: self.waiting)
-    @rule(yes=st.booleans())
-    def person(self, yes) -> None:
-        request, monitor = next(iter(self.waiting.items()))
-        state = self.states[monitor]
-        try:
-            if yes:
-                decision = approve(state, monitor, request, self.config, self.history(monitor))
-            else:
-                decision = reject(state, monitor, request, "no")
-        except NotDecidableError:
-            return
-        self.take(monitor, decision)
-
-    @invariant()
-    def nothing_fires_twice(self) -> None:
-        requests = [request for _, request, _ in self.fired]
-        episodes = [episode for _, _, episode in self.fired]
-        assert len(set(requests)) == len(requests)
-        assert len(set(episodes)) == len(episodes)
-
-    @invariant()
-    def nothing_is_forgotten(self) -> None:
-        """An episode that opened is open in the state until a decision has closed it."""
-        held = {e.episode_id for s in self.states.values() for e in s.episodes.values()}
-        assert held == self.open
-
-
-TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(
-    max_examples=100,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)

@@ -64,6 +64,11 @@ class MonitorServiceStub:
                 request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersRequest.SerializeToString,
                 response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersResponse.FromString,
                 _registered_method=True)
+        self.ListAudit = channel.unary_unary(
+                '/steadfeast.v1.MonitorService/ListAudit',
+                request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAuditRequest.SerializeToString,
+                response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAuditResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/steadfeast.v1.MonitorService/GetStatus',
                 request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.GetStatusRequest.SerializeToString,
@@ -125,6 +130,13 @@ class MonitorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAudit(self, request, context):
+        """The audit log: who did what and when, oldest first. Entries are only ever added.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Where everything stands, from the last committed state.
         """
@@ -171,6 +183,11 @@ def add_MonitorServiceServicer_to_server(servicer, server):
                     servicer.ListTriggers,
                     request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersRequest.FromString,
                     response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersResponse.SerializeToString,
+            ),
+            'ListAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAudit,
+                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAuditRequest.FromString,
+                    response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAuditResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -345,6 +362,33 @@ class MonitorService:
             '/steadfeast.v1.MonitorService/ListTriggers',
             protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersRequest.SerializeToString,
             protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/steadfeast.v1.MonitorService/ListAudit',
+            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAuditRequest.SerializeToString,
+            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

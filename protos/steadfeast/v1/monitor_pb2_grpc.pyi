@@ -50,6 +50,8 @@ class MonitorServiceStub:
     """
     ListTriggers: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.ListTriggersRequest, _monitor_pb2.ListTriggersResponse]
     """Triggers, newest first."""
+    ListAudit: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.ListAuditRequest, _monitor_pb2.ListAuditResponse]
+    """The audit log: who did what and when, oldest first. Entries are only ever added."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.GetStatusRequest, _monitor_pb2.GetStatusResponse]
     """Where everything stands, from the last committed state."""
     Evaluate: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.EvaluateRequest, _monitor_pb2.EvaluateResponse]
@@ -77,6 +79,8 @@ class MonitorServiceAsyncStub(MonitorServiceStub):
     """
     ListTriggers: _aio.UnaryUnaryMultiCallable[_monitor_pb2.ListTriggersRequest, _monitor_pb2.ListTriggersResponse]  # type: ignore[assignment]
     """Triggers, newest first."""
+    ListAudit: _aio.UnaryUnaryMultiCallable[_monitor_pb2.ListAuditRequest, _monitor_pb2.ListAuditResponse]  # type: ignore[assignment]
+    """The audit log: who did what and when, oldest first. Entries are only ever added."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_monitor_pb2.GetStatusRequest, _monitor_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Where everything stands, from the last committed state."""
     Evaluate: _aio.UnaryUnaryMultiCallable[_monitor_pb2.EvaluateRequest, _monitor_pb2.EvaluateResponse]  # type: ignore[assignment]
@@ -137,6 +141,14 @@ class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_monitor_pb2.ListTriggersResponse, _abc.Awaitable[_monitor_pb2.ListTriggersResponse]]:
         """Triggers, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListAudit(
+        self,
+        request: _monitor_pb2.ListAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitor_pb2.ListAuditResponse, _abc.Awaitable[_monitor_pb2.ListAuditResponse]]:
+        """The audit log: who did what and when, oldest first. Entries are only ever added."""
 
     @_abc_1.abstractmethod
     def GetStatus(

@@ -37,6 +37,8 @@ class _CauseKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CauseKind.V
     CAUSE_KIND_PERFORMANCE: _CauseKind.ValueType  # 2
     CAUSE_KIND_SCHEDULE: _CauseKind.ValueType  # 3
     CAUSE_KIND_MANUAL: _CauseKind.ValueType  # 4
+    CAUSE_KIND_ALERT: _CauseKind.ValueType  # 5
+    """Another system's alert."""
 
 class CauseKind(_CauseKind, metaclass=_CauseKindEnumTypeWrapper): ...
 
@@ -45,6 +47,8 @@ CAUSE_KIND_DRIFT: CauseKind.ValueType  # 1
 CAUSE_KIND_PERFORMANCE: CauseKind.ValueType  # 2
 CAUSE_KIND_SCHEDULE: CauseKind.ValueType  # 3
 CAUSE_KIND_MANUAL: CauseKind.ValueType  # 4
+CAUSE_KIND_ALERT: CauseKind.ValueType  # 5
+"""Another system's alert."""
 Global___CauseKind: _TypeAlias = CauseKind  # noqa: Y015
 
 class _RunState:
@@ -186,7 +190,7 @@ class Cause(_message.Message):
 
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureDrift]:
-        """Features over their threshold, worst ratio first; empty for schedule and manual."""
+        """Features over their threshold, worst ratio first; only for drift and performance."""
 
     def __init__(
         self,
