@@ -206,13 +206,17 @@ def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=timeout_seconds, isolation_level=None, check_same_thread=False
     )
-    _use_wal(connection, timeout_seconds)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-    connection.execute(
-        f"CREATE TABLE IF NOT EXISTS {_LAYOUTS} (space TEXT, id BLOB, generation INTEGER,"
-        " layout BLOB, PRIMARY KEY (space, id)) WITHOUT ROWID"
-    )
+    try:
+        _use_wal(connection, timeout_seconds)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {_LAYOUTS} (space TEXT, id BLOB, generation INTEGER,"
+            " layout BLOB, PRIMARY KEY (space, id)) WITHOUT ROWID"
+        )
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_the_champion_is_the_last_promoted_version(told, runs):
     """MLflow's own alias says what the runs say."""
     promoted = [run for run in runs if run["state"] == "RUN_STATE_PROMOTED"]
     [database] = (told.repo / "data" / "pipeline").glob("mlflow*.db")
-    with sqlite3.connect(database) as connection:
+    with closing(sqlite3.connect(database)) as connection:
         aliases = dict(
             connection.execute("SELECT alias, version FROM registered_model_aliases").fetchall()
         )

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -180,6 +181,7 @@ class Pipeline(pipeline_pb2_grpc.PipelineServiceServicer):
     ) -> None:
         self._folder, self._drift_at, self.end = folder, drift_at, end
         self._db = sqlite3.connect(folder / "runs.db", check_same_thread=False)
+        weakref.finalize(self, self._db.close)
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS runs (request_id TEXT PRIMARY KEY, body BLOB, run BLOB)"
         )

@@ -57,7 +57,7 @@ class Authority:
         named = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
         issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, self.name)])
         alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-        return (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(named)
             .issuer_name(issuer)
@@ -67,8 +67,22 @@ class Authority:
             .not_valid_after(now + timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
             .add_extension(alternative, critical=False)
-            .sign(self.key, hashes.SHA256())
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+            )
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()),
+                critical=False,
+            )
         )
+        if ca:
+            signs = dict.fromkeys(
+                ("digital_signature", "content_commitment", "key_encipherment",
+                 "data_encipherment", "key_agreement", "encipher_only", "decipher_only"), False,
+            )  # fmt: skip
+            usage = x509.KeyUsage(key_cert_sign=True, crl_sign=True, **signs)
+            builder = builder.add_extension(usage, critical=True)
+        return builder.sign(self.key, hashes.SHA256())
 
     def issue(self, name: str) -> tuple[Path, Path]:
         """Write certificate and key of `name`, over what was there."""
