@@ -86,8 +86,13 @@ def apply(
             typer.echo(f"{service} changes under {models}, which is served from it:", err=True)
             for line in change.differences:
                 typer.echo(f"  {line}", err=True)
+            if not change.obstacles:
+                said = "go on being answered, by the definitions that were kept with it"
+                typer.echo(f"  requests for its contract {said}", err=True)
+            for line in change.obstacles:
+                typer.echo(f"  requests for its contract will be refused: {line}", err=True)
         if changes and not yes:
-            typer.confirm("Requests for its contract will be refused. Apply?", abort=True, err=True)
+            typer.confirm("Apply?", abort=True, err=True)
         typer.echo(opened.apply().strip())
         for name in opened.services():
             typer.echo(f"contract of {name}: {opened.contract(name).sha256}")

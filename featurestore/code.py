@@ -47,6 +47,11 @@ def describe_function(function: Callable[..., Any]) -> dict[str, Any]:
     return _Closure(function).parts
 
 
+def late_imports_of(function: Callable[..., Any]) -> set[str]:
+    """Return the project's own modules that `function` imports only when it is called."""
+    return _Closure(function).late
+
+
 def libraries_of(function: Callable[..., Any]) -> dict[str, str]:
     """Return distribution -> version of the installed packages that `function` uses."""
     return _Closure(function).libraries
@@ -58,6 +63,7 @@ class _Closure:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.parts: dict[str, Any] = {}
         self.libraries: dict[str, str] = {}
+        self.late: set[str] = set()
         self._seen: set[int] = set()
         self._entry = function
         self._code("function", function, function.__name__)
@@ -80,6 +86,8 @@ class _Closure:
                 self._name(root, namespace[root], attributes, name)
         for module, attribute, alias in _imports(tree):
             found = importlib.import_module(module)
+            if _is_ours(found):
+                self.late.add(module)
             value = found if attribute is None else getattr(found, attribute)
             for chain in sorted(_chains(tree)):
                 if chain[0] == alias:

@@ -67,18 +67,32 @@ class LogConfig(Section):
     when_full: Literal["block", "drop"] = "block"
 
 
+class TrainingConfig(Section):
+    """Section `store.training`: what is kept of the sources that training sets are made of.
+
+    Attributes:
+        pin: "copy" keeps the source rows that a training set used, so that it replays whatever
+            becomes of the source; "hash" keeps the hashes of the files, which say that it changed.
+    """
+
+    pin: Literal["copy", "hash"] = "copy"
+
+
 class StoreConfig(Section):
     """Section `store`.
 
     Attributes:
         repo: Folder with Feast's `feature_store.yaml` and the definitions.
-        data: Folder that Steadfeast writes to: `served/`, `labels/`, `training/`, `contracts/`.
+        data: Folder that Steadfeast writes to: `served/`, `labels/`, `training/`, `pins/`,
+            `contracts/`.
         log: How the served log is kept.
+        training: What is kept for replay.
     """
 
     repo: FilePath
     data: FilePath
     log: LogConfig = LogConfig()
+    training: TrainingConfig = TrainingConfig()
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

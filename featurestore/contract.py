@@ -106,8 +106,9 @@ def describe(
 
 
 def _view(view: StoredView, repo: Path) -> dict[str, Any]:
+    source = view.view.batch_source
     return {
-        "source": None if view.view.batch_source is None else _source(view.view.batch_source, repo),
+        "source": None if source is None else describe_source(source, repo),
         "keys": {
             key: {"column": column, "type": str(view.key_types[key])}
             for key, column in view.keys.items()
@@ -117,7 +118,7 @@ def _view(view: StoredView, repo: Path) -> dict[str, Any]:
     }
 
 
-def _source(source: DataSource, repo: Path) -> dict[str, Any]:
+def describe_source(source: DataSource, repo: Path) -> dict[str, Any]:
     """Describe a source of any kind, by what Feast itself stores of it."""
     described: dict[str, Any] = MessageToDict(source.to_proto(), preserving_proto_field_name=True)
     for name in _UNIMPORTANT_IN_SOURCES:

@@ -28,7 +28,7 @@ from feast.repo_operations import apply_total, get_repo_files
 from featurestore.errors import DefinitionsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from feast import RepoConfig
 
@@ -72,24 +72,49 @@ def preview(config: RepoConfig, repo: Path) -> Iterator[FeatureStore]:
 
 def on_demand_views(repo: Path) -> dict[str, OnDemandFeatureView]:
     """Import the files of `repo` that define on-demand views, and return these by name."""
-    found: dict[str, OnDemandFeatureView] = {}
     with _fresh_imports(repo):
-        for path in get_repo_files(repo):
-            text = path.read_text(encoding="utf-8")
-            if "on_demand_feature_view" not in text and "OnDemandFeatureView" not in text:
-                continue  # spares the imports of files that only build data or train
-            name = ".".join(path.relative_to(repo).with_suffix("").parts)
-            module = importlib.import_module(name)
-            found.update(
-                (item.name, item)
-                for item in vars(module).values()
-                if isinstance(item, OnDemandFeatureView)
-            )
+        return _imported(repo)
+
+
+@contextlib.contextmanager
+def views_of_then(code: Path) -> Iterator[dict[str, OnDemandFeatureView]]:
+    """Give the on-demand views of kept files; their modules are gone when the block ends.
+
+    What is imported now stays imported: both live side by side, each function with its own names.
+    """
+    with _IMPORTS:
+        present = dict(sys.modules)
+        try:
+            with _fresh_imports(code):
+                yield _imported(code)
+        finally:
+            _repos.discard(code)
+            sys.path.remove(str(code))
+            for name, module in list(sys.modules.items()):
+                origin = getattr(module, "__file__", None)
+                if origin is not None and Path(origin).is_relative_to(code):
+                    del sys.modules[name]
+            sys.modules.update(present)
+
+
+def _imported(repo: Path) -> dict[str, OnDemandFeatureView]:
+    found: dict[str, OnDemandFeatureView] = {}
+    for path in get_repo_files(repo):
+        text = path.read_text(encoding="utf-8")
+        if "on_demand_feature_view" not in text and "OnDemandFeatureView" not in text:
+            continue  # spares the imports of files that only build data or train
+        name = ".".join(path.relative_to(repo).with_suffix("").parts)
+        module = importlib.import_module(name)
+        found.update(
+            (item.name, item)
+            for item in vars(module).values()
+            if isinstance(item, OnDemandFeatureView)
+        )
     return found
 
 
 def function_of(
-    applied: OnDemandFeatureView, live: dict[str, OnDemandFeatureView], repo: Path
+    applied: OnDemandFeatureView, live: Mapping[str, OnDemandFeatureView], repo: Path
 ) -> Callable[[Any], Any]:
     """Return the function of `applied`, from the definitions.
 

@@ -125,12 +125,22 @@ class ContractMismatchError(SteadfeastError):
         asked: SHA-256 asked for.
         served: SHA-256 of what this store serves now.
         differences: What differs, in words; empty when the asked contract was never applied here.
+        reasons: Why it cannot be served, or replayed, from the definitions that were kept with it.
     """
 
-    def __init__(self, service: str, asked: str, served: str, differences: Sequence[str]) -> None:
+    def __init__(
+        self,
+        service: str,
+        asked: str,
+        served: str,
+        differences: Sequence[str],
+        reasons: Sequence[str] = (),
+    ) -> None:
         self.service, self.asked, self.served = service, asked, served
-        self.differences = tuple(differences)
+        self.differences, self.reasons = tuple(differences), tuple(reasons)
         detail = "; ".join(differences) or "the asked contract was never applied to this store"
+        if reasons:
+            detail += "; it cannot be served beside: " + "; ".join(reasons)
         super().__init__(f"{service}: asked for contract {asked}, serving {served}: {detail}")
 
 

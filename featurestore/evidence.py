@@ -226,7 +226,7 @@ def file_hashes(repo: Path, location: str) -> Iterator[tuple[str, str | None, in
         state = path.stat()
         key = (str(path), state.st_ino, state.st_mtime_ns, state.st_ctime_ns, state.st_size)
         if key not in _known:
-            _known[key] = _hash_file(path)
+            _known[key] = hash_file(path)
         name = path.relative_to(repo) if path.is_relative_to(repo) else path
         yield str(name), _known[key], state.st_size
 
@@ -239,6 +239,7 @@ def write_whole(path: Path, data: bytes) -> None:
     os.replace(half, path)  # noqa: PTH105 - says that it replaces
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,7 @@ Above `evidence`; imports no Feast, so that what only reads training sets starts
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -29,7 +29,8 @@ class Manifest:
     """What a training set was made of; JSON beside its data.
 
     Attributes:
-        id: First 16 hexadecimal digits of the SHA-256 of everything below but `created_at`.
+        id: First 16 hexadecimal digits of the SHA-256 of everything below but `created_at` and
+            `pins`.
         service: The feature service.
         contract: SHA-256 of its contract.
         label: Label column, if there is one.
@@ -42,6 +43,8 @@ class Manifest:
         entities_sha256: Of that of the entity frame.
         sources: `{view, path, sha256, size}` of each file that was read; hash and size are null
             for what is not a local file.
+        pins: View -> `{sha256, rows, bytes}` of the copy of the source rows that were used;
+            empty when they were only hashed. Not part of the identity.
         columns: Name -> `{type, nulls, ...}`.
         commit: Git commit of the definitions, with "+changes" when files differ; empty without git.
         libraries: Versions of what executed.
@@ -62,6 +65,7 @@ class Manifest:
     columns: Mapping[str, Mapping[str, Any]]
     commit: str
     libraries: Mapping[str, str]
+    pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the manifest as JSON, sorted and indented."""
@@ -81,6 +85,8 @@ class Manifest:
         except ValueError as error:
             raise ManifestError(path, f"is not JSON: {error}") from error
         names = {item.name for item in fields(cls)}
+        if isinstance(raw, dict):
+            raw.setdefault("pins", {})  # those of before pins have none
         if not isinstance(raw, dict) or set(raw) != names:
             odd = sorted(names.symmetric_difference(raw)) if isinstance(raw, dict) else []
             raise ManifestError(path, f"is not a manifest; fields at fault: {', '.join(odd)}")

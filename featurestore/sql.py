@@ -114,11 +114,13 @@ def source(
     made: bool = False,
     wide: bool = False,
     order: bool = False,
+    raw: Sequence[str] = (),
 ) -> str:
     """Return a query of the source rows in a time range, both ends included, under plain names.
 
     Columns: `k0`..., `ts`; with `made` the created time, if the view has one; with `wide` the
-    requested features `f0`...; with `order` the canonical keys `c0`...
+    requested features `f0`...; with `order` the canonical keys `c0`...; and the source's columns
+    `raw` as `s0`...
     """
     columns = [f"{identifier(key.name)} AS k{i}" for i, key in enumerate(view.keys)]
     columns.append(f"{_time(view.timestamp)} AS ts")
@@ -128,6 +130,7 @@ def source(
         columns += [f"{identifier(c.name)} AS f{i}" for i, (c, _) in enumerate(view.features)]
     if order:
         columns += [f"{key} AS c{i}" for i, key in enumerate(_order(view))]
+    columns += [f"{identifier(name)} AS s{i}" for i, name in enumerate(raw)]
     return (
         f"SELECT {', '.join(columns)} FROM {view.scan} WHERE {within(view.timestamp, since, until)}"
     )
@@ -316,6 +319,28 @@ def values(
     return (
         f"SELECT * EXCLUDE (place) FROM (SELECT w.i, {features}, "
         f"row_number() OVER (PARTITION BY w.i ORDER BY {by}) AS place {joined}) WHERE place = 1"
+    )
+
+
+def used(view: View, span: Span, *, won: str = "won", ids: str = "ids") -> str:
+    """Return the query of the source rows that `won` names, ties included, as they are there.
+
+    Columns: those of keys, times and all features, under the source's names; in the order of key
+    and total order, so that the same rows are always the same table.
+    """
+    columns = [*view.keys, view.timestamp, *(column for _, column in view.order)]
+    if view.created is not None:
+        columns.append(view.created)
+    names = list(dict.fromkeys(column.name for column in columns))
+    rows = source(view, span.since, span.until, made=True, order=True, raw=names)
+    made = ["f.made"] if view.created is not None else []
+    order = [f"f.{key}" for key in _keys(view)]
+    order += ["f.ts", *made, *(f"f.c{i}" for i in range(len(_order(view))))]
+    return (
+        f"SELECT {', '.join(f'f.s{i} AS {identifier(name)}' for i, name in enumerate(names))} "
+        f"FROM ({rows}) AS f {_numbered(view, 'f', ids)} "
+        f"JOIN (SELECT DISTINCT id, ts FROM {won}) AS w ON w.id = ids.id AND w.ts = f.ts "
+        f"ORDER BY {', '.join(order)}"
     )
 
 

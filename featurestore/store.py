@@ -8,8 +8,6 @@ feature view and the arithmetic on it.
 from __future__ import annotations
 
 import asyncio
-import json
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import RLock
@@ -20,26 +18,16 @@ import pyarrow as pa
 from feast import FeatureStore
 from pydantic import ValidationError
 
-from featurestore import definitions, training
+from featurestore import training
 from featurestore.audit import AuditReport, audit
+from featurestore.catalog import Catalog, LiveChange
 from featurestore.config import StoreConfig, load_section
-from featurestore.contract import Contract, describe, difference
-from featurestore.errors import (
-    ConfigError,
-    ContractMismatchError,
-    NotFoundError,
-    ReplayError,
-)
-from featurestore.evidence import content_sha256, write_whole
+from featurestore.errors import ConfigError, NotFoundError
 from featurestore.ingest import ingest
-from featurestore.manifest import Manifest, TrainingSet
 from featurestore.materialization import Materializer
-from featurestore.ondemand import Executor
 from featurestore.online import PackedOnlineStore
-from featurestore.refreshing import Refresher
+from featurestore.replay import replay
 from featurestore.served import ServedLog, microseconds
-from featurestore.service import ServicePlan, resolve
-from featurestore.serving import Bundle
 from featurestore.vectors import EntityRows, Reader, rows_in
 
 if TYPE_CHECKING:
@@ -48,26 +36,13 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import pandas as pd
-    from feast import FeatureView
 
     from featurestore.answers import OnlineFeatures
+    from featurestore.contract import Contract
+    from featurestore.manifest import TrainingSet
+    from featurestore.serving import Bundle
 
 _BRIEF_ROWS = 1000
-LAYOUT = 1
-"""Version of the packed rows of the online store."""
-
-
-@dataclass(frozen=True, slots=True)
-class LiveChange:
-    """What applying the definitions would do to a service that models are served from.
-
-    Attributes:
-        models: `(model, version)` of each.
-        differences: Between the contract that they are served under and the one to come.
-    """
-
-    models: tuple[tuple[str, str], ...]
-    differences: tuple[str, ...]
 
 
 class Store:
@@ -93,10 +68,8 @@ class Store:
             flush_seconds=config.log.flush_every.total_seconds(),
             when_full=config.log.when_full,
         )
-        self._refresher = Refresher(self.feast.config.registry.cache_ttl_seconds)
-        self._bundles: dict[str, Bundle] = {}
-        self._readers: dict[str, Reader] = {}
-        self._views: dict[str, FeatureView] | None = None
+        self.catalog = Catalog(self.feast, self.repo, self.data)
+        self._readers: dict[tuple[str, str], Reader] = {}
         self._materializer: Materializer | None = None
         self._online: PackedOnlineStore | None = None
         self._lock = RLock()
@@ -123,7 +96,7 @@ class Store:
 
     def close(self) -> None:
         """Flush the served log and close what is open."""
-        self._refresher.wait()
+        self.catalog.close()
         self.served.flush()
         if self._materializer is not None:
             self._materializer.close()
@@ -133,71 +106,34 @@ class Store:
     # definitions
 
     def apply(self) -> str:
-        """Do `feast apply`, keep the contracts for good, and return what Feast says."""
-        said = definitions.apply(self.feast.config, self.repo)
-        self.refresh()
-        for service in self.services():
-            self._keep(self.contract(service))
-        return said
+        """Do `feast apply`, keep contracts and definitions for good, return what Feast says."""
+        return self.catalog.apply()
 
     def live_changes(self) -> dict[str, LiveChange]:
         """Return service -> what `apply` would change under a model that is live.
 
         Live is a model that the newest file of the served log names, under the contract that is
-        served now: applying makes requests for that contract fail.
+        served now.
         """
-        live = {}
-        for service in self.services():
-            models = self.served.models(service, self.contract(service).sha256)
-            if models:
-                live[service] = models
-        if not live:
-            return {}
-        changes = {}
-        with definitions.preview(self.feast.config, self.repo) as after:
-            known = {item.name for item in after.list_feature_services()}
-            for service, models in live.items():
-                before = self.contract(service)
-                if service not in known:
-                    changes[service] = LiveChange(models, ("the service is removed",))
-                    continue
-                lines = difference(before, self._resolve(service, after).contract)
-                if lines:
-                    changes[service] = LiveChange(models, tuple(lines))
-        return changes
+        return self.catalog.live_changes(self.served)
 
     def refresh(self) -> None:
         """Read the registry and the definitions again."""
-        with self._lock:
-            self.feast.refresh_registry()  # type: ignore[no-untyped-call]
-            self._bundles.clear()
-            self._views = None
-
-    def _refresh_bundles(self) -> None:
-        """Resolve anew what is in use, while requests go on with what they have."""
-        self.feast.refresh_registry()  # type: ignore[no-untyped-call]
-        fresh = {service: self._resolve(service) for service in tuple(self._bundles)}
-        with self._lock:
-            self._bundles, self._views = fresh, None
+        self.catalog.refresh()
 
     def services(self) -> list[str]:
         """Return the names of the feature services in the registry."""
-        return sorted(item.name for item in self.feast.list_feature_services())
+        return self.catalog.services()
 
-    def bundle(self, service: str) -> Bundle:
-        """Return the resolved `service`.
+    def bundle(self, service: str, contract: str | None = None) -> Bundle:
+        """Return the resolved `service`, as it is served now or under a contract of before.
 
         Raises:
             NotFoundError: There is no such service.
             DefinitionsError: An on-demand view differs between registry and repo folder.
+            ContractMismatchError: That contract cannot be served.
         """
-        if self._refresher.is_due():
-            self._refresher.start(self._refresh_bundles)
-        bundle = self._bundles.get(service)
-        if bundle is None:
-            with self._lock:
-                bundle = self._bundles[service] = self._resolve(service)
-        return bundle
+        return self.catalog.bundle(service, contract)
 
     def contract(self, service: str) -> Contract:
         """Return the contract that `service` is served under now."""
@@ -209,32 +145,7 @@ class Store:
         Raises:
             NotFoundError: No applied contract starts so, or more than one does.
         """
-        known = [path.stem for path in (self.data / "contracts").glob("*.json")]
-        found = [name for name in known if sha256 and name.startswith(sha256)]
-        if len(found) != 1:
-            raise NotFoundError("contract", sha256, found or known)
-        text = (self.data / "contracts" / f"{found[0]}.json").read_text(encoding="utf-8")
-        return Contract(json.loads(text))
-
-    def _resolve(self, service: str, feast: FeatureStore | None = None) -> Bundle:
-        plan = resolve(feast or self.feast, service)
-        live = definitions.on_demand_views(self.repo) if plan.on_demand else {}
-        functions = {
-            view.name: definitions.function_of(view.view, live, self.repo)
-            for view in plan.on_demand
-        }
-        executors = tuple(
-            Executor(
-                view, functions[view.name], view.view.mode, singleton=bool(view.view.singleton)
-            )
-            for view in plan.on_demand
-        )
-        return Bundle(plan, executors, describe(plan, functions, self.repo, LAYOUT))
-
-    def _keep(self, contract: Contract) -> None:
-        path = self.data / "contracts" / f"{contract.sha256}.json"
-        if not path.exists():
-            write_whole(path, contract.canonical())
+        return self.catalog.kept_contract(sha256)
 
     # training
 
@@ -261,7 +172,7 @@ class Store:
             FutureKnowledgeError: Rows or labels lie after `as_known_at`.
         """
         bundle = self.bundle(service)
-        self._keep(bundle.contract)
+        self.catalog.keep(bundle.contract)
         return training.build(
             self.feast,
             bundle.plan,
@@ -269,6 +180,7 @@ class Store:
             entities,
             contract=bundle.contract.sha256,
             folder=self.data / "training",
+            pins=self.data / "pins" if self.config.training.pin == "copy" else None,
             label=label,
             as_known_at=as_known_at,
         )
@@ -280,59 +192,27 @@ class Store:
             ManifestError: The manifest or its entity frame is gone or altered.
             ReplayError: The content differs; says what is gone or has changed since.
         """
-        before = TrainingSet.load(Path(manifest))
-        bundle = self.bundle(before.manifest.service)
-        gone, changed = self._source_changes(before.manifest, bundle.plan)
-        if gone:
-            raise ReplayError(before.manifest.id, gone)
-        table = before.entities
-        features = self.point_in_time(before.manifest.service, table)
-        for name, column in zip(features.column_names, features.columns, strict=True):
-            table = table.append_column(name, column)
-        if content_sha256(table) != before.manifest.sha256:
-            reasons = [*self._contract_changes(before.manifest, bundle.contract), *changed]
-            if not reasons:
-                reasons = ["sources and contract are the same, yet the values are not"]
-            raise ReplayError(before.manifest.id, reasons)
-        return table
+        return replay(self.feast, self.catalog, self.data / "pins", Path(manifest))
 
-    def point_in_time(self, service: str, entities: pa.Table) -> pa.Table:
-        """Return the features alone, of each row of `entities` at its `event_timestamp`."""
-        bundle = self.bundle(service)
+    def point_in_time(
+        self, service: str, entities: pa.Table, *, contract: str | None = None
+    ) -> pa.Table:
+        """Return the features alone, of each row of `entities` at its `event_timestamp`.
+
+        Args:
+            service: The feature service.
+            entities: Join keys, request fields and `event_timestamp`.
+            contract: By the definitions of this contract; those of now, when absent.
+
+        Raises:
+            NotFoundError: There is no such service.
+            EntityRowsError: A column is missing or wrong.
+            ContractMismatchError: The definitions of that contract are not there.
+        """
+        catalog = self.catalog
+        bundle = catalog.of_then(service, contract) if contract else catalog.bundle(service)
         frame = training.entity_table(bundle.plan, entities)
         return training.point_in_time(self.feast, bundle.plan, bundle.executors, frame)
-
-    def _source_changes(self, manifest: Manifest, plan: ServicePlan) -> tuple[list[str], list[str]]:
-        now = {
-            (item["view"], item["path"]): item["sha256"]
-            for item in training.sources(self.feast, plan)
-        }
-        gone, changed = [], []
-        for item in manifest.sources:
-            if item["sha256"] is None:
-                continue
-            digest = now.get((item["view"], item["path"]))
-            if digest is None:
-                gone.append(f"source {item['path']} of view {item['view']} is gone")
-            elif digest != item["sha256"]:
-                changed.append(
-                    f"source {item['path']} of view {item['view']} changed from "
-                    f"{item['sha256'][:16]} to {digest[:16]}"
-                )
-        return gone, changed
-
-    def _contract_changes(self, manifest: Manifest, contract: Contract) -> list[str]:
-        if manifest.contract == contract.sha256:
-            return []
-        return self._differences(manifest.contract, contract) or [
-            f"the contract changed from {manifest.contract} to {contract.sha256}"
-        ]
-
-    def _differences(self, asked: str, served: Contract) -> list[str]:
-        path = self.data / "contracts" / f"{asked}.json"
-        if not path.is_file():
-            return []
-        return difference(Contract(json.loads(path.read_text(encoding="utf-8"))), served)
 
     # serving
 
@@ -351,18 +231,15 @@ class Store:
             entity_rows: Join keys and request fields, as a table, a mapping for each row, or a
                 mapping of columns; other columns are ignored.
             request_time: What TTLs are measured from; now, when absent.
-            contract: Serve only under the contract with this SHA-256.
+            contract: Serve only under the contract with this SHA-256: the one of now, or one that
+                was applied before and whose values what is online still holds.
 
         Raises:
             NotFoundError: There is no such service.
-            ContractMismatchError: Another contract would be served.
+            ContractMismatchError: That contract cannot be served.
             EntityRowsError: A column is missing or wrong.
         """
-        bundle = self.bundle(service)
-        served = bundle.contract.sha256
-        if contract and contract != served:
-            differences = self._differences(contract, bundle.contract)
-            raise ContractMismatchError(service, contract, served, differences)
+        bundle = self.catalog.bundle(service, contract)
         at = time_ns() // 1000 if request_time is None else microseconds(request_time)
         return self._reader(service, bundle).read(entity_rows, at)
 
@@ -386,18 +263,23 @@ class Store:
             request_time=request_time,
             contract=contract,
         )
-        if self.online.embedded and rows_in(entity_rows) <= _BRIEF_ROWS and self.is_plain(service):
+        if (
+            self.online.embedded
+            and rows_in(entity_rows) <= _BRIEF_ROWS
+            and self.is_plain(service, contract)
+        ):
             return ask()
         return await asyncio.to_thread(ask)
 
-    def is_plain(self, service: str) -> bool:
+    def is_plain(self, service: str, contract: str | None = None) -> bool:
         """Say whether answering for `service` runs no on-demand view."""
-        return not self.bundle(service).executors
+        return not self.bundle(service, contract).executors
 
     def _reader(self, service: str, bundle: Bundle) -> Reader:
-        reader = self._readers.get(service)
+        key = service, bundle.contract.sha256
+        reader = self._readers.get(key)
         if reader is None or reader.bundle is not bundle:
-            reader = self._readers[service] = Reader(self.online, self.feast.config, bundle)
+            reader = self._readers[key] = Reader(self.online, self.feast.config, bundle)
         return reader
 
     def audit(
@@ -438,7 +320,7 @@ class Store:
             NotFoundError: There is no such feature view.
         """
         start = None if since is None else microseconds(since)
-        chosen = self._online_views(views)
+        chosen = self.catalog.online_views(views)
         return self._mover().run(chosen, start, microseconds(until), progress=progress)
 
     def ingest(self, view: str, rows: pa.Table, *, known_at: datetime | None = None) -> datetime:
@@ -459,7 +341,7 @@ class Store:
             NotFoundError: There is no such feature view.
             SourceError: See `featurestore.ingest`.
         """
-        return ingest(self.feast.config, self._online_views([view])[0], rows, known_at)
+        return ingest(self.feast.config, self.catalog.online_views([view])[0], rows, known_at)
 
     def write_online(self, view: str, rows: pa.Table) -> int:
         """Write rows of one feature view to the online store, as a stream does.
@@ -471,7 +353,7 @@ class Store:
         Returns:
             Rows written; a row that is older than what is there counts, and changes nothing.
         """
-        chosen = self._online_views([view])[0]
+        chosen = self.catalog.online_views([view])[0]
         return self._mover().write(chosen, rows.to_batches())
 
     def erase(
@@ -494,7 +376,7 @@ class Store:
             NotFoundError: There is no such view, or no view that has such a join key.
             InvalidKeysError: A value does not fit the key's type.
         """
-        chosen = self._online_views(views)
+        chosen = self.catalog.online_views(views)
         keys = pa.Table.from_pylist([dict(entity) for entity in entities])
         known = {column.name for view in chosen for column in view.entity_columns}
         for name in keys.column_names:
@@ -537,16 +419,6 @@ class Store:
                     self.feast.config, self.online, self.data / "materialized.json"
                 )
             return self._materializer
-
-    def _online_views(self, names: Sequence[str]) -> list[FeatureView]:
-        if self._views is None:
-            # The registry's own list: Feast's strips views without entities of their dummy key.
-            views = self.feast.registry.list_feature_views(self.feast.project)
-            self._views = {view.name: view for view in views if view.online}
-        for name in names:
-            if name not in self._views:
-                raise NotFoundError("online feature view", name, self._views)
-        return [self._views[name] for name in names or sorted(self._views)]
 
 
 def _feast(repo: Path) -> FeatureStore:

@@ -33,6 +33,7 @@ from featurestore.evidence import (
     sha256_of,
 )
 from featurestore.manifest import DATA, MANIFEST, Manifest, TrainingSet
+from featurestore.pins import make_pins, over_pins, pin_path
 from featurestore.rows import cast_array
 from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP
 
@@ -172,10 +173,13 @@ def build(
     *,
     contract: str,
     folder: Path,
+    pins: Path | None,
     label: str | None = None,
     as_known_at: datetime | None = None,
 ) -> TrainingSet:
     """Build a training set and write it to `folder/<id>/`, whole or not at all.
+
+    With pins, what is joined is the pinned rows: nothing can come between the two.
 
     Args:
         store: Feast's store.
@@ -184,6 +188,7 @@ def build(
         entities: Keys, request fields, `event_timestamp`, and what else shall stay beside them.
         contract: SHA-256 of the service's contract.
         folder: Where training sets are kept.
+        pins: Where the source rows that they use are kept; None to hash the sources only.
         label: Which of the entity columns is the label.
         as_known_at: Nothing after this time may count.
 
@@ -196,7 +201,10 @@ def build(
         raise EntityRowsError(plan.name, label, "is the label, and missing")
     if as_known_at is not None:
         _refuse_future(frame, as_known_at)
-    table = _beside(frame, point_in_time(store, plan, executors, frame))
+    made = {} if pins is None else make_pins(store.config, plan, frame, pins)
+    chosen = {} if pins is None else {v: pin_path(pins, pin["sha256"]) for v, pin in made.items()}
+    features = point_in_time(store, over_pins(plan, chosen), executors, frame)
+    table = beside(frame, features)
     content = {
         "service": plan.name,
         "contract": contract,
@@ -213,11 +221,12 @@ def build(
         "libraries": libraries(),
     }
     identity = sha256_of(json.dumps(content, sort_keys=True).encode())[:16]
-    manifest = Manifest(id=identity, created_at=datetime.now(UTC).isoformat(), **content)
+    manifest = Manifest(id=identity, created_at=datetime.now(UTC).isoformat(), pins=made, **content)
     return TrainingSet(table, manifest, _write(table, manifest, folder))
 
 
-def _beside(entities: pa.Table, features: pa.Table) -> pa.Table:
+def beside(entities: pa.Table, features: pa.Table) -> pa.Table:
+    """Return entity columns and features as one table."""
     for name, column in zip(features.column_names, features.columns, strict=True):
         entities = entities.append_column(name, column)
     return entities

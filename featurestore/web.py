@@ -115,7 +115,7 @@ class Application:
             return False
         try:
             return rows_in(query.entities) <= _INLINE_ROWS and self._store.is_plain(
-                query.feature_service
+                query.feature_service, query.contract or None
             )
         except SteadfeastError:
             return False  # said, and counted, where the request is answered
@@ -138,7 +138,7 @@ def _features(store: Store, figures: Figures, query: Query) -> bytes:
         return json.dumps(_single_features(store, query)).encode()
     service = query.feature_service
     with figures.request("http", service):
-        plan = store.bundle(service).plan
+        plan = store.bundle(service, query.contract or None).plan
         got = _read(store, plan, query)
         figures.served("http", service, got)
         return answer(plan, got, full_names=query.full_feature_names)

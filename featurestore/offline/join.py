@@ -83,20 +83,7 @@ def features_of(
     view, rows = bound.view, entities.table.num_rows
     if not view.features:
         return []
-    connection.register("spine", _spine(entities, bound))
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE ids AS {sql.numbering(view)}")
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE asked AS {sql.asked(view)}")
-    connection.unregister("spine")
-    count, most, mean = connection.execute(
-        "SELECT count(*), coalesce(max(n), 0), coalesce(avg(n), 0) FROM ids"
-    ).fetchall()[0]
-    crowded = most > _MOST_UNCROWDED or mean > _MEAN_UNCROWDED
-    reach = span(entities, view)
-    if crowded:
-        reach = _packed(connection, view, reach, count)
-    winners = sql.winners(view, reach, as_known=as_known, crowded=crowded)
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE won AS {winners}")
-    connection.execute("DROP TABLE asked")
+    reach = won(connection, entities, bound, as_known=as_known)
     query = sql.values(view, reach, as_known=as_known, ties=False)
     fetched = connection.sql(query).to_arrow_table()
     place, tied = _places(fetched["i"], rows)
@@ -116,6 +103,28 @@ def features_of(
         found.append((name, _gathered(fetched["f" + str(i)], place, nowhere)))
         fetched = fetched.drop_columns("f" + str(i))
     return found
+
+
+def won(
+    connection: duckdb.DuckDBPyConnection, entities: Entities, bound: Bound, *, as_known: bool
+) -> sql.Span:
+    """Make the tables `ids` and `won`: which event time of which key each entity row uses."""
+    view = bound.view
+    connection.register("spine", _spine(entities, bound))
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE ids AS {sql.numbering(view)}")
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE asked AS {sql.asked(view)}")
+    connection.unregister("spine")
+    count, most, mean = connection.execute(
+        "SELECT count(*), coalesce(max(n), 0), coalesce(avg(n), 0) FROM ids"
+    ).fetchall()[0]
+    crowded = most > _MOST_UNCROWDED or mean > _MEAN_UNCROWDED
+    reach = span(entities, view)
+    if crowded:
+        reach = _packed(connection, view, reach, count)
+    winners = sql.winners(view, reach, as_known=as_known, crowded=crowded)
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE won AS {winners}")
+    connection.execute("DROP TABLE asked")
+    return reach
 
 
 def span(entities: Entities, view: sql.View) -> sql.Span:

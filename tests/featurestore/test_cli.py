@@ -90,6 +90,7 @@ def test_a_change_under_a_live_model_is_said_and_asked_about(stocked, run):
     assert asked.exit_code == 1
     assert "small changes under late 7, which is served from it:" in asked.output
     assert "view users ttl_us: 86400000000 became 172800000000 (changes values)" in asked.output
+    assert "requests for its contract go on being answered, by the definitions" in asked.output
     assert "purchase" not in asked.output
     with Store.open(stocked.config) as store:
         assert store.contract("small").sha256 == before

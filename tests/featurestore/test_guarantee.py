@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+import shutil
 from collections.abc import Callable  # noqa: TC003 - a dataclass
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ from featurestore import code as code_module
 from featurestore import served as served_module
 from featurestore.errors import ContractMismatchError, ReplayError
 from featurestore.evidence import content_sha256
+from featurestore.offline import pins as offline_pins
 from featurestore.offline import views
 from featurestore.offline.store import DuckDBOfflineStore
 from featurestore.online import SQLiteOnlineStore, packing
@@ -172,6 +174,8 @@ def test_i5_and_i8_hold_over_random_histories(shop, rows, late, times, data):
             naive_values = [v for time in times for v in expected(rows, USERS, time, feature)]
             assert as_bits(built.table, feature) == naive_values
         shop.write(data.draw(st.permutations(rows + late)), GOODS)
+        if data.draw(st.booleans()):
+            shutil.rmtree(shop.data / "pins")
         assert content_sha256(store.replay(built.path / "manifest.json")) == built.manifest.sha256
 
 
@@ -244,6 +248,7 @@ def trained(store, shop):
             found.add("law I8: training is not the naive loop")
     backfill = [user(1, NOON - 2 * TICK, NOON + 99 * DAY, spend=8.0)]
     shop.write([*SOURCE[::-1], *backfill], GOODS)
+    shutil.rmtree(shop.data / "pins")  # so that the source itself has to have kept its past
     try:
         store.replay(built.path / "manifest.json")
     except ReplayError:
@@ -373,6 +378,13 @@ def training_leaks(patch):
         return right(*arguments, **{**options, "filter_by_created_timestamp": False})
 
     patch.setattr(DuckDBOfflineStore, "get_historical_features", staticmethod(leak))
+
+
+def pin_a_row_short(patch):
+    right = offline_pins.sql
+    mutant = SimpleNamespace(**vars(right))
+    mutant.used = lambda view, span: f"FROM ({right.used(view, span)}) OFFSET 1"
+    patch.setattr(offline_pins, "sql", mutant)
 
 
 def nothing_written(patch):
@@ -533,6 +545,7 @@ MUTANTS = [
     Mutant("a row leaks online, and is served before it is known", "audit I2: leaked", leaked_row),
     Mutant("training takes rows before they are known", "law I8: training is not the naive loop",
            training_leaks),
+    Mutant("a pin leaves out a row", "law I8: training is not the naive loop", pin_a_row_short),
     Mutant("an on-demand function differs online", "audit I2: value", differs_online),
     Mutant("the log's clock is a day off", "audit I2: missing offline", clock_off),
     Mutant("the log narrows a type", "audit I2: type", logged(cast_logged)),
