@@ -91,7 +91,7 @@ class Measurer:
         start = bucket.end - config.window
         files = self._log.files(config.service, bucket.start, bucket.end)
         snapshot = freeze(self._con, files, bucket, bucket_path(self._state, monitor, bucket))
-        current = profile(_batches(snapshot, reference), reference.edges)
+        current = profile(rows_of(snapshot, reference), reference.edges)
         before = self._kept(monitor, start, bucket.start)
         parts = [self._profile(monitor, one, key, reference) for one in before]
         whole = total([*parts, current], reference.edges)
@@ -184,7 +184,7 @@ class Measurer:
                 cached = Profile.from_json(kept.profile, reference.edges)
             elif kept.path.exists():
                 frozen: Snapshot = load(self._con, kept.bucket, kept.path)
-                cached = profile(_batches(frozen, reference), reference.edges)
+                cached = profile(rows_of(frozen, reference), reference.edges)
             else:
                 cached = Profile.empty(reference.edges)
             self._profiles[monitor, kept.bucket.start, key] = cached
@@ -197,7 +197,7 @@ class Measurer:
         at = (monitor, one.bucket.start, key)
         if at not in self._parts:
             there = one.rows and one.path.exists()
-            batches = _batches(load(self._con, one.bucket, one.path), reference) if there else ()
+            batches = rows_of(load(self._con, one.bucket, one.path), reference) if there else ()
             self._parts[at] = segments.profiles(batches, reference)
         return self._parts[at]
 
@@ -234,7 +234,7 @@ class Measurer:
         return found
 
 
-def _batches(snapshot: Snapshot, reference: Reference) -> Iterator[pa.RecordBatch]:
+def rows_of(snapshot: Snapshot, reference: Reference) -> Iterator[pa.RecordBatch]:
     """Give the columns that are counted or split by; predictions only of the live model."""
     edges = reference.edges
     columns = {*edges.columns, *reference.segments}
