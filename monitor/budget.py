@@ -5,11 +5,16 @@ and speaks of episodes, so neither the number of looks nor the number of separat
 how many chances noise has. It is simulated instead, seeded: a distance is the mean of the
 squares of `directions` averages of white noise over a window, looked at several times within
 the window's length, and counted by the rule that opens and closes episodes.
+
+Averages of noise that remembers, such as one day's weather the next day's, exceed a level several
+times in a row, which persistence does not hold back: `memory` is the correlation of one step with
+the next.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -17,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special, stats
+from scipy import optimize, signal, special, stats
 
 if TYPE_CHECKING:
     from monitor.config import MonitorConfig
@@ -27,6 +32,8 @@ Floats = npt.NDArray[np.float64]
 CLOSE_BELOW = 0.8
 
 _YEARS, _STEPS = 1000, 2_000_000
+_MEMORIES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98)
+_DIRECTIONS = (1, 2, 3, 5, 8, 13, 21, 34)
 _YEAR = timedelta(days=365.25)
 
 
@@ -50,7 +57,7 @@ class Plan:
 
     @classmethod
     def of(cls, config: MonitorConfig) -> Plan:
-        """Return how `config` looks."""
+        """Return how `config` looks at its windows."""
         episode = config.episode
         per_window = min(config.window // config.bucket, 24)
         return cls(
@@ -61,27 +68,68 @@ class Plan:
             episode.close,
         )
 
+    @classmethod
+    def of_latest(cls, config: MonitorConfig, length: timedelta) -> Plan:
+        """Return how `config` looks at the last `length` of its windows."""
+        per_window = min(length // config.bucket, 24)
+        episode = config.episode
+        return cls(per_window, _YEAR / length * per_window, episode.k, episode.n, episode.close)
 
-def factor(*, directions: float, freedom: float, alarms_per_year: float, plan: Plan) -> float:
+    def part(self, weight: float) -> float:
+        """Return the share of the false episodes of one look that is `weight` of all looks.
+
+        Where looks do not overlap, k of them must exceed: so many chances make an episode of any
+        looks that the chances of each may be `weight` of the whole, and its episodes the k-th
+        power. Overlapping windows exceed together, so that episodes add up.
+        """
+        return float(weight**self.k) if self.per_window == 1 else weight
+
+
+def factor(
+    *,
+    directions: float,
+    freedom: float,
+    alarms_per_year: float,
+    plan: Plan,
+    memory: float = 0.0,
+) -> float:
     """Return how many times its mean a squared distance may be, for so many false episodes a year.
 
     Args:
-        directions: In which blocks of the reference differ, at least 1; between two whole
-            numbers the factor is interpolated.
+        directions: In which blocks of the reference differ, at least 1. Simulated are some whole
+            numbers up to 34; between two the factor is interpolated.
         freedom: Of the estimated mean, in the sense of chi-square; above 0.
         alarms_per_year: Episodes that are accepted where nothing happened; above 0.
         plan: How the monitor looks.
+        memory: Correlation of one step with the next, 0 to 1; taken in steps.
 
     Returns:
         1 to 1000.
     """
-    below = math.floor(directions)
-    few, many = (_factor(whole, freedom, alarms_per_year, plan) for whole in (below, below + 1))
-    return math.exp(math.log(few) + (directions - below) * (math.log(many) - math.log(few)))
+    above = min(bisect_right(_DIRECTIONS, directions), len(_DIRECTIONS) - 1)
+    ends = _DIRECTIONS[above - 1 : above + 1]
+    found = [_factor(one, freedom, alarms_per_year, plan, _coarse(memory)) for one in ends]
+    return math.exp(float(np.interp(math.log(directions), np.log(ends), np.log(found))))
 
 
-def _factor(directions: int, freedom: float, alarms_per_year: float, plan: Plan) -> float:
-    levels, rates = _episode_rates(directions, plan)
+def tail(alarms_per_year: float, plan: Plan, memory: float = 0.0) -> float:
+    """Return the chance that one look may exceed its limit, for so many false episodes a year.
+
+    For limits on something whose spread is known. Arguments as in `factor`.
+    """
+    known = 1e9
+    level = _factor(1, known, alarms_per_year, plan, _coarse(memory))
+    return float(special.chdtrc(1, level))
+
+
+def _coarse(memory: float) -> float:
+    return min(_MEMORIES, key=lambda one: abs(one - memory))
+
+
+def _factor(
+    directions: int, freedom: float, alarms_per_year: float, plan: Plan, memory: float
+) -> float:
+    levels, rates = _episode_rates(directions, plan, memory)
     slope = (rates[-1] - rates[-2]) / (levels[-1] - levels[-2])
     # The mean is uncertain: average the rate over what the true mean may be.
     scales = stats.chi2.ppf((np.arange(400) + 0.5) / 400, freedom) / freedom
@@ -99,17 +147,20 @@ def _factor(directions: int, freedom: float, alarms_per_year: float, plan: Plan)
     return math.exp(high if excess(high) > 0 else optimize.brentq(excess, low, high, xtol=1e-3))
 
 
-@lru_cache(maxsize=64)
-def _episode_rates(directions: int, plan: Plan) -> tuple[Floats, Floats]:
+@lru_cache(maxsize=256)
+def _episode_rates(directions: int, plan: Plan, memory: float) -> tuple[Floats, Floats]:
     """Simulate looks at pure noise: levels from 1 up, and log episodes a year at each."""
     generator = np.random.default_rng(20130101)
     years = min(_YEARS, _STEPS / plan.per_year)
     steps = int(years * plan.per_year)
     noise = np.zeros(steps)
     for _ in range(directions):
-        sums = np.cumsum(generator.standard_normal(steps + plan.per_window))
+        steady = generator.standard_normal(steps + plan.per_window)
+        if memory:
+            steady = signal.lfilter([1.0], [1.0, -memory], steady)
+        sums = np.cumsum(steady)
         noise += (sums[plan.per_window :] - sums[: -plan.per_window]) ** 2
-    noise /= directions * plan.per_window
+    noise /= noise.mean()
     levels, rates = [], []
     for level in np.geomspace(1, 40, 40):
         episodes = _episodes(noise, level, plan)

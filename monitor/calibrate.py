@@ -1,7 +1,7 @@
-"""What a monitor compares with: the training set's profile, and a threshold per feature.
+"""What a monitor compares with: the training set's profile, and the limits of each feature.
 
-Above `monitor.limits`, which measures a threshold on profiles of the reference's buckets. Here
-those are made, from the rows of the training set that the live model was trained on.
+Above `monitor.stretches`, which measures limits on counts of the reference's buckets. Here those
+are made, from the rows of the training set that the live model was trained on.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,23 +19,30 @@ import pyarrow as pa
 import featurestore
 from featurestore.errors import ManifestError, NotFoundError
 from monitor.bins import Edges, edges_of
+from monitor.clusters import clusterings
 from monitor.estimate import Estimator
-from monitor.limits import Calibration, calibrate
+from monitor.limits import Calibration, seasonal, weekday
+from monitor.looks import extended
 from monitor.profile import Profile, Window, profile, total
 from monitor.snapshot import EPOCH
 from monitor.statistics import statistic
+from monitor.stretches import Series, calibrate, calibrate_latest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
     import duckdb
+    import numpy.typing as npt
 
+    from monitor.clusters import Clustering
     from monitor.config import MonitorConfig
     from monitor.statistics import Statistic
 
 TIME = "event_timestamp"
+CLUSTER_ROWS = 50_000
+_DAY = timedelta(days=1)
 
 PREDICTION = "prediction"
 """The column of a served log, and of scored rows, that holds what the model said."""
@@ -54,7 +62,10 @@ class Reference:
         thresholds: Limit per feature for a window with as many rows as the reference's, in the
             unit of the feature's statistic. A feature that could not be calibrated has none.
         performance: What the model measured on its hold-out, by metric name.
-        calibration: Per feature with a threshold, where it came from.
+        calibration: Per feature with a threshold, the limits for a whole window.
+        latest: The same for a window's last part; for features whose reference is long enough.
+        weekdays: The reference by day of the week, from `snapshot.weekday`, 7 profiles; none
+            where there are too few days to tell them apart.
         columns: Every column of the training set: features, keys, label.
         quietest: Fewest rows in any whole bucket of the reference.
         scored_uri: Path of the held-out rows with the model's predictions; empty without any.
@@ -72,6 +83,8 @@ class Reference:
     thresholds: Mapping[str, float]
     performance: Mapping[str, float] = field(default_factory=dict)
     calibration: Mapping[str, Calibration] = field(default_factory=dict)
+    latest: Mapping[str, Calibration] = field(default_factory=dict)
+    weekdays: tuple[Profile, ...] = ()
     columns: tuple[str, ...] = ()
     quietest: int = 0
     scored_uri: str = ""
@@ -83,6 +96,14 @@ class Reference:
     def features(self) -> tuple[str, ...]:
         """The watched features, in the training set's order."""
         return tuple(self.edges.columns)
+
+    def by_weekday(self, feature: str) -> npt.NDArray[np.int64] | None:
+        """Return `extended` counts of `feature` by day of the week, shape (7, bins + 1).
+
+        None where they are not told apart.
+        """
+        held = [one.columns[feature] for one in self.weekdays if feature in one.columns]
+        return np.array([extended(one) for one in held]) if held else None
 
     def limit(self, feature: str, rows: int) -> float | None:
         """Return the threshold of `feature` for a window of `rows` usable rows, if it has one."""
@@ -112,6 +133,8 @@ class Reference:
             "thresholds": dict(self.thresholds),
             "performance": dict(self.performance),
             "calibration": {name: asdict(one) for name, one in self.calibration.items()},
+            "latest": {name: asdict(one) for name, one in self.latest.items()},
+            "weekdays": [json.loads(one.to_json()) for one in self.weekdays],
             "columns": list(self.columns),
             "quietest": self.quietest,
             "scored_uri": self.scored_uri,
@@ -135,10 +158,13 @@ class Reference:
                 "window": Window.from_json(data["window"]),
                 "edges": edges,
                 "profile": Profile.from_json(json.dumps(data["profile"]), edges),
-                "calibration": {
-                    name: Calibration(**{**one, "curve": tuple(one["curve"])})
-                    for name, one in data["calibration"].items()
+                **{
+                    scale: {name: Calibration.from_json(one) for name, one in data[scale].items()}
+                    for scale in ("calibration", "latest")
                 },
+                "weekdays": tuple(
+                    Profile.from_json(json.dumps(one), edges) for one in data["weekdays"]
+                ),
                 "columns": tuple(data["columns"]),
                 # What follows came later; a reference that lacks it is none the worse.
                 "estimator": Estimator.from_json(data["estimator"])
@@ -163,6 +189,7 @@ def build_reference(
     model_version: str = "",
     performance: Mapping[str, float] | None = None,
     beside: int = 0,
+    tell: Callable[[int, int], None] | None = None,
 ) -> Reference:
     """Profile a training set and calibrate the thresholds on its own windows.
 
@@ -173,6 +200,7 @@ def build_reference(
         model_version: Version of the model that was trained on it.
         performance: That model's metrics on its hold-out, from the run.
         beside: Columns that are watched beside the features, and share the false alarms.
+        tell: Called with how many features are calibrated, and how many there are.
 
     Raises:
         ManifestError: The training set is missing, is not one, or is empty.
@@ -193,17 +221,20 @@ def build_reference(
     rows = sum(one.rows for _, one in found)
     if not rows or rows != manifest.rows:
         raise ManifestError(manifest_path, f"{data.name} holds {rows} rows, not {manifest.rows}")
+    sample = _sample(con, data, (*watched, *manifest.keys), rows)
     return reference_of(
         found,
         edges,
         config,
         chosen,
+        clusters=clusterings(sample, edges, manifest.keys),
         uri=str(manifest_path),
         contract=manifest.contract,
         model_version=model_version,
         performance=performance or {},
         columns=tuple(manifest.columns),
         beside=beside,
+        tell=tell,
     )
 
 
@@ -213,12 +244,14 @@ def reference_of(
     config: MonitorConfig,
     chosen: Statistic,
     *,
+    clusters: Mapping[str, Clustering] = MappingProxyType({}),
     uri: str = "",
     contract: str = "",
     model_version: str = "",
     performance: Mapping[str, float] | None = None,
     columns: tuple[str, ...] = (),
     beside: int = 0,
+    tell: Callable[[int, int], None] | None = None,
 ) -> Reference:
     """Make a reference of one profile per bucket, which is all that calibration needs.
 
@@ -227,12 +260,14 @@ def reference_of(
         edges: What the profiles are over.
         config: The monitor.
         chosen: The statistic that decides.
+        clusters: How shares vary with the entities, from `monitor.clusters`.
         uri: Copied into the reference, like all that follow.
         contract: See `Reference`.
         model_version: See `Reference`.
         performance: See `Reference`.
         columns: See `Reference`.
         beside: See `build_reference`.
+        tell: See `build_reference`.
     """
     whole = total((one for _, one in found), edges)
     start, last = found[0][0], found[-1][0]
@@ -242,23 +277,31 @@ def reference_of(
         held.get(start + i * config.bucket, empty)
         for i in range((last - start) // config.bucket + 1)
     ]
+    weekdays = np.array([weekday(start + i * config.bucket) for i in range(len(series))])
+    same_weekdays = seasonal(config, weekdays[[one.rows > 0 for one in series]])
     share = config.false_alarms_per_year / max(1, len(edges.columns) + beside)
-    calibration = {
-        name: made
-        for name, one in edges.columns.items()
-        if (
-            made := calibrate(
-                name,
-                one,
-                series,
-                whole=whole,
-                config=config,
-                chosen=chosen,
-                alarms_per_year=share,
-            )
+    calibration, latest = {}, {}
+    for done, (name, one) in enumerate(edges.columns.items()):
+        if tell is not None:
+            tell(done, len(edges.columns))
+        counts = Series.of(name, series, weekdays, clusters.get(name))
+        column = whole.columns[name]
+        # Both looks at a feature make one verdict: they share its chances of a false alarm.
+        short = calibrate_latest(
+            one, counts, column, config=config, chosen=chosen, alarms_per_year=share / 2
         )
-        is not None
-    }
+        window = calibrate(
+            one,
+            counts,
+            column,
+            config=config,
+            chosen=chosen,
+            alarms_per_year=share if short is None else share / 2,
+        )
+        if window is not None:
+            calibration[name] = window
+            if short is not None:
+                latest[name] = short
     return Reference(
         uri=uri,
         contract=contract,
@@ -269,6 +312,12 @@ def reference_of(
         thresholds={name: one.limit(one.rows) for name, one in calibration.items()},
         performance=dict(performance or {}),
         calibration=calibration,
+        latest=latest,
+        weekdays=tuple(
+            total((one for one, day in zip(series, weekdays, strict=True) if day == number), edges)
+            for number in range(7)
+            if same_weekdays
+        ),
         columns=columns,
         # The first and the last bucket may be cut by where the training set begins and ends.
         quietest=min((one.rows for one in series[1:-1]), default=0),
@@ -283,6 +332,20 @@ def read_columns(
     order = f' ORDER BY "{TIME}"' if in_order else ""
     query = f'SELECT {listed}, "{TIME}" AS "{_AT}" FROM read_parquet($path){order}'
     return con.sql(query, params={"path": str(data)}).to_arrow_reader()
+
+
+def _sample(
+    con: duckdb.DuckDBPyConnection, data: Path, columns: Sequence[str], rows: int
+) -> pa.Table:
+    """Read about `CLUSTER_ROWS` rows, the same whatever their order."""
+    present = con.sql("FROM read_parquet($path)", params={"path": str(data)}).columns
+    listed = ", ".join(
+        '"' + name.replace('"', '""') + '"' for name in dict.fromkeys(columns) if name in present
+    )
+    return con.sql(
+        f"SELECT {listed} FROM read_parquet($path) AS r WHERE hash(r) % $rows < $wanted",
+        params={"path": str(data), "rows": max(rows, CLUSTER_ROWS), "wanted": CLUSTER_ROWS},
+    ).to_arrow_table()
 
 
 _AT = "event time of the row"

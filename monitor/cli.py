@@ -12,12 +12,13 @@ import os
 import sys
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featurestore.errors import UserError
+from featurestore.errors import NotFoundError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -58,6 +59,21 @@ class CallError(UserError):
     def __init__(self, address: str, code: str, details: str) -> None:
         self.address, self.code, self.details = address, code, details
         super().__init__(f"monitor at {address}: {code}: {details}")
+
+
+class NoReferenceError(UserError):
+    """There is no training set to measure limits on.
+
+    Attributes:
+        monitor: Whose.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        super().__init__(
+            f"monitor {monitor} has nothing to compare with yet: "
+            "give --reference, or promote a model"
+        )
 
 
 @app.command()
@@ -209,6 +225,63 @@ def evaluate(
             monitor_pb2.EvaluateRequest(monitor=monitor), timeout=EVALUATE_SECONDS
         )
     typer.echo(terminal.as_json(answer) if as_json else f"{answer.buckets} buckets evaluated")
+
+
+@app.command()
+def calibrate(
+    monitor: Annotated[str, typer.Argument(help="Only this monitor.")] = "",
+    config: Config = DEFAULT,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Manifest of a training set; without it, what the monitor compares with."
+        ),
+    ] = None,
+    address: Address = "",
+    as_json: Json = False,
+) -> None:
+    """Print each feature's limit, and the smallest change that it would see.
+
+    What `false_alarms_per_year` buys, before a daemon runs: limits are measured on the windows of
+    the training set, as the daemon does. Nothing is changed. Without --reference a running daemon
+    is asked which training set its champion was trained on.
+
+    Example: steadfeast monitor calibrate --reference data/training/ab12/manifest.json
+    """
+    from rich.console import Console
+
+    from monitor import sensitivity
+    from monitor.config import load
+
+    section, _ = load(config)
+    for name, one in sorted(section.monitors.items()):
+        if monitor not in {"", name}:
+            continue
+        manifest = reference or one.reference or _champion(name, config, address)
+        found = sensitivity.measured(manifest, one, name, quiet=as_json)
+        if as_json:
+            for line in found:
+                typer.echo(json.dumps({"monitor": name, **asdict(line)}))
+        else:
+            console = Console()
+            console.print(sensitivity.table(found, name, one))
+            console.print(sensitivity.advice(found, one), highlight=False)
+    if monitor and monitor not in section.monitors:
+        raise NotFoundError("monitor", monitor, section.monitors)
+
+
+def _champion(monitor: str, config: Path, address: str) -> Path:
+    """Return the training set that a running daemon compares with."""
+    from protos.steadfeast.v1 import monitor_pb2
+
+    with _daemon(config, address) as stub:
+        answer = stub.GetStatus(
+            monitor_pb2.GetStatusRequest(monitor=monitor), timeout=DEADLINE_SECONDS
+        )
+    found = [one.reference_uri for one in answer.monitors if one.reference_uri]
+    if not found:
+        raise NoReferenceError(monitor)
+    return Path(found[0])
 
 
 @app.command()

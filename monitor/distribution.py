@@ -123,12 +123,10 @@ def _labels(edges: ColumnEdges, starts: Sequence[int]) -> list[str]:
             for start, stop in pairwise(starts)
         ]
         return _unique([*known, "not in the reference"])
-    return _unique(
-        [_stretch(edges, start, stop) for start, stop in pairwise([*starts, edges.bins])]
-    )
+    return _unique([stretch(edges, start, stop) for start, stop in pairwise([*starts, edges.bins])])
 
 
-def _stretch(edges: ColumnEdges, start: int, stop: int) -> str:
+def stretch(edges: ColumnEdges, start: int, stop: int) -> str:
     """Say which values bins `start` to `stop` hold: `(low, high]`, or one value.
 
     The cut just below a point mass stands for the value itself: what ends there ends under it.

@@ -1,48 +1,13 @@
-"""How far is far: distances of windows, and the threshold of one feature.
+"""The limits of one feature: what was measured, what may be, and what a window is compared with.
 
-Above `monitor.profile`; `monitor.calibrate` applies it to a training set. Pure.
-
-A threshold is measured, not copied. The reference is cut into blocks as long as the monitor's
-window, and each block is compared with the rest: so day of week, weather and rows of one entity
-that move together are in the noise that is expected. The limit is where the squared distance, on
-a scale on which distances add up, reaches
-
-    factor x its mean over the blocks, or a floor,  + what fewer rows add.
-
-*The scale.* Statistics saturate: PSI of a shift by 6 standard deviations is hardly above that of
-4. In their own unit a multiple of what restless weather does in eight weeks can lie beyond what
-any window could reach, and the feature is blind. So each value is read as the shift, in standard
-deviations of a normal feature over the same bins, that would give it: its square adds up like a
-variance, whatever the statistic is. Limits are turned back into the statistic's unit.
-
-*The factor* makes the false alarms come to `false_alarms_per_year`, shared equally over the
-features. For a feature whose blocks differ in `d` directions, squared distances spread like
-chi-square(d) / d, and their mean over `b` blocks is itself uncertain, like chi-square(f) / f:
-their ratio is an F. Two things make that usable with the eight weeks of a two-month reference.
-One direction and separate blocks would be F(1, 7), whose quantile at one in a thousand is 29.
-But blocks differ in 2 to 4 directions in practice: `d` is measured as the participation ratio
-of the blocks' deviations (sum of eigenvalues, squared, over sum of squares). And blocks slide by
-less than their length, which is worth f = 1.5 d (b - 1) rather than d (b - 1): the squared
-correlations of overlapping averages add up to 2/3 of a window. What counts as one alarm is an
-episode, not a window; `monitor.budget` turns one into the other.
-
-*Fewer rows*: where only a sample is served, a window has fewer rows than a block of the training
-set; what the statistic then shows by counting alone is drawn from the reference and added.
-
-*The floor*, a shift of .22 standard deviations (PSI .05), is an effect that is not worth an
-alarm however calm the reference was: controls such as the carrier mix of an airport move by .17
-within a year as schedules change.
-
-Known limits. Correlated features share the budget as if they were independent, which errs to
-the quiet side. A reference with a trend counts its trend as noise: a window is drifted when it
-is farther out than the training set's own weeks were, which is what the model has not seen.
+Above `monitor.looks`; `monitor.stretches` measures them on a reference and says how. Pure.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,20 +15,20 @@ import numpy.typing as npt
 from scipy import special
 
 from monitor.bins import ORDERED, ColumnEdges
-from monitor.budget import Plan, factor
+from monitor.looks import Tolerance
+from monitor.snapshot import EPOCH
 from monitor.statistics import Statistic, statistic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Mapping
+    from datetime import datetime
 
     from monitor.config import MonitorConfig
-    from monitor.profile import ColumnProfile, Profile
+    from monitor.profile import ColumnProfile
 
 SHIFTS = (0.0, *np.geomspace(0.02, 10, 48).tolist())
-FLOOR = 0.22
-MIN_BLOCKS = 3
-_WANTED_BLOCKS = 6
-_OVERLAP = 8
+_MIN_SAME_WEEKDAYS = 4
+_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +45,9 @@ class Calibration:
         blocks: Whole blocks in the reference.
         rows: Rows of a block, in the middle.
         curve: Value of the statistic at each of `SHIFTS`, ascending.
+        floor: Least shift that is worth an alarm, in standard deviations.
+        memory: Correlation of one stretch with the next, 0 to 1; 0 where they overlap.
+        looks: How far single shares may change.
     """
 
     statistic: str
@@ -90,16 +58,34 @@ class Calibration:
     blocks: int
     rows: float
     curve: tuple[float, ...]
+    floor: float
+    memory: float
+    looks: Tolerance
 
     def limit(self, rows: float) -> float:
         """Return the threshold for a window of `rows` usable rows, in the statistic's unit."""
         fewer = max(0.0, 1 / rows - 1 / self.rows) if rows else 0.0
-        squared = max(self.factor * self.mean, FLOOR**2) + self.sampling * fewer
+        squared = max(self.factor * self.mean, self.floor**2) + self.sampling * fewer
         return float(np.interp(math.sqrt(squared), SHIFTS, self.curve))
 
     def shift(self, value: float) -> float:
         """Return the shift of a normal feature that would give `value`, in sd, 0 to 10."""
         return float(np.interp(value, self.curve, SHIFTS))
+
+    def surprise(self, value: float) -> float:
+        """Return the chance of such a value or a larger one where nothing happened, 0 to 1."""
+        if not self.mean:
+            return 0.0 if value > self.curve[0] else 1.0
+        freedom = 1.5 * self.directions * max(self.blocks - 1, 1)
+        return float(special.fdtrc(self.directions, freedom, self.shift(value) ** 2 / self.mean))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Calibration:
+        """Return what `dataclasses.asdict` was called on, after its way through JSON."""
+        looks: dict[str, Any] = {
+            key: tuple(one) if isinstance(one, list) else one for key, one in data["looks"].items()
+        }
+        return cls(**{**data, "curve": tuple(data["curve"]), "looks": Tolerance(**looks)})
 
 
 def suited(chosen: Statistic, edges: ColumnEdges) -> Statistic:
@@ -110,9 +96,20 @@ def suited(chosen: Statistic, edges: ColumnEdges) -> Statistic:
 
 
 def compare(
-    chosen: Statistic, edges: ColumnEdges, reference: ColumnProfile, current: ColumnProfile
+    chosen: Statistic,
+    edges: ColumnEdges,
+    reference: ColumnProfile,
+    current: ColumnProfile,
+    expected: npt.NDArray[Any] | None = None,
 ) -> float:
     """Return the distance of two profiles of one column, in the unit of `chosen`.
+
+    Args:
+        chosen: The statistic.
+        edges: Of both.
+        reference: Of the column.
+        current: Of the column.
+        expected: Counts to compare with rather than all of the reference's, shape (bins,).
 
     Raises:
         EmptyWindowError: A side has no usable counts.
@@ -120,16 +117,29 @@ def compare(
     bounds = [reference.minimum, current.minimum, reference.maximum, current.maximum]
     held = [bound for bound in bounds if bound is not None]
     positions = edges.positions(min(held, default=None), max(held, default=None))
-    return _distance(chosen, edges, reference.counts, current.counts, positions)
+    counts = reference.counts if expected is None else expected
+    return distance(chosen, edges, counts, current.counts, positions)
 
 
-def _distance(
+def distance(
     chosen: Statistic,
     edges: ColumnEdges,
     reference: npt.NDArray[Any],
     current: npt.NDArray[Any],
     positions: npt.NDArray[np.float64],
 ) -> float:
+    """Return the distance of two vectors of counts over `edges`.
+
+    Args:
+        chosen: The statistic.
+        edges: Of both.
+        reference: Shape (bins,); may be fractional.
+        current: Likewise.
+        positions: Where each bin's rows are taken to lie.
+
+    Raises:
+        EmptyWindowError: A side has no usable counts.
+    """
     if chosen.coarse:
         reference, current = edges.coarse(reference), edges.coarse(current)
         positions = np.arange(len(reference), dtype=np.float64)
@@ -138,101 +148,41 @@ def _distance(
     return chosen.measure(reference[held], current[held], positions[held])
 
 
-def calibrate(
-    name: str,
-    edges: ColumnEdges,
-    series: Sequence[Profile],
-    *,
-    whole: Profile,
-    config: MonitorConfig,
-    chosen: Statistic,
-    alarms_per_year: float,
-) -> Calibration | None:
-    """Compare blocks of the reference with the rest of it; None with too few blocks."""
-    chosen = suited(chosen, edges)
-    column = whole.columns[name]
-    if not column.usable or not edges.bins:
-        return None
-    counts = np.array([one.columns[name].counts for one in series])
-    length = _block_length(len(series), config.window // config.bucket)
-    blocks = int(np.count_nonzero(counts.sum(axis=1))) / length
-    if blocks < MIN_BLOCKS:
-        return None
-    sums = np.concatenate([np.zeros((1, counts.shape[1]), np.int64), np.cumsum(counts, axis=0)])
-    starts = range(0, len(series) - length + 1, max(1, length // _OVERLAP))
-    positions = edges.positions(column.minimum, column.maximum)
-    inside = [sums[i + length] - sums[i] for i in starts]
-    inside = [block for block in inside if 0 < block.sum() < column.usable]
-    rows = float(np.median([block.sum() for block in inside]))
-    bound = partial(_distance, chosen, edges, positions=positions)
-    curve = _curve(bound, column.counts, rows)
-    directions = _directions(np.array([edges.coarse(block) for block in inside]))
-    # Seeded by nothing but a constant: a reference built twice is the same.
-    drawn = np.random.default_rng(0).multinomial(
-        max(1, int(rows)), column.counts / column.usable, size=64
-    )
-
-    def squared(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> Any:
-        return np.interp([bound(left, right) for left, right in pairs], curve, SHIFTS) ** 2
-
-    by_counting = squared((column.counts, draw) for draw in drawn)
-    return Calibration(
-        statistic=chosen.name,
-        mean=float(np.mean(squared((column.counts - block, block) for block in inside))),
-        factor=factor(
-            directions=directions,
-            freedom=1.5 * directions * (blocks - 1),
-            alarms_per_year=alarms_per_year,
-            plan=Plan.of(config),
-        ),
-        sampling=float(by_counting.mean() + 4 * by_counting.std()) * rows,
-        directions=directions,
-        blocks=int(blocks),
-        rows=rows,
-        curve=tuple(curve.tolist()),
-    )
+def weekday(start: datetime) -> int:
+    """Return the day of the week of a bucket that starts at `start`, UTC; a Thursday is 0."""
+    return (start - EPOCH) // _DAY % 7
 
 
-def _curve(
-    distance: Callable[[npt.NDArray[Any], npt.NDArray[Any]], float],
-    counts: npt.NDArray[Any],
-    rows: float,
-) -> npt.NDArray[np.float64]:
-    """Return the distance to the reference when a normal feature shifts, for each of `SHIFTS`.
+def latest_length(config: MonitorConfig) -> timedelta:
+    """Return how much of a window is judged by itself as its last part: a day of a week."""
+    return config.bucket * max(1, config.window // config.bucket // 7)
 
-    The bins' shares are taken for stretches of a normal axis, which then moves either way; bins
-    without order are taken as they come. Ascends strictly, so that it can be inverted.
+
+def seasonal(config: MonitorConfig, weekdays: npt.NDArray[np.int64]) -> bool:
+    """Say whether the last part of a window is compared with the same weekdays.
+
+    Args:
+        config: The monitor.
+        weekdays: Of the reference's buckets that have rows.
     """
-    # Summed as whole numbers: an empty bin at either end then has no width at all.
-    ends = special.ndtri(np.cumsum(counts)[:-1] / counts.sum())
-    values = []
-    for shift in SHIFTS:
-        moved = [np.diff(special.ndtr(ends - way * shift), prepend=0, append=1) for way in (-1, 1)]
-        values.append(np.mean([distance(counts, rows * share) for share in moved]))
-    rising = np.maximum.accumulate(values)
-    # Saturated stretches rise by a hair.
-    return np.asarray(rising + 1e-12 * max(rising[-1], 1e-12) * np.arange(len(SHIFTS)))
+    if config.bucket > _DAY or latest_length(config) % _DAY:
+        return False
+    enough = _MIN_SAME_WEEKDAYS * (_DAY // config.bucket)
+    return bool((np.bincount(weekdays, minlength=7) >= enough).all())
 
 
-def _block_length(buckets: int, window: int) -> int:
-    """Return a block's length in buckets: the window's, or less where that gives too few.
+def mixed(by_weekday: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the reference's counts for buckets of certain weekdays, shape (bins + 1,).
 
-    Shorter blocks differ by more than windows do, so the limit errs to the quiet side.
+    Args:
+        by_weekday: `extended` counts of the reference, shape (7, bins + 1).
+        rows: Current rows by weekday, shape (7,), any scale.
     """
-    return max(1, min(window, buckets // _WANTED_BLOCKS))
-
-
-def _directions(blocks: npt.NDArray[Any]) -> float:
-    """Return in how many directions blocks differ, at least 1; counts of shape (blocks, groups).
-
-    The participation ratio of the covariance of shares, each in units of its counting error.
-    """
-    shares = blocks / blocks.sum(axis=1, keepdims=True)
-    middle = blocks.sum(axis=0) / blocks.sum()
-    used = middle > 0
-    deviations = (shares - middle)[:, used] / np.sqrt(middle[used])
-    spread = np.linalg.svd(deviations, compute_uv=False) ** 2
-    # All blocks equal up to rounding: nothing to tell directions by.
-    if spread.sum() < 1e-18:  # noqa: PLR2004
-        return 1.0
-    return max(1.0, float(spread.sum() ** 2 / np.sum(spread**2)))
+    has = by_weekday.sum(axis=1)
+    weight = np.where(has > 0, rows, 0)
+    if not weight.sum():
+        whole: npt.NDArray[np.float64] = by_weekday.sum(axis=0).astype(np.float64)
+        return whole
+    share = weight / weight.sum() / np.maximum(has, 1)
+    found: npt.NDArray[np.float64] = (share @ by_weekday) * has[weight > 0].sum()
+    return found

@@ -17,6 +17,7 @@ from monitor import segments
 from monitor.calibrate import PREDICTION
 from monitor.detect import Level, detect
 from monitor.episodes import Evaluation
+from monitor.limits import latest_length
 from monitor.performance import judge, predictions
 from monitor.profile import Profile, Window, profile, total
 from monitor.quality import figures, freshness, incidents
@@ -96,6 +97,13 @@ class Measurer:
         parts = [self._profile(monitor, one, key, reference) for one in before]
         whole = total([*parts, current], reference.edges)
         first = before[0].bucket.start if before else bucket.start
+        since = bucket.end - latest_length(config)
+        latest = [
+            (kept.bucket.start, one)
+            for kept, one in zip(before, parts, strict=True)
+            if kept.bucket.start >= since
+        ]
+        latest.append((bucket.start, current))
         window = Window(start, bucket.end, whole.rows)
         ages = freshness(self._con, snapshot)
         broken = incidents(
@@ -109,7 +117,9 @@ class Measurer:
             monitor=monitor,
             window=window,
             reference_window=reference.window,
-            verdicts=_judged(detect(reference, whole, window, config), window, first),
+            verdicts=_judged(
+                detect(reference, whole, window, config, latest=latest), window, first
+            ),
             incidents=tuple(broken),
             figures=tuple(figures(whole)),
             freshness=tuple(ages),

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from monitor.calibrate import Reference
     from monitor.config import MonitorConfig
+    from monitor.profile import ColumnProfile
 
 IMPORTANCE = b"steadfeast.importance"
 
@@ -116,6 +117,9 @@ def reference_from(
             truth, prediction = both["label"].to_numpy(), both[PREDICTION].to_numpy()
             expected, _ = measured(measures, truth, prediction)
         estimator = fit(table, merged, measures[0].task)
+    # Held-out rows are often too few to tell weekdays apart where the training set does.
+    days = {i: one.columns for i, one in enumerate(said.weekdays if reference.weekdays else ())}
+    no_columns: Mapping[str, ColumnProfile] = {}
     whole = replace(
         reference,
         edges=merged,
@@ -127,6 +131,11 @@ def reference_from(
         ),
         thresholds={**reference.thresholds, **said.thresholds},
         calibration={**reference.calibration, **said.calibration},
+        latest={**reference.latest, **(said.latest if days or not said.weekdays else {})},
+        weekdays=tuple(
+            Profile(merged, one.rows, {**one.columns, **days.get(i, no_columns)}, one.types)
+            for i, one in enumerate(reference.weekdays)
+        ),
         performance={**expected, **reference.performance},
         scored_uri=str(scored),
         importance=_importance(scored),

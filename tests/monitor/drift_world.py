@@ -42,7 +42,7 @@ def window(first, days=7, size=300, **options):
     return pa.concat_tables(rows(first + i, size, **options) for i in range(days))
 
 
-def training_set(folder, table, *, features=FEATURES, contract="c" * 64, count=None):
+def training_set(folder, table, *, features=FEATURES, contract="c" * 64, count=None, keys=()):
     """Write a training set as the store does, and return its manifest's path."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / "data.parquet")
@@ -52,7 +52,7 @@ def training_set(folder, table, *, features=FEATURES, contract="c" * 64, count=N
         contract=contract,
         label="late",
         features=tuple(features),
-        keys=(),
+        keys=keys,
         created_at=T0.isoformat(),
         as_known_at=None,
         rows=table.num_rows if count is None else count,
