@@ -137,6 +137,16 @@ ALERTS = (
         dashboard=MODEL,
     ),
     Rule(
+        name="SteadfeastEstimatedDrop",
+        expr=f'{m.PERFORMANCE_DROP}{{basis="estimate"}} > 1',
+        lasting="1h",
+        severity="warning",
+        summary="The live model of {{ $labels.monitor }} is thought to do worse than when trained",
+        description="By its scores on the current rows the fall is {{ $value | humanize }} times "
+        "`max_drop`. The labels are not in yet, and no retraining is asked for by an estimate.",
+        dashboard=MODEL,
+    ),
+    Rule(
         name="SteadfeastDriftEpisode",
         expr=f'{m.EPISODES_OPEN}{{kind="drift"}} > 0',
         lasting="0m",

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from monitor import metrics
 from monitor.detect import Level
 from monitor.episodes import Kind, Outcome, TriggerState
+from monitor.measures import MEASURES
 from monitor.metrics import METRICS, Described
 from monitor.quality import IncidentKind
 from monitor.statistics import STATISTICS
@@ -85,7 +86,7 @@ class StateCollector(Collector):
         state, out = self._state(), _Exposition()
         _daemon(state, out)
         for monitor in state.monitors.values():
-            _monitor(monitor, out)
+            _monitor(monitor, state.project, out)
             _drift(monitor, out)
             _performance(monitor, out)
             _audit(monitor, out)
@@ -121,11 +122,12 @@ def _daemon(state: State, out: _Exposition) -> None:
         out.add(metrics.JOB_SUCCEEDED, [job.name], job.last_success)
 
 
-def _monitor(monitor: MonitorState, out: _Exposition) -> None:
+def _monitor(monitor: MonitorState, project: str, out: _Exposition) -> None:
     label = [monitor.name]
     reference = monitor.reference
     live = (reference.model_version, reference.contract) if reference else ("", "")
-    out.add(metrics.MONITOR_INFO, [monitor.name, monitor.service, monitor.model, *live], 1)
+    watched = [project, monitor.name, monitor.service, monitor.model]
+    out.add(metrics.MONITOR_INFO, [*watched, *live], 1)
     out.add(metrics.MONITOR_WATERMARK, label, monitor.watermark)
     out.add(metrics.MONITOR_LATEST_EVENT, label, monitor.latest_event)
     out.add(metrics.MONITOR_BLOCKED, label, bool(monitor.blocked))
@@ -180,6 +182,7 @@ def _drift(monitor: MonitorState, out: _Exposition) -> None:
         judged = verdict.value is not None and verdict.threshold is not None
         out.add(metrics.DRIFT_RATIO, labels, verdict.ratio if judged else None)
         out.add(metrics.DRIFT_LEVEL, labels, metrics.LEVELS.index(verdict.level))
+        out.add(metrics.DRIFT_IMPACT, labels, verdict.impact)
     for figures in monitor.figures:
         labels = [monitor.name, figures.feature]
         out.add(metrics.FEATURE_ROWS, labels, figures.rows)
@@ -203,12 +206,33 @@ def _performance(monitor: MonitorState, out: _Exposition) -> None:
     label = [monitor.name]
     held_out = monitor.reference.performance if monitor.reference else {}
     live = monitor.performance.metrics if monitor.performance else {}
-    for name in metrics.PERFORMANCE_FIGURES:
-        out.add(metrics.PERFORMANCE + name, label, live.get(name))
-        out.add(metrics.PERFORMANCE_REFERENCE + name, label, held_out.get(name))
+    for prefix, values in (
+        (metrics.PERFORMANCE, live),
+        (metrics.PERFORMANCE_REFERENCE, held_out),
+        (metrics.PERFORMANCE_ESTIMATED, monitor.estimated),
+    ):
+        for name, value in values.items():
+            ours = MEASURES.get(name)
+            if ours is not None or name == monitor.metric:  # a run may tell what we do not know
+                described = metrics.figure(prefix, name, ours.unit if ours else "ratio")
+                out.add_to(described, label, value)
+    for name, error in monitor.estimate_errors.items():
+        out.add(metrics.PERFORMANCE_ERROR, [monitor.name, name], error)
+    for basis, drop in monitor.drops.items():
+        out.add(metrics.PERFORMANCE_DROP, [monitor.name, basis], drop)
     if monitor.performance is not None:
         out.add(metrics.PERFORMANCE_ROWS, label, monitor.performance.labelled)
         out.add(metrics.PERFORMANCE_END, label, monitor.performance.window.end)
+        for name, ends in monitor.performance.intervals.items():
+            for side, end in zip(("low", "high"), ends, strict=True):
+                out.add(metrics.PERFORMANCE_BOUND, [monitor.name, name, side], end)
+    for part in monitor.segments:
+        labels = [monitor.name, part.column, part.value]
+        out.add(metrics.SEGMENT_ROWS, labels, part.rows)
+        furthest = part.furthest[0].ratio if part.furthest else None
+        out.add(metrics.SEGMENT_RATIO, labels, furthest)
+        measured = part.metrics.get(monitor.metric)
+        out.add(metrics.SEGMENT_PERFORMANCE, [*labels, monitor.metric], measured)
 
 
 def _consequences(monitor: str, state: State, out: _Exposition) -> None:

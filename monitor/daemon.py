@@ -65,10 +65,14 @@ class Daemon:
         config: What it said.
         data: Folder of the served log.
         ledger: Open; closed by whoever opened it.
+        project: Name of the Feast project, for whoever watches several.
     """
 
-    def __init__(self, path: Path, config: DaemonConfig, data: Path, ledger: Ledger) -> None:
+    def __init__(
+        self, path: Path, config: DaemonConfig, data: Path, ledger: Ledger, project: str = ""
+    ) -> None:
         self._path, self._data, self._ledger = path, data, ledger
+        self._project = project
         self.evaluator = Evaluator(config, ledger, data)
         self.evaluator.configure(config, self.evaluator.prepare(config))
         self.causes = Causes(ledger, self.evaluator)
@@ -193,6 +197,7 @@ class Daemon:
         jobs, audits = self.jobs.states(), self.auditor.latest()
         return replace(
             state,
+            project=self._project,
             monitors={
                 name: replace(
                     monitor,

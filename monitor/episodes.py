@@ -191,7 +191,11 @@ class Episode:
         worst = self.features[0]
         others = f" and {len(self.features) - 1} more" if len(self.features) > 1 else ""
         figure = f"{worst.statistic} {worst.value:.3g} over {worst.threshold:.3g}"
-        return f"{self.kind}: {worst.feature}{others}: {figure}"
+        heaviest = max(self.features, key=lambda one: one.impact or 0.0)
+        most = ""
+        if heaviest.impact and heaviest is not worst:
+            most = f"; {heaviest.feature} weighs most in the model"
+        return f"{self.kind}: {worst.feature}{others}: {figure}{most}"
 
 
 @dataclass(frozen=True, slots=True)

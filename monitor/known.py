@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import structlog
+import yaml
 
 from featurestore.errors import ConfigError, NotFoundError
 from monitor.measures import MeasureError, measure_named
@@ -57,6 +58,15 @@ def check(path: Path, config: DaemonConfig, store: StoreConfig) -> None:
         problems = list(_problems(config, services))
     if problems:
         raise ConfigError(path, problems)
+
+
+def project(store: StoreConfig) -> str:
+    """Return the name of the Feast project; empty where the repo folder has no readable one."""
+    try:
+        found = yaml.safe_load((store.repo / "feature_store.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return ""
+    return str(found.get("project", "")) if isinstance(found, dict) else ""
 
 
 def _problems(

@@ -92,6 +92,7 @@ def drift(verdict: Verdict) -> pipeline_pb2.FeatureDrift:
         statistic=verdict.statistic,
         value=verdict.value or 0.0,
         threshold=verdict.threshold or 0.0,
+        impact=verdict.impact or 0.0,
     )
 
 
@@ -208,4 +209,45 @@ def status(value: MonitorState) -> monitor_pb2.MonitorStatus:
         blocked=value.blocked,
         superseded=value.superseded,
         waits_for=value.waits_for,
+        figures=[_figure(value, name) for name in _figure_names(value)],
+        segments=[
+            monitor_pb2.Segment(
+                column=one.column,
+                value=one.value,
+                rows=one.rows,
+                furthest=drifts(one.furthest),
+                live=one.metrics.get(value.metric),
+            )
+            for one in value.segments
+        ],
+    )
+
+
+def _figure_names(value: MonitorState) -> list[str]:
+    """Return the figures that anything is known of, the one that decides first."""
+    live = {} if value.performance is None else value.performance.metrics
+    expected = {} if value.reference is None else value.reference.performance
+    known = sorted({*live, *value.estimated, *expected})
+    return sorted(known, key=lambda name: name != value.metric)
+
+
+def _figure(value: MonitorState, name: str) -> monitor_pb2.Figure:
+    live, intervals = (
+        ({}, {})
+        if value.performance is None
+        else (
+            value.performance.metrics,
+            value.performance.intervals,
+        )
+    )
+    low, high = intervals.get(name, (None, None))
+    expected = {} if value.reference is None else value.reference.performance
+    return monitor_pb2.Figure(
+        name=name,
+        live=live.get(name),
+        low=low,
+        high=high,
+        expected=expected.get(name),
+        estimated=value.estimated.get(name),
+        estimate_error=value.estimate_errors.get(name),
     )

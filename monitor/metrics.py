@@ -4,8 +4,9 @@ Above `state`; `collector` gives them their values. Names stand here and nowhere
 dashboards, rules and `docs/metrics.md` are built from `METRICS`.
 
 Label values come from the configuration or from a fixed list, so the number of series is
-bounded: at most `SERIES_PER_FEATURE` for each watched feature, and `BARS_PER_FEATURE` for its
-distribution, whose bins follow from the reference. The exceptions are the contract and the version
+bounded: at most `SERIES_PER_FEATURE` for each watched feature, `BARS_PER_FEATURE` for its
+distribution, whose bins follow from the reference, and `SERIES_PER_SEGMENT` for each of the at
+most `MOST` values of a column that is split by. The exceptions are the contract and the version
 of the live model, on one series a monitor. A job's label is `task`, because Prometheus gives every
 series a `job` of its own.
 """
@@ -25,6 +26,8 @@ from prometheus_client.core import (
 
 from monitor.detect import Level
 from monitor.distribution import MOST_BARS
+from monitor.measures import MEASURES
+from monitor.segments import MOST, OTHERS
 from monitor.statistics import STATISTICS
 from protos.steadfeast.v1.pipeline_pb2 import RunState
 
@@ -32,8 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "steadfeast_"
-SERIES_PER_FEATURE = 11
+SERIES_PER_FEATURE = 12
 BARS_PER_FEATURE = 2 * MOST_BARS
+SERIES_PER_SEGMENT = 3
 
 BUILD_INFO = "steadfeast_build_info"
 IDLE = "steadfeast_idle"
@@ -56,6 +60,7 @@ DRIFT = "steadfeast_drift_"  # and the statistic's name
 DRIFT_THRESHOLD = "steadfeast_drift_threshold"
 DRIFT_RATIO = "steadfeast_drift_ratio"
 DRIFT_LEVEL = "steadfeast_drift_level"
+DRIFT_IMPACT = "steadfeast_drift_impact"
 FEATURE_ROWS = "steadfeast_feature_rows"
 FEATURE_NULLS = "steadfeast_feature_nulls_ratio"
 FEATURE_NANS = "steadfeast_feature_nans_ratio"
@@ -74,8 +79,15 @@ AUDIT_CELLS = "steadfeast_audit_cells"
 AUDIT_MISMATCHES = "steadfeast_audit_mismatches"
 PERFORMANCE = "steadfeast_performance_"  # and the figure's name
 PERFORMANCE_REFERENCE = "steadfeast_performance_reference_"  # and the figure's name
+PERFORMANCE_ESTIMATED = "steadfeast_performance_estimated_"  # and the figure's name
+PERFORMANCE_BOUND = "steadfeast_performance_bound"
+PERFORMANCE_ERROR = "steadfeast_performance_estimate_error"
+PERFORMANCE_DROP = "steadfeast_performance_drop_ratio"
 PERFORMANCE_ROWS = "steadfeast_performance_labelled_rows"
 PERFORMANCE_END = "steadfeast_performance_window_end_timestamp_seconds"
+SEGMENT_ROWS = "steadfeast_segment_rows"
+SEGMENT_RATIO = "steadfeast_segment_drift_ratio"
+SEGMENT_PERFORMANCE = "steadfeast_segment_performance"
 EPISODES_OPEN = "steadfeast_episodes_open"
 EPISODE_OPENED = "steadfeast_episode_opened_timestamp_seconds"
 EPISODE_ACKNOWLEDGED = "steadfeast_episode_acknowledged"
@@ -104,8 +116,11 @@ SNAPSHOT_LATE_ROWS = "steadfeast_snapshot_late_rows_total"
 LEVELS = (Level.OK, Level.INSUFFICIENT_DATA, Level.DRIFT, Level.INCIDENT)
 """A level's place here is the value of `DRIFT_LEVEL`: 0, 1, 2, 3."""
 
-PERFORMANCE_FIGURES = ("auc", "accuracy", "log_loss")
-"""Figures of `monitor.performance`, each a metric of its own."""
+PERFORMANCE_FIGURES = tuple(MEASURES)
+"""Figures of `monitor.measures`, each a metric of its own."""
+
+ESTIMATED_FIGURES = tuple(name for name in MEASURES if name != "r2")
+"""Those that `monitor.estimate` estimates: R2 needs the spread of labels that are not in."""
 
 RUN_STATES = {
     number: name.removeprefix("RUN_STATE_").lower()
@@ -181,7 +196,12 @@ _CLOCK_TIME = "seconds, wall clock"
 def distance(statistic: str, unit: str) -> Described:
     """Describe the metric of one statistic, ours or one that a user registered."""
     name = DRIFT + re.sub(r"[^a-zA-Z0-9_]", "_", statistic)
-    if name in (DRIFT_THRESHOLD, DRIFT_RATIO, DRIFT_LEVEL):  # somebody's statistic "ratio"
+    if name in (
+        DRIFT_THRESHOLD,
+        DRIFT_RATIO,
+        DRIFT_LEVEL,
+        DRIFT_IMPACT,
+    ):  # somebody's statistic "ratio"
         name += "_distance"
     return _gauge(
         name,
@@ -189,6 +209,21 @@ def distance(statistic: str, unit: str) -> Described:
         "monitor source feature",
         f"Distance ({statistic}) of the current window from the reference.",
     )
+
+
+_FIGURES = {
+    PERFORMANCE: "on the last window with enough labels",
+    PERFORMANCE_REFERENCE: "on the rows held out when it was trained",
+    PERFORMANCE_ESTIMATED: "estimated for the current window, before its labels are in",
+}
+
+
+def figure(prefix: str, name: str, unit: str) -> Described:
+    """Describe the metric of one figure, ours or a user's own; `prefix` says of what."""
+    full = prefix + re.sub(r"[^a-zA-Z0-9_]", "_", name)
+    if full in (PERFORMANCE_BOUND, PERFORMANCE_ERROR, PERFORMANCE_DROP, PERFORMANCE_ROWS):
+        full += "_figure"  # somebody's measure "bound"
+    return _gauge(full, unit, "monitor", f"Live model: {name} {_FIGURES[prefix]}.")
 
 
 METRICS: Mapping[str, Described] = {
@@ -206,8 +241,9 @@ METRICS: Mapping[str, Described] = {
         _gauge(
             MONITOR_INFO,
             "1",
-            "monitor service model model_version contract",
-            "What a monitor watches and which model it believes to be live; always 1.",
+            "project monitor service model model_version contract",
+            "What a monitor watches, of which Feast project, and which model it believes to be "
+            "live; always 1.",
         ),
         _gauge(MONITOR_WATERMARK, _EVENT_TIME, "monitor", "End of the last evaluated bucket."),
         _gauge(MONITOR_LATEST_EVENT, _EVENT_TIME, "monitor", "Latest request in the served log."),
@@ -254,6 +290,13 @@ METRICS: Mapping[str, Described] = {
             "code",
             "monitor source feature",
             "Verdict: " + ", ".join(f"{i} {level.value}" for i, level in enumerate(LEVELS)) + ".",
+        ),
+        _gauge(
+            DRIFT_IMPACT,
+            "standard deviations",
+            "monitor source feature",
+            "Effect x importance: the shift that the distance stands for, times the share of the "
+            "live model's skill that hangs on the feature.",
         ),
         _gauge(FEATURE_ROWS, "rows", "monitor feature", "Rows of the current window."),
         *(
@@ -312,26 +355,43 @@ METRICS: Mapping[str, Described] = {
             "monitor invariant subject kind",
             "Cells that differed between serving and training, by the kind of skew.",
         ),
-        *(
-            _gauge(
-                PERFORMANCE + name,
-                "nats" if name == "log_loss" else "ratio",
-                "monitor",
-                f"Live model: {name} on the last window with enough labels.",
-            )
-            for name in PERFORMANCE_FIGURES
+        *(figure(PERFORMANCE, name, one.unit) for name, one in MEASURES.items()),
+        *(figure(PERFORMANCE_REFERENCE, name, one.unit) for name, one in MEASURES.items()),
+        *(figure(PERFORMANCE_ESTIMATED, name, MEASURES[name].unit) for name in ESTIMATED_FIGURES),
+        _gauge(
+            PERFORMANCE_BOUND,
+            "the figure's",
+            "monitor figure side",
+            "Ends of the 95 % interval of a live figure, for rows that are drawn independently.",
         ),
-        *(
-            _gauge(
-                PERFORMANCE_REFERENCE + name,
-                "nats" if name == "log_loss" else "ratio",
-                "monitor",
-                f"Live model: {name} on the rows held out when it was trained.",
-            )
-            for name in PERFORMANCE_FIGURES
+        _gauge(
+            PERFORMANCE_ERROR,
+            "the figure's",
+            "monitor figure",
+            "The last estimate that could be compared, less what the labels then said.",
+        ),
+        _gauge(
+            PERFORMANCE_DROP,
+            "ratio",
+            "monitor basis",
+            "How much worse than on the hold-out the deciding figure is, over `max_drop`: by the "
+            "labels, or by the estimate.",
         ),
         _gauge(PERFORMANCE_ROWS, "rows", "monitor", "Labelled rows behind the live figures."),
         _gauge(PERFORMANCE_END, _EVENT_TIME, "monitor", "End of the window of the live figures."),
+        _gauge(SEGMENT_ROWS, "rows", "monitor column value", "Rows of a segment in the window."),
+        _gauge(
+            SEGMENT_RATIO,
+            "ratio",
+            "monitor column value",
+            "Furthest feature of a segment from the reference's rows of it, over its threshold.",
+        ),
+        _gauge(
+            SEGMENT_PERFORMANCE,
+            "the figure's",
+            "monitor column value figure",
+            "The deciding figure on a segment's rows whose labels are in.",
+        ),
         _gauge(EPISODES_OPEN, "episodes", "monitor kind", "Episodes that are open."),
         _gauge(
             EPISODE_OPENED,
@@ -431,6 +491,10 @@ figure is read off the last committed state at the time of the scrape.
 - `source` is a feature view, `served`, `predictions` or `labels`. A watched feature has at most
   {SERIES_PER_FEATURE} series, and {BARS_PER_FEATURE} for its distribution: two sides of at most
   {MOST_BARS} bins. A bin is named by its values, so a new reference brings new names.
+- A column that a monitor splits by has at most {MOST} values, the last of them `{OTHERS}`, and
+  {SERIES_PER_SEGMENT} series for each. What else is known of a segment is on the page and in
+  `status --json`: a series for each feature of each segment would be a thousand a monitor.
+- A measure of one's own is exported as `{PERFORMANCE}` and its name, like ours.
 - A statistic that an installed package registers is exported as `{DRIFT}` and its name.
 
 | name | type | unit | labels | meaning |

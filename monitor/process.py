@@ -20,7 +20,7 @@ from featurestore.errors import UserError
 from monitor.access import Access
 from monitor.config import load
 from monitor.daemon import Daemon
-from monitor.known import check
+from monitor.known import check, project
 from monitor.ledger import Ledger
 from monitor.security import Certificates, principals
 from monitor.server import Monitor, Server
@@ -125,7 +125,7 @@ def main(path: Path, *, json_logs: bool) -> int:
     check(path, config, store)
     with ExitStack() as stack:  # closes in reverse order
         ledger = stack.enter_context(Ledger(config.state))
-        daemon = Daemon(path, config, store.data, ledger)
+        daemon = Daemon(path, config, store.data, ledger, project(store))
         token = config.operator_token.get_secret_value()
         others = principals(config)
         certificates = None if config.tls is None else Certificates(config.tls)

@@ -113,12 +113,14 @@ def monitor(rows: Rows, name: str, config: MonitorConfig, held: Held) -> Monitor
     history = tuple(load(PastWindow, row[0]) for row in reversed(windows))
     reference = held.reference
     asked = config.performance
+    figure = None if asked is None else measure_named(asked.metric)
     state = MonitorState(
         name,
         config.service,
         config.model,
-        metric="" if asked is None else measure_named(asked.metric).name,
+        metric="" if figure is None else figure.name,
         max_drop=0.0 if asked is None else asked.max_drop,
+        lower_is_better=figure is not None and figure.lower_is_better,
         watermark=held.watermark,
         reference=None if reference is None else _info(reference),
         history=history,

@@ -114,6 +114,7 @@ class MonitorState:
         segments: The last window in parts.
         metric: Name of the figure that decides; empty where none is asked for.
         max_drop: How much worse than on the hold-out it may be.
+        lower_is_better: Whether a fall of it is good.
         history: The last 60 evaluated windows, oldest first.
         distributions: The reference against the window, one per feature; empty without a
             reference. After a promotion the current side grows anew, bucket by bucket.
@@ -143,12 +144,31 @@ class MonitorState:
     segments: tuple[Segment, ...] = ()
     metric: str = ""
     max_drop: float = 0.0
+    lower_is_better: bool = False
     history: tuple[PastWindow, ...] = ()
     distributions: tuple[Distribution, ...] = ()
     superseded: bool = False
     max_age: Mapping[str, timedelta] = field(default_factory=dict)
     audit: AuditState | None = None
     audit_interval: timedelta | None = None
+
+    @property
+    def drops(self) -> dict[str, float]:
+        """How much worse than on the hold-out the deciding figure is, in multiples of `max_drop`.
+
+        By what that is known: `labels`, `estimate`; not without both figures, nor below 0.
+        """
+        expected = self.reference.performance.get(self.metric) if self.reference else None
+        if expected is None or not self.max_drop:
+            return {}
+        live = self.performance.metrics if self.performance else {}
+        found = {"labels": live.get(self.metric), "estimate": self.estimated.get(self.metric)}
+        sign = -1.0 if self.lower_is_better else 1.0
+        return {
+            basis: max(0.0, sign * (expected - value) / self.max_drop)
+            for basis, value in found.items()
+            if value is not None
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +299,7 @@ class State:
     """The last committed state, whole; what the collector, the page and GetStatus render.
 
     Attributes:
+        project: Name of the Feast project; empty where it is not known.
         monitors: By name, in the order of the configuration.
         episodes: All that are open and the last 100 that closed, newest first.
         triggers: The last 100, newest first.
@@ -288,6 +309,7 @@ class State:
             that wait for a reference that nobody has are not counted: see `waits_for`.
     """
 
+    project: str = ""
     monitors: Mapping[str, MonitorState] = field(default_factory=dict)
     episodes: tuple[EpisodeRecord, ...] = ()
     triggers: tuple[TriggerRecord, ...] = ()

@@ -81,25 +81,66 @@ def _monitor(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:
         yield Text(f"  retraining is blocked: {monitor.blocked}", style="magenta")
     if monitor.superseded:
         yield Text("  verdicts are about the former model until the next bucket", style="yellow")
-    for metric, value in sorted(monitor.performance.items()):
-        yield Text(f"  live {metric} {value:.3f}")
+    for figure in monitor.figures:
+        if figure.HasField("live") or figure.HasField("estimated"):
+            yield Text(f"  {_figure(figure)}")
     if monitor.waits_for:
         yield Text(f"  waits for a reference: {monitor.waits_for}", style="yellow")
-    if not monitor.verdicts:
-        return
-    table = Table("feature", "statistic", "value", "threshold", "level", "reason", box=None)
+    if monitor.verdicts:
+        yield from _verdicts(monitor)
+    if monitor.segments:
+        yield _segments(monitor)
+
+
+def _verdicts(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:
+    # What the model does not lean on has no impact; without importances nothing has one.
+    ranked = any(one.drift.impact for one in monitor.verdicts)
+    heads = ["feature", "statistic", "value", "threshold", *(["impact"] if ranked else [])]
+    table = Table(*heads, "level", "reason", box=None)
     for verdict in monitor.verdicts[:SHOWN]:
+        impact = [f"{verdict.drift.impact:.2f}"] if ranked else []
         table.add_row(
             verdict.drift.feature,
             verdict.drift.statistic,
             f"{verdict.drift.value:.3g}",
             f"{verdict.drift.threshold:.3g}",
+            *impact,
             Text(_word(monitor_pb2.Level, verdict.level), style=STYLES.get(verdict.level, "")),
             verdict.reason,
         )
     yield table
     if len(monitor.verdicts) > len(table.rows):
         yield Text(f"  and {len(monitor.verdicts) - len(table.rows)} more")
+
+
+def _figure(figure: monitor_pb2.Figure) -> str:
+    """Return what is known of one figure: `auc 0.742 (0.735 to 0.749), 0.760 when trained`."""
+    parts = []
+    if figure.HasField("live"):
+        ends = f" ({figure.low:.3f} to {figure.high:.3f})" if figure.HasField("low") else ""
+        parts.append(f"live {figure.name} {figure.live:.3f}{ends}")
+    if figure.HasField("estimated"):
+        off = f", last off by {figure.estimate_error:+.3f}"
+        known = figure.HasField("estimate_error")
+        what = "estimated" if parts else f"estimated {figure.name}"
+        parts.append(f"{what} {figure.estimated:.3f}{off if known else ''}")
+    if figure.HasField("expected"):
+        parts.append(f"{figure.expected:.3f} when trained")
+    return "; ".join(parts)
+
+
+def _segments(monitor: monitor_pb2.MonitorStatus) -> Table:
+    table = Table("segment", "rows", "furthest", "of its limit", "live", box=None)
+    for one in monitor.segments:
+        worst = one.furthest[0] if one.furthest else None
+        table.add_row(
+            f"{one.column} {one.value}",
+            f"{one.rows:,}",
+            worst.feature if worst else "",
+            f"{worst.value / worst.threshold:.2f}x" if worst and worst.threshold else "",
+            f"{one.live:.3f}" if one.HasField("live") else "",
+        )
+    return table
 
 
 def trigger_line(trigger: monitor_pb2.Trigger) -> str:

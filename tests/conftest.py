@@ -30,6 +30,7 @@ from monitor.episodes import Alert, AlertKind, Kind, OpenIncident, Severity, Tri
 from monitor.performance import Performance
 from monitor.profile import Window
 from monitor.quality import Figures, Freshness, Incident, IncidentKind
+from monitor.segments import OTHERS, Segment
 from monitor.state import (
     AuditCheck,
     AuditState,
@@ -157,6 +158,7 @@ def _verdict(feature: str, ratio: float | None) -> Verdict:
         level=level,
         reason="of 200 rows that are needed there are 12" if ratio is None else "",
         window=Window(MONDAY - timedelta(days=7), MONDAY, 6400),
+        impact=0.31 if feature == "weather__temp" else None,
     )
 
 
@@ -174,6 +176,37 @@ def _figures(feature: str, rows: int) -> Figures:
         maximum=41.5,
         mean=12.25,
         sd=3.5,
+    )
+
+
+def _delays() -> MonitorState:
+    """Return a regressor's monitor, whose predictions are all that is watched."""
+    window = Window(MONDAY - timedelta(days=7), MONDAY, 900)
+    said = dataclasses.replace(_verdict("prediction", 0.4), source="predictions", window=window)
+    return MonitorState(
+        name="delays",
+        service="arrival",
+        model="delay",
+        reference=ReferenceInfo(
+            "training/11/manifest.json",
+            "cd" * 32,
+            "9",
+            Window(datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 3, 1, tzinfo=UTC), 20_000),
+            {"mae": 11.0, "rmse": 16.0, "r2": 0.4},
+        ),
+        window=window,
+        verdicts=(said,),
+        performance=Performance(
+            {"mae": 12.5, "rmse": 18.0, "r2": 0.35},
+            850,
+            None,
+            window,
+            {"mae": (11.9, 13.1), "rmse": (17.0, 19.0), "r2": (0.3, 0.4)},
+        ),
+        estimated={"mae": 12.0, "rmse": 17.5},
+        metric="mae",
+        max_drop=3.0,
+        lower_is_better=True,
     )
 
 
@@ -210,7 +243,14 @@ def drifting() -> State:
             window=Window(
                 datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 3, 1, tzinfo=UTC), 51955
             ),
-            performance={"auc": 0.752, "accuracy": 0.82, "log_loss": 0.43},
+            performance={
+                "auc": 0.752,
+                "accuracy": 0.82,
+                "log_loss": 0.43,
+                "f1": 0.6,
+                "calibration_error": 0.01,
+            },
+            importance=dict.fromkeys(RATIOS, 0.01),
         ),
         window=verdicts[0].window,
         verdicts=verdicts,
@@ -234,7 +274,37 @@ def drifting() -> State:
         ),
         blocked="wind_gust: null burst",
         performance=Performance(
-            {"auc": 0.684, "accuracy": 0.79, "log_loss": 0.47}, 6210, 1420, verdicts[0].window
+            {
+                "auc": 0.684,
+                "accuracy": 0.79,
+                "log_loss": 0.47,
+                "f1": 0.52,
+                "calibration_error": 0.04,
+            },
+            6210,
+            1420,
+            verdicts[0].window,
+            {
+                "auc": (0.671, 0.697),
+                "accuracy": (0.78, 0.8),
+                "log_loss": (0.46, 0.48),
+                "f1": (0.5, 0.54),
+                "calibration_error": (0.03, 0.05),
+            },
+        ),
+        estimated={
+            "auc": 0.701,
+            "accuracy": 0.8,
+            "log_loss": 0.45,
+            "f1": 0.55,
+            "calibration_error": 0.03,
+        },
+        estimate_errors={"auc": 0.017, "accuracy": 0.01},
+        metric="auc",
+        max_drop=0.05,
+        segments=(
+            Segment("origin", "EWR", 3000, verdicts[:2], {"auc": 0.65}, {"auc": (0.62, 0.68)}),
+            Segment("origin", OTHERS, 40, ()),
         ),
         history=history,
         distributions=(
@@ -329,7 +399,12 @@ def drifting() -> State:
         ),
     )
     return State(
-        monitors={"flights": flights, "new": MonitorState("new", "other", "other")},
+        project="airport",
+        monitors={
+            "flights": flights,
+            "new": MonitorState("new", "other", "other"),
+            "delays": _delays(),
+        },
         episodes=episodes,
         triggers=triggers,
         alerts=(

@@ -24,6 +24,7 @@ BOARDS = {
     for path in sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
 }
 VARIABLES = {
+    "$project": ".*",
     "$model": ".*",
     "$monitor": ".*",
     "$feature": "weather__temp",  # one at a time: the variable takes no more

@@ -89,6 +89,7 @@ def test_a_daemon_in_trouble_raises_its_alerts(prometheus):
         ("SteadfeastFreshnessBurnMedium", "firing"),
         ("SteadfeastFreshnessBurnSlow", "firing"),
         ("SteadfeastAuditStale", "pending"),
+        ("SteadfeastEstimatedDrop", "pending"),
         ("SteadfeastRetrainBlocked", "pending"),
         ("SteadfeastOutboxStuck", "pending"),
         ("SteadfeastJobStale", "pending"),

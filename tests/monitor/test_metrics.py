@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import subprocess
-import typing
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from monitor import metrics
 from monitor.collector import StateCollector
-from monitor.config import PerformanceConfig
 from monitor.detect import Level
 from monitor.state import State
 
@@ -46,6 +44,7 @@ def value(state: State, name: str, **labels: str) -> float:
 def test_every_figure_of_the_state_is_exported(drifting):
     flights = {"monitor": "flights"}
     temp = {**flights, "source": "served", "feature": "weather__temp"}
+    segment = {**flights, "column": "origin", "value": "EWR"}
     replayed = {**flights, "invariant": "I2", "subject": "late_arrival"}
     temp_bin = {**flights, "feature": "weather__temp", "bin": "01 over 40"}
     expected = {
@@ -62,6 +61,16 @@ def test_every_figure_of_the_state_is_exported(drifting):
         (metrics.PERFORMANCE + "auc", *flights.items()): 0.684,
         (metrics.PERFORMANCE_REFERENCE + "auc", *flights.items()): 0.752,
         (metrics.PERFORMANCE_ROWS, *flights.items()): 6210,
+        (metrics.PERFORMANCE_ESTIMATED + "auc", *flights.items()): 0.701,
+        (metrics.PERFORMANCE_ERROR, *flights.items(), ("figure", "auc")): 0.017,
+        (metrics.PERFORMANCE_BOUND, *flights.items(), ("figure", "auc"), ("side", "low")): 0.671,
+        (metrics.PERFORMANCE_DROP, *flights.items(), ("basis", "labels")): 0.068 / 0.05,
+        (metrics.PERFORMANCE_DROP, *flights.items(), ("basis", "estimate")): 0.051 / 0.05,
+        (metrics.PERFORMANCE_DROP, ("monitor", "delays"), ("basis", "labels")): 0.5,
+        (metrics.DRIFT_IMPACT, *temp.items()): 0.31,
+        (metrics.SEGMENT_ROWS, *segment.items()): 3000,
+        (metrics.SEGMENT_RATIO, *segment.items()): 6.4,
+        (metrics.SEGMENT_PERFORMANCE, *segment.items(), ("figure", "auc")): 0.65,
         (metrics.EPISODES_OPEN, *flights.items(), ("kind", "drift")): 1,
         (metrics.EPISODE_ACKNOWLEDGED, *flights.items(), ("kind", "drift")): 0,
         (metrics.EPISODE_ACKNOWLEDGED, *flights.items(), ("kind", "performance")): 1,
@@ -144,7 +153,7 @@ def test_a_removed_feature_disappears(drifting):
 
 
 def test_series_are_bounded(drifting):
-    """A feature adds at most eleven series and its bars, and a second state adds none."""
+    """A feature adds at most twelve series and its bars, and a second state adds none."""
     found = samples(drifting)
     by_feature = Counter(
         (dict(labels)["feature"], "bin" in dict(labels))
@@ -152,7 +161,7 @@ def test_series_are_bounded(drifting):
         if "feature" in dict(labels)
     )
     plain = [count for (_, bars), count in by_feature.items() if not bars]
-    assert max(plain) <= metrics.SERIES_PER_FEATURE == 11
+    assert max(plain) <= metrics.SERIES_PER_FEATURE == 12
     assert max(by_feature.values()) <= metrics.BARS_PER_FEATURE
     more_alerts = dataclasses.replace(drifting, latest_event=None, alerts=drifting.alerts * 50)
     assert len(samples(more_alerts)) <= len(found)
@@ -192,10 +201,25 @@ def test_names_follow_the_conventions():
 
 
 def test_lists_are_those_of_their_owners():
-    """What is listed here is all that configuration and verdicts can name."""
-    metric = PerformanceConfig.model_fields["metric"].annotation
-    assert set(metrics.PERFORMANCE_FIGURES) == set(typing.get_args(metric))
+    """What is listed here is all that verdicts can name."""
     assert set(metrics.LEVELS) == set(Level)
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        ("profit", "steadfeast_performance_profit"),
+        ("a-b", "steadfeast_performance_a_b"),
+        ("bound", "steadfeast_performance_bound_figure"),
+    ],
+)
+def test_a_measure_of_ones_own_is_exported(drifting, metric, name):
+    flights = drifting.monitors["flights"]
+    performance = dataclasses.replace(flights.performance, metrics={metric: 12.5, "other": 1})
+    mine = dataclasses.replace(flights, metric=metric, performance=performance)
+    state = dataclasses.replace(drifting, monitors={"flights": mine})
+    assert value(state, name, monitor="flights") == 12.5
+    assert "performance_other" not in exposition(state)
 
 
 @pytest.mark.parametrize(

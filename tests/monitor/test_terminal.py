@@ -94,7 +94,7 @@ def test_watch_prints_json_once_for_each_change(troubled: str):
         time.sleep(0.5)  # several looks at the same
         watching.send_signal(signal.SIGINT)
         rest = watching.stdout.read()
-    assert {one["monitor"] for one in first["monitors"]} == {"flights", "new"}
+    assert {one["monitor"] for one in first["monitors"]} == {"flights", "new", "delays"}
     assert rest == ""
     assert watching.returncode == 0
 
