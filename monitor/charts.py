@@ -8,7 +8,7 @@ chart carries a `summary`, the sentence a screen reader says in its place.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Chart:
     Attributes:
         box: Where it is drawn.
         path: SVG path of the line, broken where a window had no value.
+        beside: SVG path of a second line, such as an estimate; empty without one.
         points: The windows that have a value, oldest first.
         limit: The y of the limit; None without one.
         limit_label: The limit in words.
@@ -88,6 +89,7 @@ class Chart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     summary: str
+    beside: str = ""
 
 
 def number(value: float) -> str:
@@ -129,7 +131,9 @@ def ratios(history: History, box: Box = LARGE) -> Chart:
     return _chart(history, box, y, ticks, limit=1.0, limit_label="limit", over_is_bad=True)
 
 
-def figures(history: History, *, expected: float | None, box: Box = LARGE) -> Chart:
+def figures(
+    history: History, *, expected: float | None, estimated: History = (), box: Box = LARGE
+) -> Chart:
     """Draw a figure over time on a linear axis, with the value it is held against.
 
     Nothing is marked bad: whether a fall below what was expected matters is for an episode to
@@ -138,9 +142,10 @@ def figures(history: History, *, expected: float | None, box: Box = LARGE) -> Ch
     Args:
         history: End of each window and the figure, oldest first.
         expected: What the model had when it was trained; None where that is unknown.
+        estimated: The same windows, and what was estimated; empty without an estimate.
         box: Where to draw.
     """
-    values = [value for _, value in _present(history)]
+    values = [value for line in (history, estimated) for _, value in _present(line)]
     shown = [*values, *([] if expected is None else [expected])] or [0.0, 1.0]
     low, high = min(shown), max(shown)
     pad = 0.15 * (high - low) or 0.05 * abs(high) or 0.5
@@ -150,7 +155,14 @@ def figures(history: History, *, expected: float | None, box: Box = LARGE) -> Ch
         return round(box.y0 - (value - low) / (high - low) * (box.y0 - box.y1), 1)
 
     ticks = _round_values(low, high)
-    return _chart(history, box, y, ticks, limit=expected, limit_label="when trained")
+    drawn = _chart(history, box, y, ticks, limit=expected, limit_label="when trained")
+    thought = _present(estimated)
+    if not thought:
+        return drawn
+    beside = _chart(estimated, box, y, ticks, limit=None, limit_label="").path
+    at, value = thought[-1]
+    summary = f"{drawn.summary} Estimated {number(value)} on {day(at)}."
+    return replace(drawn, beside=beside, summary=summary)
 
 
 def _present(history: History) -> list[tuple[datetime, float]]:

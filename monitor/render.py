@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from monitor.page import lasting, moment, page
+from monitor.page import page
+from monitor.words import lasting, moment
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -64,6 +64,30 @@ class FeatureView:
 
 
 @dataclass(frozen=True, slots=True)
+class FigureView:
+    """One figure of merit in words; empty where nothing is known."""
+
+    title: str
+    live: str
+    interval: str
+    estimated: str
+    off: str
+    expected: str
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentView:
+    """One part of the window; `furthest` is a feature, and how many times its limit it is."""
+
+    name: str
+    rows: str
+    furthest: str
+    ratio: str
+    tone: Tone
+    live: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """One feature of an episode: how far it was when the episode opened, and is now."""
 
@@ -139,7 +163,10 @@ class MonitorView:
     note: str
     blocked: str
     facts: tuple[Fact, ...]
+    figures: tuple[FigureView, ...]
     performance: tuple[tuple[str, Chart], ...]
+    ranking: str
+    segments: tuple[SegmentView, ...]
     features: tuple[FeatureView, ...]
     freshness: tuple[Fact, ...]
 

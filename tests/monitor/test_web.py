@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import html
 import re
 import urllib.error
 import urllib.request
@@ -368,3 +369,24 @@ FAINT_TEXT = """() => {
   return faint;
 }"""
 """Text on the page whose contrast with its ground is below WCAG's 4.5 to 1."""
+
+
+def test_the_page_says_what_the_model_is_thought_to_do_and_where(drifting, served):
+    """Estimate beside truth, what weighs most, and each segment, with its words."""
+    with served(drifting) as url:
+        text = get(url)[2]
+    rows = {
+        cells[0]: cells
+        for cells in (
+            [re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
+            for row in re.findall(r"<tr>.*?</tr>", text, re.DOTALL)
+        )
+        if cells
+    }
+    assert rows["AUC"] == ["AUC", "0.684", "0.671 to 0.697", "0.701", "+0.017", "0.752"]
+    assert rows["MAE"] == ["MAE", "12.5", "11.9 to 13.1", "12", "", "11"]
+    assert rows["origin EWR"][1:3] == ["3,000", "weather__temp"]
+    assert rows["origin EWR"][4] == "0.65"
+    assert rows["origin (others)"][2] == "too little data"
+    assert "importance to the model: weather__temp 0.31." in html.unescape(text)
+    assert "its run names no importances" in text  # of the monitor `delays`
