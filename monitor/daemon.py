@@ -222,7 +222,7 @@ class Daemon:
 
     def healthy(self) -> Health:
         """Say whether the daemon does its work."""
-        problem = self.jobs.problem()
+        problem = self._ledger.problem or self.jobs.problem()
         if not problem and not (self.outbox.alive() and self.sinks.alive()):
             problem = "a delivery thread has ended"
         return Health(ok=not problem, reason=problem)
@@ -242,4 +242,8 @@ class Daemon:
         jobs: dict[str, Callable[[], object]] = {
             f"evaluate:{name}": partial(self.evaluate, name) for name in config.monitors
         }
-        self.jobs.plan({REFERENCES: self.outbox.find_references, **jobs}, config.tick)
+        self.jobs.plan({REFERENCES: self._references, **jobs}, config.tick)
+
+    def _references(self) -> None:
+        self._ledger.probe()
+        self.outbox.find_references()

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+_SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    # The tables are small, and the evaluation has work for the other threads.
+    "threads": "1",
+    # A checkpoint inside a commit leaves open, when it fails, whether the commit holds. So it is
+    # asked for by itself: see `Journal`.
+    "checkpoint_threshold": "1TB",
+}
+
 SCHEMA = """
 CREATE TABLE version (version INTEGER NOT NULL);
 -- What each monitor goes on from: PolicyState and Reference as JSON.
@@ -125,6 +133,19 @@ class LedgerBrokenError(UserError):
         )
 
 
+class LedgerWriteError(UserError):
+    """Nothing can be written: most often the disk is full. What was committed before is safe.
+
+    Attributes:
+        path: The file.
+        problem: What DuckDB says.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: cannot be written: {problem.splitlines()[0]}")
+
+
 def lock(folder: Path) -> int:
     """Take `folder` for this process; the kernel gives it back however the process ends.
 
@@ -163,8 +184,7 @@ def connect(path: Path) -> duckdb.DuckDBPyConnection:
             con.execute(f"BEGIN; {SCHEMA} INSERT INTO version VALUES ({VERSION}); COMMIT")
         aside.rename(path)
     try:
-        # One thread: the tables are small, and the evaluation has work for the others.
-        con = duckdb.connect(str(path), config={"threads": "1"})
+        con = duckdb.connect(str(path), config=_SETTINGS)
     except duckdb.Error as error:
         raise LedgerBrokenError(path, str(error)) from error
     try:

@@ -12,6 +12,7 @@ from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import structlog
 from apscheduler.events import (
     EVENT_JOB_ERROR,
@@ -22,6 +23,7 @@ from apscheduler.events import (
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from featurestore.errors import UserError
 from monitor.state import JobState
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ STUCK_SECONDS = 300.0
 """A job that runs for longer is stuck, unless its tick is longer still."""
 FAILURES = 3
 """Failures of one job in a row that make the daemon unhealthy."""
+
+EXPECTED = (UserError, OSError, duckdb.IOException)
+"""What comes from outside, as a full disk: told in a line, because a traceback would not help."""
 
 
 class Jobs:
@@ -53,6 +58,7 @@ class Jobs:
         self._states: dict[str, JobState] = {}
         self._began: dict[str, float] = {}
         self._in_a_row: dict[str, int] = {}
+        self._last: dict[str, str] = {}
         self._tick = timedelta()
 
     def plan(self, jobs: dict[str, Callable[[], object]], tick: timedelta) -> None:
@@ -101,7 +107,7 @@ class Jobs:
                     return f"job {name} is stuck: it runs for {now - began:.0f} s"
             for name, failures in self._in_a_row.items():
                 if failures >= FAILURES and name in self._states:
-                    return f"job {name} failed {failures} times in a row"
+                    return f"job {name} failed {failures} times in a row: {self._last[name]}"
         return "" if self._scheduler.running else "the scheduler does not run"
 
     def _run(self, name: str, work: Callable[[], object]) -> None:
@@ -113,6 +119,10 @@ class Jobs:
         try:
             work()
             succeeded = True
+        except BaseException as error:
+            with self._lock:
+                self._last[name] = _line(error)
+            raise
         finally:
             seconds = monotonic() - began
             with self._lock:
@@ -135,9 +145,17 @@ class Jobs:
 
     def _heard(self, event: JobEvent) -> None:
         if event.code == EVENT_JOB_ERROR:
-            log.error("job_failed", job=event.job_id, exc_info=event.exception)
+            told: dict[str, Any] = {"exc_info": event.exception}
+            if isinstance(event.exception, EXPECTED):
+                told = {"reason": _line(event.exception)}
+            log.error("job_failed", job=event.job_id, **told)
             return
         with self._lock:
             if event.job_id in self._states:
                 misfires = self._states[event.job_id].misfires + 1
                 self._change(event.job_id, misfires=misfires)
+
+
+def _line(error: BaseException) -> str:
+    first = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

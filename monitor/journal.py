@@ -7,16 +7,19 @@ lock and in the same transactions.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from threading import Condition, RLock
 from typing import TYPE_CHECKING, Any, Self
 
+import duckdb
+import structlog
+
 from featurestore.errors import NotFoundError
 from monitor import reading
 from monitor.codec import dump, load
-from monitor.database import connect, fault, lock
+from monitor.database import LedgerWriteError, connect, fault, lock
 from monitor.episodes import Alert
 from monitor.state import AuditEntry, EpisodeRecord
 
@@ -26,6 +29,11 @@ if TYPE_CHECKING:
 
     from monitor.episodes import TriggerState
     from monitor.state import TriggerRecord
+
+log = structlog.get_logger(__name__)
+
+CHECKPOINT_BYTES = 16 * 1024 * 1024
+"""Size of the write-ahead log at which it is moved into the file."""
 
 
 class Journal:
@@ -47,8 +55,12 @@ class Journal:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._holder = lock(folder)
+        self._path = folder / "monitor.duckdb"
+        self._wal = self._path.with_suffix(".duckdb.wal")
+        self._checkpoint_bytes = CHECKPOINT_BYTES
+        self._problem = ""
         try:
-            self._con = connect(folder / "monitor.duckdb")
+            self._con = connect(self._path)
         except BaseException:
             os.close(self._holder)
             raise
@@ -70,7 +82,11 @@ class Journal:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commit everything written inside together, or nothing; may be nested."""
+        """Commit everything written inside together, or nothing; may be nested.
+
+        Raises:
+            LedgerWriteError: It could not be written, and nothing of it is there.
+        """
         with self._lock:
             if self._nested:
                 yield
@@ -80,16 +96,67 @@ class Journal:
             try:
                 yield
                 fault("before_commit")
-                self._con.execute("COMMIT")
+                self._commit()
             except BaseException:
                 self._rolled_back()
-                self._con.execute("ROLLBACK")
+                with suppress(duckdb.Error):  # a commit that failed is rolled back already
+                    self._con.execute("ROLLBACK")
                 raise
             finally:
                 self._nested = False
+            self._problem = ""
             self._committed()
             self.changed.notify_all()
+            self._checkpoint()
         fault("after_commit")
+
+    @property
+    def problem(self) -> str:
+        """Why the last commit failed; empty when it did not."""
+        return self._problem
+
+    def probe(self) -> None:
+        """Write again after a commit that failed, to see whether there is room now.
+
+        Raises:
+            LedgerWriteError: There is none.
+        """
+        if self._problem:
+            with self.transaction():
+                # A row that says nothing: what changes nothing would not be written.
+                self._rows("DELETE FROM version WHERE version = 0")
+                self._rows("INSERT INTO version VALUES (0)")
+
+    def _commit(self) -> None:
+        try:
+            self._con.execute("COMMIT")
+        except duckdb.Error as error:
+            failed = LedgerWriteError(self._path, str(error))
+            self._problem = str(failed)
+            if isinstance(error, duckdb.FatalException):
+                self._reopen()
+            raise failed from error
+
+    def _checkpoint(self) -> None:
+        """Move what was committed from the log into the file, now and then."""
+        if not self._wal.exists() or self._wal.stat().st_size < self._checkpoint_bytes:
+            return
+        try:
+            self._con.execute("CHECKPOINT")
+            self._checkpoint_bytes = CHECKPOINT_BYTES
+        except duckdb.Error as error:
+            # Nothing is lost, the log has it; tried again once that has grown as much again.
+            self._checkpoint_bytes += CHECKPOINT_BYTES
+            log.warning("checkpoint_failed", reason=str(error).partition("\n")[0])
+            self._reopen()
+
+    def _reopen(self) -> None:
+        """Open the file anew: after a failure of its own DuckDB wants nothing else."""
+        with suppress(duckdb.Error):
+            self._con.close()
+        self._con = connect(self._path)
+        self._rolled_back()
+        self._committed()
 
     def _rolled_back(self) -> None:
         """Forget what was read or written inside the transaction."""

@@ -20,7 +20,7 @@ import structlog
 
 from featurestore.errors import UserError
 from monitor.adapters import connect
-from monitor.database import fault
+from monitor.database import LedgerWriteError, fault
 from monitor.messages import ENDED, state_name
 from monitor.targets import RejectedError, RunForgottenError, UnansweredError
 from protos.steadfeast.v1 import pipeline_pb2
@@ -215,7 +215,10 @@ class Outbox:
         """Deliver what waits for one pipeline, oldest first."""
         for message in self._waiting():
             if message.target == target and not self._stopping.is_set():
-                self._deliver(message)
+                try:
+                    self._deliver(message)
+                except LedgerWriteError as error:
+                    self._unwritten(message, error)
         with self._ledger.changed:
             del self._lanes[target]
             self._ledger.changed.notify_all()
@@ -247,6 +250,12 @@ class Outbox:
         fault("after_send")
         self._ledger.delivered(request, run)
         log.info("delivered", request=request, run=run.run_id)
+
+    def _unwritten(self, message: Message, error: LedgerWriteError) -> None:
+        """Deliver again later what may have been delivered: the pipeline knows it by its id."""
+        wait = self._backoff.seconds(message.attempts + 1)
+        self._due[message.request_id] = monotonic() + wait
+        log.error("unwritten", request=message.request_id, reason=str(error))
 
     def _later(self, message: Message, reason: str) -> None:
         if self._stopping.is_set():
@@ -286,14 +295,15 @@ class Outbox:
         while not self._stopping.is_set():
             try:
                 for number, now in self._target(following.target).watch(run, sequence):
+                    self._event(following, now, number)
                     run, sequence, failures = now, number, 0
-                    self._event(following, run, sequence)
                     if run.state in ENDED:
                         return
             except RunForgottenError as error:
-                if not self._stopping.is_set():
-                    self._lost(following, sequence, error.reason)
-                return
+                if self._stopping.is_set() or self._lost(following, sequence, error.reason):
+                    return
+            except LedgerWriteError as error:
+                log.error("unwritten", run=run.run_id, reason=str(error))  # noqa: TRY400 - no bug
             except (UnansweredError, RejectedError) as error:
                 if self._stopping.is_set():
                     return
@@ -316,11 +326,15 @@ class Outbox:
             self._evaluator.move(references, f"version {run.model_version} promoted")
         log.info("run", run=run.run_id, state=state_name(run.state), sequence=sequence)
 
-    def _lost(self, following: Following, sequence: int, reason: str) -> None:
-        """End a run that the pipeline has forgotten; nobody else will."""
+    def _lost(self, following: Following, sequence: int, reason: str) -> bool:
+        """End a run that the pipeline has forgotten; nobody else will. False if that failed."""
         run = pipeline_pb2.Run()
         run.CopyFrom(following.run)
         run.state = pipeline_pb2.RUN_STATE_FAILED
         run.reason = f"the pipeline no longer knows the run: {reason}"
-        self._ledger.run_event(following.request_id, run, sequence)
+        try:
+            self._ledger.run_event(following.request_id, run, sequence)
+        except LedgerWriteError:
+            return False
         log.error("run_lost", run=run.run_id, reason=reason)
+        return True

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import socket
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
 import uvicorn
@@ -159,6 +159,21 @@ def main(path: Path, *, json_logs: bool) -> int:
     return 0
 
 
+class _Lossy:
+    """Standard error, but a log that cannot be written stops nobody: its disk may be full."""
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with suppress(OSError):
+            return sys.stderr.write(text)
+        return 0
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with suppress(OSError):
+            sys.stderr.flush()
+
+
 def configure_logs(*, json_logs: bool) -> None:
     """Send our logs and those of libraries to standard error, as JSON lines or for a person."""
     shared: list[Any] = [
@@ -174,10 +189,10 @@ def configure_logs(*, json_logs: bool) -> None:
     last = [structlog.processors.format_exc_info, render] if json_logs else [render]
     structlog.configure(
         processors=[*shared, *last],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lossy())),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(_Lossy())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -17,6 +17,7 @@ from google.protobuf.json_format import MessageToDict
 
 from monitor import messages
 from monitor.calls import Caller
+from monitor.database import LedgerWriteError
 from monitor.episodes import AlertKind
 from monitor.outbox import Backoff
 from monitor.targets import RejectedError, UnansweredError
@@ -130,14 +131,22 @@ class Sinks:
         token = config.token.get_secret_value()
         headers = {"authorization": f"Bearer {token}"} if token else {}
         caller = Caller(config.url, headers, config.ca)
-        position = self._ledger.sent(name)
+        position: int | None = None
         while not self._stopping.is_set():
-            for alert in self._ledger.alerts(position, PAGE):
-                if not self._send(name, config.kind, caller, alert):
-                    break
-                position = alert.sequence
-                with self._ledger.transaction():
-                    self._ledger.add_sent(name, position)
+            try:
+                if position is None:
+                    position = self._ledger.sent(name)
+                for alert in self._ledger.alerts(position, PAGE):
+                    if not self._send(name, config.kind, caller, alert):
+                        break
+                    position = alert.sequence
+                    with self._ledger.transaction():
+                        self._ledger.add_sent(name, position)
+            except LedgerWriteError as error:
+                # What was sent and is not noted is sent again after a restart at worst.
+                log.error("unwritten", target=name, reason=str(error))  # noqa: TRY400 - no bug
+                self._stopping.wait(self._backoff.most)
+                continue
             with self._ledger.changed:
                 if self._ledger.last_sequence() <= position and not self._stopping.is_set():
                     self._ledger.changed.wait(IDLE_SECONDS)

@@ -16,6 +16,7 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from featurestore.errors import NotFoundError, UserError
+from monitor.database import LedgerWriteError
 from monitor.episodes import NotDecidableError
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ STATUS: dict[type[Exception], grpc.StatusCode] = {
     TooManyWatchersError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     BehindError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ShuttingDownError: grpc.StatusCode.UNAVAILABLE,
+    LedgerWriteError: grpc.StatusCode.UNAVAILABLE,
 }
 """What each error is on the wire; anything else is a bug and stays UNKNOWN."""
 

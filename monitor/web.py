@@ -26,6 +26,7 @@ from monitor.access import COOKIE, SESSION_SECONDS, Access, RefusedError, same_o
 from monitor.causes import NotYetError
 from monitor.collector import registry
 from monitor.config import Role
+from monitor.database import LedgerWriteError
 from monitor.episodes import NotDecidableError
 from monitor.render import HERE, Renderer, Viewer
 from monitor.webhook import MAX_WEBHOOK_BYTES, parse
@@ -279,6 +280,8 @@ class _Acting:
             return self._refused(request, HTTPStatus.NOT_FOUND, str(error))
         except NotDecidableError as error:
             return self._refused(request, HTTPStatus.CONFLICT, str(error))
+        except LedgerWriteError as error:
+            return self._refused(request, HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         return RedirectResponse(f"./#{anchor}", status_code=303)
 
     async def _told(self, request: Request) -> Response:
@@ -290,7 +293,7 @@ class _Acting:
             changed = await run_in_threadpool(self._operator.tell, alerts, actor)
         except RefusedError as error:
             return PlainTextResponse(f"{error}\n", status_code=error.status)
-        except NotYetError as error:
+        except (NotYetError, LedgerWriteError) as error:
             return PlainTextResponse(f"{error}\n", status_code=503)
         return PlainTextResponse(f"{changed} of {len(alerts)} alerts changed something\n")
 

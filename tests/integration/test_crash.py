@@ -7,9 +7,12 @@ The oracle is a daemon that nobody disturbs: whoever was killed must end with th
 from __future__ import annotations
 
 import random
+import resource
 import shutil
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +64,7 @@ def live(
     calm: Path, folder: Path, wait: Callable[[Daemon, Any], object], fault: str = ""
 ) -> tuple[dict[str, Any], Pipeline, Daemon]:
     """Serve the days of drift, one at a time, and return what the ledger holds in the end."""
-    shutil.copytree(calm, folder)
+    shutil.copytree(calm, folder, dirs_exist_ok=True)
     pipeline = Pipeline(folder, drift_at=DRIFT_AT)
     server = PipelineServer(pipeline).start()
     daemon = Daemon(folder, server.port).start(fault)
@@ -156,6 +159,65 @@ def test_it_is_killed_at_any_moment(
         daemon.survive(until)
 
     found, pipeline, _ = live(calm, tmp_path / "world", wait)
+    check(found, undisturbed, pipeline)
+
+
+@pytest.mark.parametrize("what", ["snapshots", "ledger"])
+def test_no_file_may_grow_any_more(
+    calm: Path, undisturbed: dict[str, Any], tmp_path: Path, what: str
+) -> None:
+    """A limit of the kernel on the live process: snapshots fail, or only the ledger's commits."""
+
+    def wait(daemon: Daemon, until: Any) -> None:
+        assert daemon.process is not None
+        hard = resource.RLIM_INFINITY
+        if until == DRIFT_AT + 3 * DAY:  # the window that fires closes now
+            said = world.wait_for(daemon.unready, 30, "it says that it cannot write")
+            assert "File too large" in said
+            assert ("monitor.duckdb" in said) == (what == "ledger")
+            assert daemon.status() is not None  # what is committed can be read
+            resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+            world.wait_for(lambda: not daemon.unready(), 30, "it goes on")
+        daemon.idle(until)
+        if until == DRIFT_AT + 2 * DAY:
+            limit = 1_000
+            if what == "ledger":
+                state = tmp_path / "world" / "data" / "monitor"
+                limit = (state / "monitor.duckdb.wal").stat().st_size + 100
+                snapshots = (state / "snapshots").rglob("*.parquet")
+                assert limit > 1.2 * max(file.stat().st_size for file in snapshots)
+            resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (limit, hard))
+
+    found, pipeline, daemon = live(calm, tmp_path / "world", wait)
+    assert daemon.lives == 1
+    check(found, undisturbed, pipeline)
+
+
+def test_the_disk_is_full(calm: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    """A real file system of 16 MiB under the state folder, full from one window to the next."""
+    state = tmp_path / "world" / "data" / "monitor"
+    state.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(state)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a file system")
+    filler = state / "filler"
+
+    def wait(daemon: Daemon, until: Any) -> None:
+        if until == DRIFT_AT + 3 * DAY:
+            assert "No space left" in world.wait_for(daemon.unready, 30, "it says so")
+            filler.unlink()
+            world.wait_for(lambda: not daemon.unready(), 30, "it goes on")
+        daemon.idle(until)
+        if until == DRIFT_AT + 2 * DAY:
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+
+    try:
+        found, pipeline, daemon = live(calm, tmp_path / "world", wait)
+    finally:
+        subprocess.run(["umount", "--lazy", str(state)], check=False)
+    assert daemon.lives == 1
     check(found, undisturbed, pipeline)
 
 

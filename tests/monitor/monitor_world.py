@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -367,6 +368,14 @@ class Daemon:
             }:
                 raise
             return None
+
+    def unready(self) -> str:
+        """Return what it says is wrong; empty when it is ready."""
+        try:
+            self.get("/readyz")
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+        return ""
 
     def idle(self, until: datetime, seconds: float = 60.0) -> monitor_pb2.GetStatusResponse:
         """Wait until everything served before `until` is dealt with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from contextlib import suppress
@@ -21,7 +22,12 @@ from featurestore.errors import NotFoundError
 from monitor.bins import Edges
 from monitor.calibrate import build_reference
 from monitor.config import MonitorConfig
-from monitor.database import LedgerBrokenError, LedgerLockedError, LedgerVersionError
+from monitor.database import (
+    LedgerBrokenError,
+    LedgerLockedError,
+    LedgerVersionError,
+    LedgerWriteError,
+)
 from monitor.detect import Level, Verdict
 from monitor.episodes import (
     Alert,
@@ -36,6 +42,7 @@ from monitor.episodes import (
     Trigger,
     TriggerState,
 )
+from monitor.journal import CHECKPOINT_BYTES
 from monitor.ledger import Held, Ledger
 from monitor.performance import Performance
 from monitor.profile import Profile, Window
@@ -283,3 +290,50 @@ def test_the_last_sixty_windows_are_shown_oldest_first(tmp_path: Path):
         history = ledger.state({"w": CONFIG}).monitors["w"].history
     assert [past.window.rows for past in history] == list(range(10, 70))
     assert history[-1].window.end - history[0].window.end == timedelta(days=59)
+
+
+def test_a_checkpoint_that_fails_loses_nothing(tmp_path: Path):
+    """The limit lets the log grow, and not the file; the ledger goes on from a file opened anew."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Ledger(tmp_path) as ledger:
+        ledger.hold("w", Held(WINDOW.end))
+        ledger._checkpoint_bytes = 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ledger._path.stat().st_size, hard))
+        try:
+            for number in range(3):
+                with ledger.transaction():
+                    ledger.add_audit("ann", "approve", f"r{number}", "go")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert ledger._checkpoint_bytes > CHECKPOINT_BYTES
+        assert ledger._wal.stat().st_size > 0
+        assert len(ledger.audit(0, 10)) == 3
+        assert ledger.held("w").watermark == WINDOW.end
+        ledger._checkpoint_bytes = 1
+        ledger.hold("w", Held(WINDOW.end + DAY))
+        assert not ledger._wal.exists()
+        assert not ledger.problem
+    with Ledger(tmp_path) as ledger:
+        assert ledger.held("w").watermark == WINDOW.end + DAY
+
+
+def test_a_commit_that_fails_is_not_there_and_says_so(tmp_path: Path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Ledger(tmp_path) as ledger:
+        ledger.hold("w", Held(WINDOW.end))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ledger._wal.stat().st_size, hard))
+        try:
+            for _ in range(2):
+                with pytest.raises(LedgerWriteError, match=r"monitor.duckdb: cannot be written"):
+                    ledger.hold("w", Held(WINDOW.end + DAY))
+            assert "File too large" in ledger.problem
+            assert ledger.held("w").watermark == WINDOW.end
+            with pytest.raises(LedgerWriteError):
+                ledger.probe()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        ledger.probe()
+        assert not ledger.problem
+        ledger.hold("w", Held(WINDOW.end + DAY))
+    with Ledger(tmp_path) as ledger:
+        assert ledger.held("w").watermark == WINDOW.end + DAY
