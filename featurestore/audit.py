@@ -2,7 +2,8 @@
 
 Above `compare`, below `store`, which offers it. Set at a time: both sides of I1 stream into
 DuckDB and meet in one full join; I2 replays the served log through the offline store in slices of
-bounded size. A check that had nothing to compare says so and does not hold.
+bounded size. A check that had nothing to compare is void: it has
+shown nothing, and says so.
 
 - I1: the online store against the newest offline row at the watermark, TTL applied to both.
   Kinds: missing online, missing offline, stale (an older row than offline's), ahead (one from

@@ -214,7 +214,7 @@ def audit(
 ) -> None:
     """Check the invariants of SERVICE over every key and every logged vector.
 
-    Exit code 0 when all hold, 1 when one does not.
+    Exit code 0 when all hold; 1 when one fails, or is void because there was nothing to compare.
 
     Example: steadfeast store audit late_arrival --start 2013-03-01 --end 2013-04-01
     """

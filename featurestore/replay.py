@@ -89,8 +89,9 @@ def _computed(
 def _altered(
     feast: FeatureStore, manifest: Manifest, plan: ServicePlan
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return view -> what has changed in its source, and view -> what is gone."""
+    """Return view -> what has changed in its source, and view -> that all of it is gone."""
     now = {(item["view"], item["path"]): item["sha256"] for item in training.sources(feast, plan)}
+    left = {view for (view, _), digest in now.items() if digest is not None}
     changed: dict[str, list[str]] = {}
     gone: dict[str, list[str]] = {}
     for item in manifest.sources:
@@ -99,7 +100,9 @@ def _altered(
         if was is None:  # what is not a local file cannot be compared
             changed.setdefault(view, []).append(f"source {path} of view {view} is not kept here")
         elif digest is None:
-            gone.setdefault(view, []).append(f"source {path} of view {view} is gone")
+            # A file that was appended to may have become a folder of the same rows and more.
+            where = changed if view in left else gone
+            where.setdefault(view, []).append(f"source {path} of view {view} is gone")
         elif digest != was:
             changed.setdefault(view, []).append(
                 f"source {path} of view {view} changed from {was[:16]} to {digest[:16]}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
 from secrets import token_bytes
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +27,9 @@ EXAMPLES = 5
 
 FORMAT = 1
 """Version of the JSON report."""
+
+Outcome = Literal["holds", "fails", "void"]
+_VERDICTS = {"holds": "holds", "fails": "FAILS", "void": "void "}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,14 @@ class Check:
     @property
     def ok(self) -> bool:
         """Whether something was compared and all of it was the same."""
-        return self.cells > 0 and not self.void and not any(self.mismatches.values())
+        return self.outcome == "holds"
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the check has shown: that the invariant holds, fails, or nothing at all."""
+        if any(self.mismatches.values()):
+            return "fails"
+        return "void" if self.void or not self.cells else "holds"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the check in plain JSON types."""
@@ -63,6 +73,7 @@ class Check:
             "invariant": self.invariant,
             "subject": self.subject,
             "ok": self.ok,
+            "outcome": self.outcome,
             "cells": self.cells,
             "mismatches": dict(self.mismatches),
             "examples": _plain(self.examples),
@@ -89,6 +100,12 @@ class AuditReport:
         """Whether every invariant holds."""
         return all(check.ok for check in self.checks)
 
+    @property
+    def outcome(self) -> Outcome:
+        """Fails when one check does, else void when one is, else holds."""
+        found = {check.outcome for check in self.checks}
+        return "fails" if "fails" in found else "void" if "void" in found else "holds"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the report in plain JSON types; times are ISO 8601, NaN and infinities words."""
         return {
@@ -96,6 +113,7 @@ class AuditReport:
             "service": self.service,
             "contract": self.contract,
             "ok": self.ok,
+            "outcome": self.outcome,
             "checks": [check.as_dict() for check in self.checks],
         }
 
@@ -110,7 +128,7 @@ class AuditReport:
             parts = [f"{check['subject']}: {check['cells']} cells"]
             kinds = ", ".join(f"{count} {kind}" for kind, count in check["mismatches"].items())
             parts += [text for text in (kinds, check["note"]) if text]
-            verdict = "holds" if check["ok"] else "FAILS"
+            verdict = _VERDICTS[check["outcome"]]
             lines.append(f"  {check['invariant']:<3} {verdict}  {'; '.join(parts)}")
             lines += [
                 "        " + json.dumps(example, ensure_ascii=False)

@@ -23,7 +23,7 @@ from featurestore.audit import AuditReport, audit
 from featurestore.catalog import Catalog, LiveChange
 from featurestore.config import StoreConfig, load_section
 from featurestore.errors import ConfigError, NotFoundError
-from featurestore.ingest import ingest
+from featurestore.ingest import delete, ingest
 from featurestore.materialization import Materializer
 from featurestore.online import PackedOnlineStore
 from featurestore.replay import replay
@@ -342,6 +342,28 @@ class Store:
             SourceError: See `featurestore.ingest`.
         """
         return ingest(self.feast.config, self.catalog.online_views([view])[0], rows, known_at)
+
+    def delete(self, view: str, rows: pa.Table, *, known_at: datetime | None = None) -> datetime:
+        """Delete from the source of a feature view from now on; nothing is rewritten.
+
+        What is deleted reads as null from its known time on, offline and, after the next
+        materialize, online. Training sets built before replay to the same bytes afterwards. (To
+        remove a person's data for good, see `erase`.)
+
+        Args:
+            view: Its name; its source has a created column.
+            rows: Join keys, and the event time of the facts that go; without event times, all
+                that is known of each entity goes.
+            known_at: When that became known; now, when absent.
+
+        Returns:
+            The time from which it is known.
+
+        Raises:
+            NotFoundError: There is no such feature view.
+            SourceError: See `featurestore.ingest`.
+        """
+        return delete(self.feast.config, self.catalog.online_views([view])[0], rows, known_at)
 
     def write_online(self, view: str, rows: pa.Table) -> int:
         """Write rows of one feature view to the online store, as a stream does.

@@ -67,9 +67,10 @@ def overview() -> Any:
             ),
             figure(
                 "Invariants violated",
-                "Checks of the last audit that do not hold: serving and training disagree, or "
-                "nothing could be compared. No data means that no audit is configured.",
-                f"count({m.AUDIT_HOLDS}{MONITOR} == 0) or 0 * count({m.AUDIT_HOLDS}{MONITOR})",
+                "Checks of the last audit that fail: serving and training disagree. No data means "
+                "that no audit is configured.",
+                f"count({m.AUDIT_HOLDS}{MONITOR} == 0 unless {m.AUDIT_VOID}{MONITOR} == 1) "
+                f"or 0 * count({m.AUDIT_HOLDS}{MONITOR})",
                 steps=ANY_IS_BAD,
                 width=6,
             ),
@@ -129,11 +130,13 @@ def overview() -> Any:
             ),
             rows(
                 "Invariants",
-                "What the last audit compared, and what differed.",
+                "What the last audit compared, and whether it holds; void is a check that had "
+                "nothing, or not all, to compare.",
                 query(f"{m.AUDIT_CELLS}{MONITOR}", instant=True),
                 query(f"{m.AUDIT_HOLDS}{MONITOR}", instant=True),
-                renamed={"Value #A": "cells", "Value #B": "holds"},
-                units={"holds": "bool_yes_no"},
+                query(f"{m.AUDIT_VOID}{MONITOR}", instant=True),
+                renamed={"Value #A": "cells", "Value #B": "holds", "Value #C": "void"},
+                units={"holds": "bool_yes_no", "void": "bool_yes_no"},
                 height=5,
             ),
             rows(

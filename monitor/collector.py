@@ -163,6 +163,7 @@ def _audit(monitor: MonitorState, out: _Exposition) -> None:
     for check in monitor.audit.checks:
         labels = [monitor.name, check.invariant, check.subject]
         out.add(metrics.AUDIT_HOLDS, labels, check.holds)
+        out.add(metrics.AUDIT_VOID, labels, check.void)
         out.add(metrics.AUDIT_CELLS, labels, check.cells)
         kinds = metrics.AUDIT_KINDS.get(check.invariant, ())
         for kind in dict.fromkeys((*kinds, *check.mismatches)):

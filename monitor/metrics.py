@@ -75,6 +75,7 @@ VIEW_STALE = "steadfeast_view_stale"
 AUDIT_AT = "steadfeast_audit_timestamp_seconds"
 AUDIT_INTERVAL = "steadfeast_audit_interval_seconds"
 AUDIT_HOLDS = "steadfeast_audit_holds"
+AUDIT_VOID = "steadfeast_audit_void"
 AUDIT_CELLS = "steadfeast_audit_cells"
 AUDIT_MISMATCHES = "steadfeast_audit_mismatches"
 PERFORMANCE = "steadfeast_performance_"  # and the figure's name
@@ -347,6 +348,12 @@ METRICS: Mapping[str, Described] = {
             "0 or 1",
             "monitor invariant subject",
             "Whether the invariant held: something was compared and all of it was the same.",
+        ),
+        _gauge(
+            AUDIT_VOID,
+            "0 or 1",
+            "monitor invariant subject",
+            "Whether the check showed nothing: there was nothing, or not all, to compare.",
         ),
         _gauge(AUDIT_CELLS, "cells", "monitor invariant subject", "Cells that were compared."),
         _gauge(

@@ -201,7 +201,9 @@ def _facts(monitor: MonitorState) -> Sequence[Fact]:
         facts.append(Fact("Labelled rows", f"{monitor.performance.labelled:,}"))
     if monitor.audit is not None:
         held = sum(check.holds for check in monitor.audit.checks)
-        text = f"{held} of {len(monitor.audit.checks)} checks hold, {moment(monitor.audit.at)}"
+        void = sum(check.void for check in monitor.audit.checks)
+        text = f"{held} of {len(monitor.audit.checks)} checks hold, "
+        text += (f"{void} void, " if void else "") + moment(monitor.audit.at)
         facts.append(Fact("Invariants (wall clock)", text))
     return facts
 

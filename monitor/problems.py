@@ -104,7 +104,7 @@ def _violated(monitor: MonitorState, check: AuditCheck, number: int) -> Problem:
     return Problem(
         anchor=f"invariant-{monitor.name}-{number}",
         tone=Tone.BROKEN,
-        label=f"Invariant {check.invariant} does not hold",
+        label=f"Invariant {check.invariant} {'is void' if check.void else 'does not hold'}",
         monitor=monitor.name,
         title=f"{check.subject}: {what}{note}",
         since=None,

@@ -84,6 +84,11 @@ class AuditCheck:
     holds: bool
     note: str = ""
 
+    @property
+    def void(self) -> bool:
+        """Whether nothing was shown: nothing to compare, or not all that was to be compared."""
+        return not self.holds and not any(self.mismatches.values())
+
 
 @dataclass(frozen=True, slots=True)
 class AuditState:

@@ -27,11 +27,20 @@ from featurestore.errors import SourceError
 from featurestore.offline.sources import is_hive, is_remote, local_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
-def append(table: pa.Table, source: Any, repo: Path | str | None, view: str) -> None:
+def append(
+    table: pa.Table,
+    source: Any,
+    repo: Path | str | None,
+    view: str,
+    stamp: Callable[[pa.Table], pa.Table] | None = None,
+) -> None:
     """Add rows to a source, cast to its columns' types, without rewriting what is there.
+
+    One writer at a time, among all processes that write here. `stamp` completes the rows once no
+    other can come between what it sees of the source and what is added.
 
     Raises:
         SourceError: The source is not a local file, folder, glob or Delta table, or the rows do
@@ -39,9 +48,15 @@ def append(table: pa.Table, source: Any, repo: Path | str | None, view: str) -> 
     """
     location = _location(source, repo, view)
     path = Path(location)
-    if isinstance(source.file_format, DeltaFormat):
-        _write_delta(table, path, "append")
-        return
+    with _alone(path):
+        table = table if stamp is None else stamp(table)
+        if isinstance(source.file_format, DeltaFormat):
+            _write_delta(table, path, "append")
+        else:
+            _append(table, path, view, location)
+
+
+def _append(table: pa.Table, path: Path, view: str, location: str) -> None:
     files = local_files(path)
     if files:
         table = _cast(table, files[0], view, location)
@@ -157,23 +172,25 @@ def _write(table: pa.Table, path: Path) -> None:
 
 def _to_folder(path: Path, table: pa.Table) -> None:
     """Turn the file at `path` into a folder of the file itself and `table`."""
-    with _locked(path.parent):
-        if path.is_dir():  # another writer was first
-            _write(table, path / f"part-{uuid.uuid4().hex}.parquet")
-            return
-        fresh = _beside(path)
-        try:
-            fresh.mkdir()
-            os.link(path, fresh / "part-0.parquet")
-            _write(table, fresh / f"part-{uuid.uuid4().hex}.parquet")
-            _replace(fresh, path)
-        finally:
-            _remove(fresh)
+    fresh = _beside(path)
+    try:
+        fresh.mkdir()
+        os.link(path, fresh / "part-0.parquet")
+        _write(table, fresh / f"part-{uuid.uuid4().hex}.parquet")
+        _replace(fresh, path)
+    finally:
+        _remove(fresh)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process or thread appends to the source at `path`.
+
+    The lock is a hidden file beside the source, since the source itself may be replaced. The
+    system gives it back when a process ends, however it ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
