@@ -187,7 +187,11 @@ class Daemon:
         due = any(
             latest[name] is not None
             and not self.outbox.nobody_has(name)
-            and (self.evaluator.due(name, 1, latest=latest[name]) or self.causes.due(name))
+            and (
+                self.evaluator.due(name, 1, latest=latest[name])
+                or self.evaluator.outdated(name)
+                or self.causes.due(name)
+            )
             for name in config.monitors
         )
         state = self._ledger.state(config.monitors)

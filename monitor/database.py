@@ -62,6 +62,10 @@ CREATE TABLE alerts (sequence BIGINT PRIMARY KEY, monitor VARCHAR NOT NULL, body
 CREATE TABLE counters (
     name VARCHAR, monitor VARCHAR, label VARCHAR, total BIGINT NOT NULL,
     PRIMARY KEY (name, monitor, label));
+-- What each evaluated window was compared with, and how its values spread.
+CREATE TABLE spreads (
+    monitor VARCHAR, end_time TIMESTAMPTZ, reference_key VARCHAR NOT NULL, body VARCHAR NOT NULL,
+    PRIMARY KEY (monitor, end_time));
 -- Each evaluated window in parts, where a monitor splits its rows.
 CREATE TABLE segments (
     monitor VARCHAR, end_time TIMESTAMPTZ, body VARCHAR NOT NULL,
@@ -82,6 +86,10 @@ LATER = (
     (
         "CREATE TABLE IF NOT EXISTS segments (monitor VARCHAR, end_time TIMESTAMPTZ, "
         "body VARCHAR NOT NULL, PRIMARY KEY (monitor, end_time))"
+    ),
+    (
+        "CREATE TABLE IF NOT EXISTS spreads (monitor VARCHAR, end_time TIMESTAMPTZ, "
+        "reference_key VARCHAR NOT NULL, body VARCHAR NOT NULL, PRIMARY KEY (monitor, end_time))"
     ),
     "CREATE TABLE IF NOT EXISTS fields (name VARCHAR PRIMARY KEY, digest VARCHAR NOT NULL)",
 )

@@ -21,6 +21,7 @@ import structlog
 
 from featurestore.served import ServedLog
 from monitor.detect import Level
+from monitor.distribution import distributions
 from monitor.episodes import Decision, ModelHistory, NotDecidableError
 from monitor.measures import measure_named
 from monitor.measuring import Measurer, span
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from monitor.calibrate import Reference
     from monitor.config import DaemonConfig, MonitorConfig
-    from monitor.ledger import Held, Ledger
+    from monitor.ledger import Held, Kept, Ledger
     from monitor.state import TriggerRecord
     from protos.steadfeast.v1.pipeline_pb2 import Run
 
@@ -67,7 +68,7 @@ class Evaluator:
         self._ledger, self._log = ledger, ServedLog(data)
         self._served = data / "served"
         self._latest: dict[str, tuple[int, datetime | None]] = {}
-        self._measurer = Measurer(self._log, config.state, ledger.buckets)
+        self._measurer = Measurer(self._log, config.state, ledger.buckets, ledger.profile)
         self._busy = Lock()
         self._first: dict[str, datetime] = {}
 
@@ -171,15 +172,18 @@ class Evaluator:
     def evaluate(self, monitor: str, limit: int, stop: Callable[[], bool] = lambda: False) -> int:
         """Evaluate at most `limit` closed buckets, in order, and return how many it were.
 
-        Without a reference nothing is evaluated; the buckets wait for one.
+        Without a reference nothing is evaluated; the buckets wait for one. When it has moved,
+        the buckets of the window are counted anew first, and with what is left of `limit` those
+        before them.
 
         Args:
             monitor: Which.
-            limit: Bound on the work of one call.
+            limit: Bound on the buckets that one call reads.
             stop: Asked between buckets.
         """
         done = 0
         with self._busy:
+            limit -= self._recount(monitor, limit, stop, only_window=True)
             for bucket in self.due(monitor, limit):
                 held = self._ledger.held(monitor)
                 while held.reference is not None and not stop():
@@ -189,6 +193,40 @@ class Evaluator:
                     held = self._ledger.held(monitor)
                 else:
                     break
+            self._recount(monitor, limit - done, stop, only_window=False)
+        return done
+
+    def outdated(self, monitor: str, *, only_window: bool = False) -> list[Kept]:
+        """Return the buckets to be counted over the reference as it is now, newest first.
+
+        Args:
+            monitor: Which.
+            only_window: Leave out what is before the next window; else, what is out of retention.
+        """
+        held, config = self._ledger.held(monitor), self.config.monitors[monitor]
+        if held.reference is None or held.watermark is None:
+            return []
+        start = held.watermark + config.bucket - config.window
+        if not only_window:
+            start -= self.config.retention
+        found = self._ledger.buckets(monitor, start, held.watermark, but=held.reference_key)
+        return [kept for kept in reversed(found) if kept.path.exists()]
+
+    def _recount(
+        self, monitor: str, limit: int, stop: Callable[[], bool], *, only_window: bool
+    ) -> int:
+        """Count at most `limit` outdated buckets anew; returns how many it were."""
+        held, done = self._ledger.held(monitor), 0
+        outdated = self.outdated(monitor, only_window=only_window)[:limit] if limit > 0 else []
+        for kept in outdated:
+            if held.reference is None or stop():
+                break
+            counted = self._measurer.recounted(kept, held.reference)
+            with self._ledger.transaction():
+                if self._ledger.held(monitor).reference is not held.reference:
+                    break
+                self._ledger.add_profile(monitor, kept, counted, held.reference_key)
+            done += 1
         return done
 
     def _evaluate(self, monitor: str, bucket: Bucket, held: Held, reference: Reference) -> bool:
@@ -206,6 +244,12 @@ class Evaluator:
                 monitor, found.snapshot, found.profile, held.reference_key, found.frozen_at
             )
             self._ledger.add_window(evaluation)
+            self._ledger.add_spread(
+                monitor,
+                bucket.end,
+                held.reference_key,
+                distributions(reference.profile, found.whole),
+            )
             for kept, rows in found.late:
                 self._ledger.add_late_rows(monitor, kept, rows)
             self.decided(monitor, decision, watermark=bucket.end)
@@ -255,7 +299,7 @@ class Evaluator:
 
     def _forget(self, monitor: str, before: datetime) -> None:
         """Let go of what left the window, and of snapshots that are out of retention."""
-        self._measurer.forget(monitor, before)
+        self._measurer.forget(monitor, self.config.monitors[monitor], before)
         horizon = before - self.config.retention
         oldest = horizon - self.config.monitors[monitor].bucket
         for kept in self._ledger.buckets(monitor, oldest, horizon):

@@ -17,6 +17,7 @@ from monitor.calibrate import Reference
 from monitor.codec import dump, load
 from monitor.deliveries import Deliveries, Following, Message
 from monitor.detect import Verdict
+from monitor.distribution import Distribution
 from monitor.episodes import ModelHistory, Outcome, PolicyState
 from monitor.quality import Figures, Freshness, Incident
 from monitor.reading import Held, Kept
@@ -24,7 +25,7 @@ from monitor.segments import Segment
 from monitor.state import EpisodeRecord, MonitorState, PastWindow, State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from monitor.config import MonitorConfig
@@ -135,10 +136,43 @@ class Ledger(Deliveries):
         self._count("snapshots", monitor)
         self._count("rows", monitor, amount=snapshot.rows)
 
-    def buckets(self, monitor: str, start: datetime, end: datetime) -> list[Kept]:
-        """Return the frozen buckets inside [start, end), in order."""
+    def buckets(self, monitor: str, start: datetime, end: datetime, *, but: str = "") -> list[Kept]:
+        """Return the frozen buckets inside [start, end), in order; none of reference key `but`."""
         with self._lock:
-            return reading.buckets(self._rows, monitor, start, end)
+            return reading.buckets(self._rows, monitor, start, end, but=but)
+
+    def profile(self, monitor: str, kept: Kept) -> str:
+        """Return the profile of a frozen bucket, as JSON."""
+        with self._lock:
+            ((text,),) = self._rows(
+                "SELECT profile FROM buckets WHERE monitor = ? AND start_time = ?",
+                monitor,
+                kept.bucket.start,
+            )
+        return str(text)
+
+    def add_profile(self, monitor: str, kept: Kept, profile: Profile, key: str) -> None:
+        """Replace the profile of a bucket by one over the reference of `key`."""
+        self._rows(
+            "UPDATE buckets SET profile = ?, reference_key = ? "
+            "WHERE monitor = ? AND start_time = ?",
+            profile.to_json(),
+            key,
+            monitor,
+            kept.bucket.start,
+        )
+
+    def add_spread(
+        self, monitor: str, end: datetime, key: str, spread: Sequence[Distribution]
+    ) -> None:
+        """Keep how the values of the window that ends at `end` spread, and what beside."""
+        self._rows(
+            "INSERT INTO spreads VALUES (?, ?, ?, ?)",
+            monitor,
+            end,
+            key,
+            dump(tuple(spread), tuple[Distribution, ...]),
+        )
 
     def add_late_rows(self, monitor: str, kept: Kept, late_rows: int) -> None:
         """Correct how many rows came after a bucket was frozen."""

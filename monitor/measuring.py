@@ -7,6 +7,7 @@ whoever writes it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from monitor.profile import Profile, Window, profile, total
 from monitor.quality import figures, freshness, incidents
 from monitor.references import own
 from monitor.snapshot import EPOCH, Bucket, Snapshot, bucket_path, freeze, load
+from monitor.windows import Sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +49,7 @@ class Measured:
         evaluation: Of the window that ends with the bucket; its history is still to be added.
         snapshot: The frozen bucket.
         profile: Of the bucket alone, over the reference's edges.
+        whole: Of the window.
         frozen_at: Just before it was frozen, wall clock.
         late: Earlier buckets of the window that got rows since, and how many by now.
     """
@@ -54,6 +57,7 @@ class Measured:
     evaluation: Evaluation
     snapshot: Snapshot
     profile: Profile
+    whole: Profile
     frozen_at: datetime
     late: tuple[tuple[Kept, int], ...]
 
@@ -65,6 +69,7 @@ class Measurer:
         log: The served log and its labels.
         state: The daemon's folder, for snapshots.
         kept: Gives a monitor's frozen buckets in a stretch of time.
+        stored: Gives the profile of one of them, as JSON.
     """
 
     def __init__(
@@ -72,12 +77,13 @@ class Measurer:
         log: ServedLog,
         state: Path,
         kept: Callable[[str, datetime, datetime], list[Kept]],
+        stored: Callable[[str, Kept], str],
     ) -> None:
-        self._log, self._state, self._kept = log, state, kept
+        self._log, self._state, self._kept, self._stored = log, state, kept, stored
         # In memory and only for reading Parquet: the ledger's connection stays free meanwhile.
         self._con = duckdb.connect()
         self._con.execute("SET TimeZone = 'UTC'")
-        self._profiles: dict[tuple[str, datetime, str], Profile] = {}
+        self._sums: dict[str, tuple[str, Sums]] = {}
         self._parts: dict[tuple[str, datetime, str], dict[Key, Profile]] = {}
 
     def close(self) -> None:
@@ -94,14 +100,13 @@ class Measurer:
         snapshot = freeze(self._con, files, bucket, bucket_path(self._state, monitor, bucket))
         current = profile(rows_of(snapshot, reference), reference.edges)
         before = self._kept(monitor, start, bucket.start)
-        parts = [self._profile(monitor, one, key, reference) for one in before]
-        whole = total([*parts, current], reference.edges)
+        whole = self._whole(monitor, config, before, current, bucket, key, reference)
         first = before[0].bucket.start if before else bucket.start
         since = bucket.end - latest_length(config)
         latest = [
-            (kept.bucket.start, one)
-            for kept, one in zip(before, parts, strict=True)
-            if kept.bucket.start >= since
+            (kept.bucket.start, self._counted(monitor, kept, key, reference))
+            for kept in before
+            if kept.bucket.start >= since and not _gone(kept, key)
         ]
         latest.append((bucket.start, current))
         window = Window(start, bucket.end, whole.rows)
@@ -112,13 +117,15 @@ class Measurer:
         live, estimated, split = self._model(
             monitor, config, window, [*before, snapshot], reference, key, whole
         )
-        self._profiles[monitor, bucket.start, key] = current
         evaluation = Evaluation(
             monitor=monitor,
             window=window,
             reference_window=reference.window,
             verdicts=_judged(
-                detect(reference, whole, window, config, latest=latest), window, first
+                detect(reference, whole, window, config, latest=latest),
+                window,
+                first,
+                _lost(before, key),
             ),
             incidents=tuple(broken),
             figures=tuple(figures(whole)),
@@ -131,13 +138,19 @@ class Measurer:
             model_version=reference.model_version,
         )
         late = tuple(self._late(config, before))
-        return Measured(evaluation, snapshot, current, frozen_at, late)
+        return Measured(evaluation, snapshot, current, whole, frozen_at, late)
 
-    def forget(self, monitor: str, before: datetime) -> None:
+    def forget(self, monitor: str, config: MonitorConfig, before: datetime) -> None:
         """Let go of the profiles of buckets that start before `before`."""
-        for held in (self._profiles, self._parts):
-            for key in [k for k in held if k[0] == monitor and k[1] < before]:
-                del held[key]
+        if monitor in self._sums:
+            self._sums[monitor][1].forget(_number(before, config))
+        for key in [k for k in self._parts if k[0] == monitor and k[1] < before]:
+            del self._parts[key]
+
+    def recounted(self, kept: Kept, reference: Reference) -> Profile:
+        """Count the rows of a frozen bucket over another reference."""
+        frozen: Snapshot = load(self._con, kept.bucket, kept.path)
+        return profile(rows_of(frozen, reference), reference.edges)
 
     # The model
 
@@ -186,19 +199,42 @@ class Measurer:
 
     # Profiles of earlier buckets
 
-    def _profile(self, monitor: str, kept: Kept, key: str, reference: Reference) -> Profile:
-        """Return a frozen bucket's profile over `reference`, counted anew if that has moved."""
-        cached = self._profiles.get((monitor, kept.bucket.start, key))
-        if cached is None:
-            if kept.reference_key == key:
-                cached = Profile.from_json(kept.profile, reference.edges)
-            elif kept.path.exists():
-                frozen: Snapshot = load(self._con, kept.bucket, kept.path)
-                cached = profile(rows_of(frozen, reference), reference.edges)
-            else:
-                cached = Profile.empty(reference.edges)
-            self._profiles[monitor, kept.bucket.start, key] = cached
-        return cached
+    def _whole(
+        self,
+        monitor: str,
+        config: MonitorConfig,
+        before: Sequence[Kept],
+        current: Profile,
+        bucket: Bucket,
+        key: str,
+        reference: Reference,
+    ) -> Profile:
+        """Return the profile of the window; buckets that nobody can count any more are not in."""
+        known, sums = self._sums.get(monitor, ("", None))
+        if sums is None or known != key:
+            sums = Sums(reference.edges)
+            self._sums[monitor] = (key, sums)
+        # A bucket's length may have changed since: several may begin in one of today's.
+        earlier: defaultdict[int, list[Kept]] = defaultdict(list)
+        for kept in before:
+            earlier[_number(kept.bucket.start, config)].append(kept)
+        last = _number(bucket.start, config)
+
+        def one(number: int) -> Profile:
+            parts = [
+                self._counted(monitor, kept, key, reference) for kept in earlier.get(number, ())
+            ]
+            return total([*parts, current] if number == last else parts, reference.edges)
+
+        return sums.total(min(earlier, default=last), last + 1, one)
+
+    def _counted(self, monitor: str, kept: Kept, key: str, reference: Reference) -> Profile:
+        """Return a frozen bucket's profile over `reference`; empty if nobody can count it."""
+        if kept.reference_key == key:
+            return Profile.from_json(self._stored(monitor, kept), reference.edges)
+        if _gone(kept, key):
+            return Profile.empty(reference.edges)
+        return self.recounted(kept, reference)
 
     def _segments(
         self, monitor: str, one: Kept | Snapshot, key: str, reference: Reference
@@ -220,21 +256,22 @@ class Measurer:
         if not before:
             return found
         start, end = before[0].bucket.start, before[-1].bucket.end
-        came = [
-            (*span(file), file.stat().st_ctime, file)
-            for file in self._log.files(config.service, start, end)
-        ]
+        files = self._log.files(config.service, start, end)
+        oldest = min(kept.frozen_at for kept in before).timestamp()
+        came = [(*span(file), at) for file in files if (at := file.stat().st_ctime) > oldest]
+        if not came:
+            return found
         for kept in before:
             low, high = _micros(kept.bucket.start), _micros(kept.bucket.end)
-            inside = [item for item in came if item[0] < high and item[1] >= low]
-            if all(at <= kept.frozen_at.timestamp() for _, _, at, _ in inside):
+            frozen_at = kept.frozen_at.timestamp()
+            if not any(first < high and last >= low and at > frozen_at for first, last, at in came):
                 continue
-            files = [file for *_, file in inside]
+            inside = self._log.files(config.service, kept.bucket.start, kept.bucket.end)
             ((rows,),) = self._con.execute(
                 "SELECT count(*) FROM read_parquet($files, union_by_name = true) "
                 "WHERE request_time >= $start AND request_time < $end",
                 {
-                    "files": [str(file) for file in files],
+                    "files": [str(file) for file in inside],
                     "start": kept.bucket.start,
                     "end": kept.bucket.end,
                 },
@@ -269,11 +306,30 @@ def _micros(at: datetime) -> int:
     return (at - EPOCH) // timedelta(microseconds=1)
 
 
-def _judged(verdicts: list[Verdict], window: Window, first: datetime) -> tuple[Verdict, ...]:
-    """Withhold judgement on a window that begins before the first bucket there is."""
-    if first <= window.start:
+def _number(at: datetime, config: MonitorConfig) -> int:
+    return (at - EPOCH) // config.bucket
+
+
+def _gone(kept: Kept, key: str) -> bool:
+    """Whether a bucket is counted over another reference, and its rows are not there any more."""
+    return kept.reference_key != key and not kept.path.exists()
+
+
+def _lost(before: Sequence[Kept], key: str) -> int:
+    """Return how many rows of the window cannot be counted over the reference of `key`."""
+    return sum(one.rows for one in before if _gone(one, key))
+
+
+def _judged(
+    verdicts: list[Verdict], window: Window, first: datetime, lost: int
+) -> tuple[Verdict, ...]:
+    """Withhold judgement on a window that lacks buckets or rows."""
+    if first > window.start:
+        reason = f"the window is not full: rows are there from {first:%Y-%m-%dT%H:%MZ} on"
+    elif lost:
+        reason = f"{lost} rows of the window were dropped before the reference moved"
+    else:
         return tuple(verdicts)
-    reason = f"the window is not full: rows are there from {first:%Y-%m-%dT%H:%MZ} on"
     return tuple(
         replace(verdict, level=Level.INSUFFICIENT_DATA, reason=reason) for verdict in verdicts
     )

@@ -282,7 +282,7 @@ def _count(column: pa.Array, edges: ColumnEdges, counter: Counter) -> ColumnProf
         return blank
     if edges.kind not in ORDERED:
         return replace(blank, counts=_category_counts(column, edges))
-    values = values_of(column, edges.kind)
+    values = values_of(column, edges.kind).astype(np.float64, copy=False)
     moments = _moments(values)
     if moments is not None:
         return replace(blank, counts=counter.count(values), **moments)

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from monitor.codec import load
 from monitor.detect import Verdict
-from monitor.distribution import distributions
+from monitor.distribution import Distribution, distributions
 from monitor.episodes import PolicyState, TriggerState
 from monitor.measures import measure_named
 from monitor.performance import Performance
-from monitor.profile import Profile, total
 from monitor.quality import Figures, Freshness
 from monitor.segments import Segment
 from monitor.snapshot import Bucket
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
     from monitor.calibrate import Reference
     from monitor.config import MonitorConfig
-    from monitor.distribution import Distribution
 
 HISTORY = 60
 LISTED = 100
@@ -67,7 +65,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One frozen bucket; `profile` is JSON over the edges of `reference_key`'s reference."""
+    """One frozen bucket; its profile is kept over the edges of `reference_key`'s reference."""
 
     bucket: Bucket
     rows: int
@@ -75,18 +73,20 @@ class Kept:
     path: Path
     frozen_at: datetime
     reference_key: str
-    profile: str
 
 
-def buckets(rows: Rows, monitor: str, start: datetime, end: datetime) -> list[Kept]:
-    """Return the frozen buckets inside [start, end), in order."""
+def buckets(
+    rows: Rows, monitor: str, start: datetime, end: datetime, *, but: str = ""
+) -> list[Kept]:
+    """Return the frozen buckets inside [start, end), in order; none of the reference key `but`."""
     found = rows(
-        "SELECT start_time, end_time, row_count, late_rows, path, frozen_at, "
-        "reference_key, profile FROM buckets "
-        "WHERE monitor = ? AND start_time >= ? AND end_time <= ? ORDER BY start_time",
+        "SELECT start_time, end_time, row_count, late_rows, path, frozen_at, reference_key "
+        "FROM buckets WHERE monitor = ? AND start_time >= ? AND end_time <= ? "
+        "AND reference_key <> ? ORDER BY start_time",
         monitor,
         start,
         end,
+        but,
     )
     return [
         Kept(
@@ -96,9 +96,8 @@ def buckets(rows: Rows, monitor: str, start: datetime, end: datetime) -> list[Ke
             Path(path),
             frozen_at.astimezone(UTC),
             key,
-            profile,
         )
-        for begin, stop, count, late, path, frozen_at, key, profile in found
+        for begin, stop, count, late, path, frozen_at, key in found
     ]
 
 
@@ -129,17 +128,22 @@ def monitor(rows: Rows, name: str, config: MonitorConfig, held: Held) -> Monitor
         return state
     _, verdicts, figures, freshness = windows[0]
     window = history[-1].window
-    kept = buckets(rows, name, window.start, window.end)
     measured = rows(
-        "SELECT w.performance FROM windows AS w JOIN buckets AS b "
-        "ON b.monitor = w.monitor AND b.end_time = w.end_time "
-        "WHERE w.monitor = ? AND w.performance <> '' AND b.reference_key = ? "
+        "SELECT w.performance FROM windows AS w JOIN spreads AS s "
+        "ON s.monitor = w.monitor AND s.end_time = w.end_time "
+        "WHERE w.monitor = ? AND w.performance <> '' AND s.reference_key = ? "
         "ORDER BY w.end_time DESC LIMIT 1",
         name,
         held.reference_key,
     )
+    spread = rows(
+        "SELECT body FROM spreads WHERE monitor = ? AND end_time = ? AND reference_key = ?",
+        name,
+        window.end,
+        held.reference_key,
+    )
     parts = rows("SELECT body FROM segments WHERE monitor = ? AND end_time = ?", name, window.end)
-    current = bool(kept) and kept[-1].reference_key == held.reference_key
+    current = bool(spread)
     return replace(
         state,
         window=window,
@@ -152,8 +156,8 @@ def monitor(rows: Rows, name: str, config: MonitorConfig, held: Held) -> Monitor
         estimated=history[-1].estimated if current else {},
         estimate_errors=_errors(history),
         segments=load(tuple[Segment, ...], parts[0][0]) if parts and current else (),
-        distributions=_spread(reference, held.reference_key, kept),
-        superseded=bool(kept) and not current,
+        distributions=_spread(reference, spread[0][0] if current else ""),
+        superseded=not current,
     )
 
 
@@ -240,15 +244,11 @@ def _errors(history: Sequence[PastWindow]) -> dict[str, float]:
     return {}
 
 
-def _spread(
-    reference: Reference | None, key: str, kept: Sequence[Kept]
-) -> tuple[Distribution, ...]:
-    """Compare the reference with the window's buckets; those counted over another are left out."""
-    if reference is None:
-        return ()
-    edges = reference.edges
-    mine = [Profile.from_json(one.profile, edges) for one in kept if one.reference_key == key]
-    return distributions(reference.profile, total(mine, edges) if mine else None)
+def _spread(reference: Reference | None, compared: str) -> tuple[Distribution, ...]:
+    """Return what the last window was compared in, or the reference alone, before the first."""
+    if compared:
+        return load(tuple[Distribution, ...], compared)
+    return () if reference is None else distributions(reference.profile, None)
 
 
 def _info(reference: Reference) -> ReferenceInfo:

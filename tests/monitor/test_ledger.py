@@ -121,7 +121,7 @@ def test_a_bucket_is_kept_once(tmp_path: Path):
             ledger.add_bucket("w", snapshot, profile, "k", now)
         (kept,) = ledger.buckets("w", START, START + 2 * DAY)
         assert (kept.bucket, kept.rows, kept.reference_key) == (bucket, 5, "k")
-        assert Profile.from_json(kept.profile, reference.edges) == profile
+        assert Profile.from_json(ledger.profile("w", kept), reference.edges) == profile
         with ledger.transaction():
             ledger.add_late_rows("w", kept, 3)
             ledger.hold("w", Held(reference=reference, reference_key="k"))
@@ -146,6 +146,7 @@ def test_what_was_measured_comes_back_equal(tmp_path: Path):
     with Ledger(tmp_path) as ledger, ledger.transaction():
         ledger.add_bucket("w", snapshot, Profile.empty(Edges({})), "", START)
         ledger.add_window(evaluation)
+        ledger.add_spread("w", WINDOW.end, "", ())
         ledger.hold("w", Held(WINDOW.end))
     with Ledger(tmp_path) as ledger:
         state = ledger.state({"w": CONFIG}).monitors["w"]
