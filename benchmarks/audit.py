@@ -251,10 +251,10 @@ def side_by_side(folder: Path, keys: int) -> dict[str, Any]:
     from featurestore import OnlineFeatures, Store, offline
     from featurestore.audit import audit
     from featurestore.compare import compare
+    from featurestore.logfiles import microseconds
     from featurestore.materialization import as_online
     from featurestore.offline.session import session
     from featurestore.report import Redactor
-    from featurestore.served import microseconds
 
     ours, theirs = day(folder, keys, "ours"), day(folder, keys, "feast")
     figures: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featurestore.config import StoreConfig, load_section
+from featurestore.config import StoreConfig, duration, load_section
 from featurestore.errors import UserError
 
 if TYPE_CHECKING:
@@ -262,10 +262,10 @@ def erase(
     config: Config = DEFAULT,
     as_json: Json = False,
 ) -> None:
-    """Remove what the online store keeps for one entity, in every view that has its keys.
+    """Remove what is kept of one entity: online, in training sets, pins and the served log.
 
-    Sources, training sets and the served log are files of their own: this does not touch them,
-    and the next materialize brings back what the sources still hold.
+    Sources are their owners': erase there before the next materialize, which brings back what they
+    hold. Training sets that lose rows can no longer be replayed, and say so by the erasure's name.
 
     Example: steadfeast store erase --key user_id=7
     """
@@ -275,10 +275,50 @@ def erase(
     with _open(config) as opened:
         erased = opened.erase([{name: value for name, _, value in pairs}], views=view or ())
     if as_json:
-        typer.echo(json.dumps(erased))
+        typer.echo(json.dumps(erased.as_dict()))
         return
-    for name, rows in erased.items():
-        typer.echo(f"{name}: {rows} rows removed")
+    typer.echo(f"erasure {erased.id}")
+    for name, rows in erased.online.items():
+        typer.echo(f"{name}: {rows} rows removed online")
+    for name, rows in erased.training_sets.items():
+        typer.echo(f"training set {name}: {rows} rows removed; it can no longer be replayed")
+    for name, rows in erased.served.items():
+        typer.echo(f"served log of {name}: {rows} rows removed")
+
+
+@store.command()
+def gc(
+    older_than: Annotated[
+        str, typer.Option(help="An age, as 90d; only what is unneeded without.")
+    ] = "",
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Remove it; else it is only listed.")
+    ] = False,
+    config: Config = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """List what is kept for nothing, or longer than --older-than; remove it with --apply.
+
+    Kept for nothing are pins that no training set needs. With an age: the pins of older training
+    sets, which then replay only as long as their sources are what they were, and older files of
+    the served log and of labels. Contracts, manifests and training data stay.
+
+    Example: steadfeast store gc --older-than 365d
+    """
+    age = duration(older_than) if older_than else None
+    with _open(config) as opened:
+        found = opened.collect_garbage(older_than=age, apply=apply)
+    if as_json:
+        typer.echo(json.dumps({**found.as_dict(), "applied": apply}))
+        return
+    for path, size, why in found.files:
+        typer.echo(f"{path}: {size:,} bytes, {why}")
+    for name, why in found.unreplayable.items():
+        typer.echo(f"training set {name} cannot be replayed without its pins: {why}")
+    for name in found.losing:
+        typer.echo(f"training set {name} replays from its sources alone, while they stay")
+    done = "removed" if apply else "would go; add --apply to remove them"
+    typer.echo(f"{len(found.files)} files, {found.bytes:,} bytes {done}")
 
 
 def _open(config: Path) -> Store:

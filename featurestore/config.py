@@ -12,12 +12,12 @@ import os
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, PositiveInt, ValidationError, ValidationInfo
 
-from featurestore.errors import ConfigError
+from featurestore.errors import ConfigError, DurationError
 
 SECTIONS = ("store", "monitor", "pipeline")
 
@@ -32,6 +32,18 @@ def _duration(value: object) -> object:
     if match is None:
         raise ValueError(f"{value!r} is not a duration; write a number and a unit, as 30s, 6h, 7d")
     return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+
+
+def duration(text: str) -> timedelta:
+    """Return a length of time, written as in the file: 30s, 6h, 7d.
+
+    Raises:
+        DurationError: It is written in another way.
+    """
+    try:
+        return cast("timedelta", _duration(text))
+    except ValueError as error:
+        raise DurationError(text) from error
 
 
 def _beside_the_file(value: object, info: ValidationInfo) -> object:

@@ -24,10 +24,10 @@ from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.repo_config import FeastConfigBaseModel
 
 from featurestore.errors import InvalidStoreError
+from featurestore.logfiles import microseconds
 from featurestore.materialization import Materializer
 from featurestore.offline import DuckDBOfflineStore
 from featurestore.online import PackedOnlineStore
-from featurestore.served import microseconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

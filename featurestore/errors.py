@@ -43,6 +43,18 @@ class ConfigError(UserError):
         )
 
 
+class DurationError(UserError):
+    """A length of time that cannot be read.
+
+    Attributes:
+        text: What was given.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(f"{text!r} is not a duration; write a number and a unit, as 30s, 6h, 7d")
+
+
 class NotFoundError(UserError):
     """A name that does not exist, with the nearest that do.
 
@@ -200,6 +212,21 @@ class ReplayError(UserError):
     def __init__(self, identity: str, reasons: Sequence[str]) -> None:
         self.id, self.reasons = identity, tuple(reasons)
         super().__init__(f"training set {identity} cannot be replayed: " + "; ".join(reasons))
+
+
+class ErasedError(ReplayError):
+    """Rows of a training set were erased: it is no longer what its manifest says, for good.
+
+    Attributes:
+        erasure: Name of the erasure.
+        at: When it was, ISO 8601.
+        rows: How many rows went.
+    """
+
+    def __init__(self, identity: str, erasure: str, at: str, rows: int) -> None:
+        self.erasure, self.at, self.rows = erasure, at, rows
+        noun = "row was" if rows == 1 else "rows were"
+        super().__init__(identity, [f"{rows} {noun} erased from it at {at} by erasure {erasure}"])
 
 
 class SourceError(UserError):

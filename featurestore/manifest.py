@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.errors import ManifestError
-from featurestore.evidence import content_sha256
+from featurestore.errors import ErasedError, ManifestError
+from featurestore.evidence import content_sha256, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +22,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DATA, MANIFEST = "data.parquet", "manifest.json"
+_REMOVALS = "removals.json"
+
+
+def removals_of(folder: Path) -> list[dict[str, Any]]:
+    """Return what was removed from a training set on purpose, the oldest first.
+
+    Each has `at`, and `erasure` with `rows`, or `collected` with what.
+    """
+    path = folder / _REMOVALS
+    if not path.is_file():
+        return []
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def remember_removal(folder: Path, removal: Mapping[str, Any]) -> None:
+    """Note beside a training set that something is removed from it."""
+    held = [*removals_of(folder), dict(removal)]
+    write_whole(folder / _REMOVALS, json.dumps(held, indent=1).encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +154,12 @@ class TrainingSet:
 
         Raises:
             ManifestError: The manifest or the data is missing, unreadable or altered.
+            ErasedError: Rows of it were erased.
         """
         manifest = Manifest.load(path)
+        for removal in removals_of(path.parent):
+            if "erasure" in removal:
+                raise ErasedError(manifest.id, removal["erasure"], removal["at"], removal["rows"])
         try:
             table = pq.read_table(path.parent / DATA, partitioning=None)
         except (OSError, pa.ArrowInvalid) as error:

@@ -11,9 +11,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featurestore import training
-from featurestore.errors import ContractMismatchError, ReplayError, SourceError
+from featurestore.errors import (
+    ContractMismatchError,
+    NotFoundError,
+    ReplayError,
+    SourceError,
+)
 from featurestore.evidence import content_sha256
-from featurestore.manifest import TrainingSet
+from featurestore.manifest import TrainingSet, removals_of
 from featurestore.pins import intact, over_pins
 
 if TYPE_CHECKING:
@@ -41,6 +46,7 @@ def replay(feast: FeatureStore, catalog: Catalog, pins: Path, path: Path) -> pa.
     Raises:
         ManifestError: The manifest or its entity frame is gone or altered.
         NotFoundError: There is no such service, and its definitions were not kept.
+        ErasedError: Rows of it were erased.
         ReplayError: The content differs; says what is gone or has changed since.
     """
     before = TrainingSet.load(path)
@@ -55,8 +61,9 @@ def replay(feast: FeatureStore, catalog: Catalog, pins: Path, path: Path) -> pa.
             reasons.append(f"the contract changed from {asked} to {served}, and was not kept")
     altered, gone = _altered(feast, manifest, bundle.plan)
     there = intact(pins, manifest.pins)
+    removed = [one["at"] for one in removals_of(path.parent) if "collected" in one]
     lost = [
-        f"{what}, and {_no_pin(manifest, view)}"
+        f"{what}, and {_no_pin(manifest, view, removed)}"
         for view, what in {**altered, **gone}.items()
         if view not in there
     ]
@@ -116,7 +123,19 @@ def _altered(
     )
 
 
-def _no_pin(manifest: Manifest, view: str) -> str:
+def changes_of(feast: FeatureStore, catalog: Catalog, manifest: Manifest) -> list[str]:
+    """Say what of a training set's sources is no longer what it was made of."""
+    try:
+        plan = catalog.of_then(manifest.service, manifest.contract).plan
+    except (ContractMismatchError, NotFoundError) as error:
+        return [str(error)]
+    changed, gone = _altered(feast, manifest, plan)
+    return [*changed.values(), *gone.values()]
+
+
+def _no_pin(manifest: Manifest, view: str, removed: list[str]) -> str:
     if view not in manifest.pins:
         return "nothing of it was pinned"
+    if removed:
+        return f"its pin {manifest.pins[view]['sha256'][:16]} was collected at {removed[-1]}"
     return f"its pin {manifest.pins[view]['sha256'][:16]} is gone or altered"

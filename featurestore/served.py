@@ -1,7 +1,7 @@
 """Vectors that were served, and the log of every one of them.
 
-Above `rows`; imports no Feast, so that what only reads the log starts at once. The hot path pays
-for one list append: a thread of the log's own, alive while rows wait, does the Arrow work and
+Above `logfiles`; imports no Feast, so that what only reads the log starts at once. The hot path
+pays for one list append: a thread of the log's own, alive while rows wait, does the Arrow work and
 writes each file by rename, so that a reader sees all of a file or nothing.
 
 When `rows_waiting` rows of a service wait, because the disk is slower than the requests, the
@@ -16,7 +16,6 @@ and `Store.close` leave nothing to lose.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -31,10 +30,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featurestore.errors import LogUnavailableError
+from featurestore.logfiles import Run, between, collected, microseconds, named, write
 from featurestore.rows import TIMESTAMP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from featurestore.answers import OnlineFeatures
@@ -62,39 +62,6 @@ class Counters:
     rows: int = 0
     written: int = 0
     dropped: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Lineage:
-    """What a served file says of itself, and what it holds.
-
-    Attributes:
-        writer: Which log wrote it.
-        number: Its place among that log's files of the service, from 0.
-        said: Rows that were written to it.
-        holds: Rows that it holds.
-        before: Rows that this log had written of the service before it.
-        dropped: Vectors that this log dropped since the file before it.
-    """
-
-    writer: str
-    number: int
-    said: int
-    holds: int
-    before: int
-    dropped: int
-
-
-def lineage(path: Path) -> Lineage:
-    """Read what a served file says of itself."""
-    metadata = pq.read_metadata(path)
-    told = metadata.metadata or {}
-    writer = told.get(b"steadfeast.writer", b"").decode()
-    number, said, before, dropped = (
-        int(told.get(f"steadfeast.{name}".encode(), b"0"))
-        for name in ("file", "rows", "rows_before", "dropped")
-    )
-    return Lineage(writer, number, said, metadata.num_rows, before, dropped)
 
 
 @dataclass(slots=True)
@@ -247,16 +214,20 @@ class ServedLog:
 
     def files(self, service: str, start: datetime, end: datetime) -> list[Path]:
         """Return the served files that may hold rows with request time in [start, end)."""
-        return _between(self._root / "served" / service, start, end)
+        return between(self._root / "served" / service, start, end)
+
+    def collected(self, service: str) -> list[Run]:
+        """Return what was collected of the served files on purpose."""
+        return collected(self._root / "served" / service)
 
     def label_files(self, service: str, start: datetime, end: datetime) -> list[Path]:
         """Return the label files that may hold labels known in [start, end)."""
-        return _between(self._root / "labels" / service, start, end)
+        return between(self._root / "labels" / service, start, end)
 
     def models(self, service: str, contract: str) -> tuple[tuple[str, str], ...]:
         """Return the `(model, version)` pairs that the newest file names under a contract."""
         folder = self._root / "served" / service
-        newest = max(_named(folder), key=lambda item: item[1], default=None)
+        newest = max(named(folder), key=lambda item: item[1], default=None)
         if newest is None:
             return ()
         names = ["model", "model_version", "contract"]
@@ -268,7 +239,7 @@ class ServedLog:
 
     def watermark(self, service: str) -> datetime | None:
         """Return the latest request time on disk, or None when nothing is."""
-        last = max((last for _, last, _ in _named(self._root / "served" / service)), default=None)
+        last = max((last for _, last, _ in named(self._root / "served" / service)), default=None)
         return None if last is None else _EPOCH + last * _MICROSECOND
 
     def _take(self, key: _Key, item: Any, rows: int) -> None:
@@ -380,20 +351,14 @@ class ServedLog:
         time = "request_time" if kind == "served" else "known_at"
         times = [*pc.min_max(table.column(time).cast(pa.int64())).as_py().values(), *(gap or ())]
         times = [moment for moment in times if moment is not None]
-        name = f"{min(times)}-{max(times)}-{uuid4().hex}.parquet"
         told = {
-            "steadfeast.writer": self._writer,
-            "steadfeast.file": str(buffer.files),
-            "steadfeast.rows": str(table.num_rows),
-            "steadfeast.rows_before": str(buffer.written),
-            "steadfeast.dropped": str(dropped),
+            "writer": self._writer,
+            "file": buffer.files,
+            "rows": table.num_rows,
+            "rows_before": buffer.written,
+            "dropped": dropped,
         }
-        half = folder / f".{name}.half"
-        with half.open("wb") as file:
-            pq.write_table(table.replace_schema_metadata(told), file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(half, folder / name)  # noqa: PTH105 - says that it replaces
+        write(folder / f"{min(times)}-{max(times)}-{uuid4().hex}.parquet", table, told)
         buffer.files += 1
         buffer.written += table.num_rows
 
@@ -404,13 +369,6 @@ def _alike(items: list[_Served]) -> list[list[_Served]]:
     for item in items:
         groups[item.features.table.schema, tuple(item.features.event_times)].append(item)
     return list(groups.values())
-
-
-def microseconds(time: datetime) -> int:
-    """Return microseconds since the epoch, exactly; a naive time is UTC."""
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=UTC)
-    return (time - _EPOCH) // _MICROSECOND
 
 
 def _served_table(items: list[_Served]) -> pa.Table:
@@ -457,21 +415,3 @@ def _stacked(columns: Iterable[pa.Array | pa.ChunkedArray]) -> pa.ChunkedArray:
     for column in columns:
         chunks += column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     return pa.chunked_array(chunks)
-
-
-def _named(folder: Path) -> Iterator[tuple[int, int, str]]:
-    """First and last microsecond and name of each finished file; reads nothing but the folder."""
-    try:
-        names = os.listdir(folder)  # noqa: PTH208 - a Path for each of a year's files costs more
-    except FileNotFoundError:
-        return
-    for name in names:
-        if name.endswith(".parquet") and not name.startswith("."):
-            first, last, _ = name.split("-", 2)
-            yield int(first), int(last), name
-
-
-def _between(folder: Path, start: datetime, end: datetime) -> list[Path]:
-    lowest, highest = microseconds(start), microseconds(end)
-    found = [item for item in _named(folder) if item[0] < highest and item[1] >= lowest]
-    return [folder / name for _, _, name in sorted(found)]

@@ -24,15 +24,17 @@ from featurestore.catalog import Catalog, LiveChange
 from featurestore.config import StoreConfig, load_section
 from featurestore.errors import ConfigError, NotFoundError
 from featurestore.ingest import delete, ingest
+from featurestore.logfiles import microseconds
 from featurestore.materialization import Materializer
 from featurestore.online import PackedOnlineStore
+from featurestore.removal import collect_garbage, erase_files
 from featurestore.replay import replay
-from featurestore.served import ServedLog, microseconds
+from featurestore.served import ServedLog
 from featurestore.vectors import EntityRows, Reader, rows_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
     from types import TracebackType
 
     import pandas as pd
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from featurestore.answers import OnlineFeatures
     from featurestore.contract import Contract
     from featurestore.manifest import TrainingSet
+    from featurestore.removal import Collectable, Erasure
     from featurestore.serving import Bundle
 
 _BRIEF_ROWS = 1000
@@ -378,25 +381,27 @@ class Store:
         chosen = self.catalog.online_views([view])[0]
         return self._mover().write(chosen, rows.to_batches())
 
-    def erase(
-        self, entities: Sequence[Mapping[str, Any]], *, views: Sequence[str] = ()
-    ) -> dict[str, int]:
-        """Remove what the online store keeps for entities: a right-to-erasure request.
+    def erase(self, entities: Sequence[Mapping[str, Any]], *, views: Sequence[str] = ()) -> Erasure:
+        """Remove what is kept here of entities: a right-to-erasure request.
 
-        Of a view with more join keys than are given, every row that has those given goes. Sources,
-        training sets and the served log are not touched: erase there too, and before the next
-        materialize, which brings back what the sources still hold.
+        Their rows go from the online store, training sets and their pins, and the served log with
+        its labels; of a view with more join keys than are given, every row that has those given.
+        A training set that lost rows is never replayed again, and says why. What is not touched:
+        sources, whose owner must erase there before the next materialize brings the rows back;
+        vectors that wait in the memory of a process that is serving, for `store.log.flush_every`;
+        models.
 
         Args:
             entities: Values of join keys, under the views' own names; text is converted.
-            views: Names of feature views; all that have one of the keys when empty.
+            views: Names of feature views: then only what is online of those goes.
 
         Returns:
-            Feature view -> rows removed.
+            What was removed, and the name of the erasure.
 
         Raises:
             NotFoundError: There is no such view, or no view that has such a join key.
             InvalidKeysError: A value does not fit the key's type.
+            ManifestError: A training set's manifest cannot be read.
         """
         chosen = self.catalog.online_views(views)
         keys = pa.Table.from_pylist([dict(entity) for entity in entities])
@@ -404,11 +409,30 @@ class Store:
         for name in keys.column_names:
             if name not in known:
                 raise NotFoundError("join key", name, known)
-        return {
+        online = {
             view.name: self.online.erase(self.feast.config, view, keys)
             for view in chosen
             if not {column.name for column in view.entity_columns}.isdisjoint(keys.column_names)
         }
+        if views:
+            keys = keys.slice(0, 0)
+        self.served.flush()
+        return erase_files(self.catalog, self.data, keys, online)
+
+    def collect_garbage(
+        self, *, older_than: timedelta | None = None, apply: bool = False
+    ) -> Collectable:
+        """Say what is kept for nothing, or longer than somebody wants; remove it with `apply`.
+
+        Args:
+            older_than: Pins of training sets, served vectors and labels of a greater age.
+            apply: Remove them. Training sets without their pins replay as long as their sources
+                are what they were.
+
+        Raises:
+            ManifestError: A training set's manifest cannot be read.
+        """
+        return collect_garbage(self.feast, self.catalog, self.data, older_than, apply=apply)
 
     def watermark(self, view: str) -> datetime | None:
         """Return the time up to which `view` was materialized; None before the first time."""

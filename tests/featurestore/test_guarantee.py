@@ -23,9 +23,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from featurestore import Store, contract, materialization, report, serving, vectors
+from featurestore import Store, contract, logfiles, materialization, report, serving, vectors
 from featurestore import code as code_module
-from featurestore import served as served_module
 from featurestore.errors import ContractMismatchError, ReplayError
 from featurestore.evidence import content_sha256
 from featurestore.offline import pins as offline_pins
@@ -414,12 +413,12 @@ def logged(change):
     """A mutant of what goes to the served log's files."""
 
     def plant(patch):
-        right = served_module.pq.write_table
+        right = logfiles.pq.write_table
 
         def write(table, *arguments, **options):
             return right(change(table), *arguments, **options)
 
-        patch.setattr(served_module, "pq", SimpleNamespace(**{**vars(pq), "write_table": write}))
+        patch.setattr(logfiles, "pq", SimpleNamespace(**{**vars(pq), "write_table": write}))
 
     return plant
 

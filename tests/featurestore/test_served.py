@@ -17,7 +17,7 @@ import pytest
 from featurestore import OnlineFeatures, ServedLog
 from featurestore import served as served_module
 from featurestore.errors import LogUnavailableError
-from featurestore.served import lineage
+from featurestore.logfiles import lineage
 
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
