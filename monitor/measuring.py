@@ -100,15 +100,8 @@ class Measurer:
         snapshot = freeze(self._con, files, bucket, bucket_path(self._state, monitor, bucket))
         current = profile(rows_of(snapshot, reference), reference.edges)
         before = self._kept(monitor, start, bucket.start)
-        whole = self._whole(monitor, config, before, current, bucket, key, reference)
+        whole, latest = self._window(monitor, config, before, current, bucket, key, reference)
         first = before[0].bucket.start if before else bucket.start
-        since = bucket.end - latest_length(config)
-        latest = [
-            (kept.bucket.start, self._counted(monitor, kept, key, reference))
-            for kept in before
-            if kept.bucket.start >= since and not _gone(kept, key)
-        ]
-        latest.append((bucket.start, current))
         window = Window(start, bucket.end, whole.rows)
         ages = freshness(self._con, snapshot)
         broken = incidents(
@@ -165,10 +158,12 @@ class Measurer:
         whole: Profile,
     ) -> tuple[Performance | None, dict[str, float], tuple[segments.Segment, ...]]:
         """Return how the live model did, how it is thought to do, and both by segment."""
+        columns = tuple(reference.segments)
+        if config.performance is None and reference.estimator is None and not columns:
+            return None, {}, ()
         as_of = window.end + config.lateness
         delay = timedelta(0) if config.performance is None else config.performance.label_delay
         known = Window(window.start - delay, window.end - delay)
-        columns = tuple(reference.segments)
         measured_on = self._kept(monitor, known.start, known.end) if delay else buckets
         rows = predictions(
             self._con,
@@ -199,7 +194,7 @@ class Measurer:
 
     # Profiles of earlier buckets
 
-    def _whole(
+    def _window(
         self,
         monitor: str,
         config: MonitorConfig,
@@ -208,8 +203,11 @@ class Measurer:
         bucket: Bucket,
         key: str,
         reference: Reference,
-    ) -> Profile:
-        """Return the profile of the window; buckets that nobody can count any more are not in."""
+    ) -> tuple[Profile, list[tuple[datetime, Profile]]]:
+        """Return the profile of the window, and those of its latest buckets, with their starts.
+
+        Buckets that nobody can count any more are not in either.
+        """
         known, sums = self._sums.get(monitor, ("", None))
         if sums is None or known != key:
             sums = Sums(reference.edges)
@@ -226,7 +224,14 @@ class Measurer:
             ]
             return total([*parts, current] if number == last else parts, reference.edges)
 
-        return sums.total(min(earlier, default=last), last + 1, one)
+        whole = sums.total(min(earlier, default=last), last + 1, one)
+        since = bucket.end - latest_length(config)
+        latest = [
+            (kept.bucket.start, sums.total(number, number + 1, one))
+            for number, (kept, *_) in earlier.items()
+            if kept.bucket.start >= since and not _gone(kept, key)
+        ]
+        return whole, [*latest, (bucket.start, current)]
 
     def _counted(self, monitor: str, kept: Kept, key: str, reference: Reference) -> Profile:
         """Return a frozen bucket's profile over `reference`; empty if nobody can count it."""
