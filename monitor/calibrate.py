@@ -68,7 +68,7 @@ class Reference:
             where there are too few days to tell them apart.
         columns: Every column of the training set: features, keys, label.
         quietest: Fewest rows in any whole bucket of the reference.
-        scored_uri: Path of the held-out rows with the model's predictions; empty without any.
+        scored_uri: Path of the rows with the model's predictions; empty without any.
         importance: Per feature, how much worse the model gets without it; empty if unknown.
         estimator: Estimates performance without labels; None when there is nothing to fit on.
         segments: Per column that is split by, the profile of each of its values' rows.

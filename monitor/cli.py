@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -175,6 +176,64 @@ def report(
     source = written(config, out)
     answer = {"out": str(out), "bytes": out.stat().st_size, "source": source}
     typer.echo(json.dumps(answer) if as_json else f"{out}, from the {source}")
+
+
+@app.command()
+def backtest(
+    start: Annotated[
+        datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="First day of event time, UTC.")
+    ],
+    end: Annotated[
+        datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="The day after the last one.")
+    ],
+    config: Config = DEFAULT,
+    monitor: Annotated[str, typer.Option(help="Only this monitor.")] = "",
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="manifest.json of a training set; without it, the pipeline is asked."),
+    ] = None,
+    scored: Annotated[
+        Path | None, typer.Option(help="With --reference: its rows with the model's predictions.")
+    ] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Keep the first model, whatever was promoted later.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write one self-contained HTML file here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Replay history under a configuration: which alarms, how late, how far ahead of decay.
+
+    The served log and the labels are read where they are; the daemon, its state and the pipeline
+    are left alone, and nothing is fired. Change a limit in a copy of the configuration, and see
+    what it would have done.
+
+    Example: steadfeast monitor backtest --from 2013-03-02 --to 2013-12-31 --html backtest.html
+    """
+    from rich.console import Console
+
+    from monitor import outlook
+    from monitor.render import Renderer
+
+    first, last = start.replace(tzinfo=UTC), end.replace(tzinfo=UTC)
+    if first >= last:
+        raise typer.BadParameter("must be after --from", param_hint="--to")
+    if scored is not None and reference is None:
+        raise typer.BadParameter("goes with --reference", param_hint="--scored")
+    pinned = {} if reference is None else {"reference": reference, "scored": scored}
+    found = outlook.replayed(config, monitor, pinned, first, last, alone=alone)
+    if html is not None:
+        text = outlook.page(found, first, last, datetime.now(UTC), Renderer())
+        html.write_text(text, encoding="utf-8")
+    if as_json:
+        typer.echo(outlook.as_json(found))
+        return
+    console = Console()
+    for part in outlook.tables(found):
+        console.print(part, highlight=False)
+    wanted = "--html FILE draws it." if html is None else f"Drawn in {html}."
+    console.print(wanted, highlight=False)
 
 
 @app.command()

@@ -146,8 +146,8 @@ class MonitorConfig(Section):
             drift is watched and nothing is fired.
         reference: Manifest of the training set to compare with, for good. None means that of the
             model's champion, as the pipeline tells it, which moves with every promotion.
-        scored: With `reference`: Parquet file of held-out rows with the model's `prediction`, as
-            the runs of a pipeline name one by `scored_uri`.
+        scored: With `reference`: Parquet file of rows with the model's `prediction`, as the runs of
+            a pipeline name one by `scored_uri`.
         bucket: Length of one snapshot; divides a day or is whole days.
         window: Length of what is compared with the reference; a multiple of `bucket`.
         lateness: How long after its end a bucket waits for late rows.

@@ -221,6 +221,21 @@ class Ledger(Deliveries):
             )
         return load(PastWindow, rows[0][0]).window if rows else None
 
+    def judged(self, monitor: str) -> list[tuple[PastWindow, tuple[Verdict, ...]]]:
+        """Return every evaluated window with its verdicts, by time."""
+        with self._lock:
+            rows = self._rows(
+                "SELECT past, verdicts FROM windows WHERE monitor = ? ORDER BY end_time", monitor
+            )
+        return [
+            (load(PastWindow, past), load(tuple[Verdict, ...], verdicts)) for past, verdicts in rows
+        ]
+
+    def episodes(self) -> list[EpisodeRecord]:
+        """Return every open episode and the last that closed, newest first in each."""
+        with self._lock:
+            return reading.episodes(self._rows, 1_000_000)
+
     # Decisions
 
     def add_decision(self, monitor: str, config: MonitorConfig, decision: Decision) -> None:

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from monitor.detect import Verdict
     from monitor.distribution import Distribution
     from monitor.quality import Figures
-    from monitor.state import MonitorState, State, TriggerRecord
+    from monitor.state import MonitorState, PastWindow, State, TriggerRecord
     from monitor.views import Problem
 
 FULL_BAR = 2.0
@@ -146,7 +146,7 @@ def _monitor(monitor: MonitorState) -> MonitorView:
         blocked=monitor.blocked,
         facts=tuple(_facts(monitor)),
         figures=tuple(_figures(monitor)),
-        performance=tuple(_performance(monitor)),
+        performance=tuple(performance(monitor, monitor.history)),
         ranking=_ranking(monitor),
         segments=tuple(_segments(monitor)),
         features=tuple(
@@ -208,18 +208,19 @@ def _facts(monitor: MonitorState) -> Sequence[Fact]:
     return facts
 
 
-def _performance(monitor: MonitorState) -> Sequence[tuple[str, Chart]]:
+def performance(
+    monitor: MonitorState, history: Sequence[PastWindow]
+) -> Sequence[tuple[str, Chart]]:
     """Draw each figure that any window has, with its estimate and what it was when trained."""
     expected: Mapping[str, float] = monitor.reference.performance if monitor.reference else {}
-    ends = {past.window.end for past in monitor.history}
-    ends |= {past.measured_until for past in monitor.history if past.measured_until is not None}
+    ends = {past.window.end for past in history}
+    ends |= {past.measured_until for past in history if past.measured_until is not None}
     drawn = []
     for name, title in {**FIGURES, monitor.metric: _title(monitor.metric)}.items():
         live = {
-            past.measured_until or past.window.end: past.performance.get(name)
-            for past in monitor.history
+            past.measured_until or past.window.end: past.performance.get(name) for past in history
         }
-        thought = {past.window.end: past.estimated.get(name) for past in monitor.history}
+        thought = {past.window.end: past.estimated.get(name) for past in history}
         if any(value is not None for value in (*live.values(), *thought.values())):
             chart = charts.figures(
                 [(end, live.get(end)) for end in sorted(ends)],
@@ -330,11 +331,11 @@ def _feature(
         chart=charts.ratios(history),
         reason=verdict.reason,
         facts=tuple(facts),
-        bars=_bars(spread) if spread else (),
+        bars=bars(spread) if spread else (),
     )
 
 
-def _bars(spread: Distribution) -> tuple[BarView, ...]:
+def bars(spread: Distribution) -> tuple[BarView, ...]:
     """Scale the bars so that the longest of both sides fills its place."""
     shares = [share for bar in spread.bars for share in (bar.reference, bar.current or 0.0)]
     longest = max(shares, default=0.0) or 1.0

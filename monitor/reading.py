@@ -161,10 +161,10 @@ def monitor(rows: Rows, name: str, config: MonitorConfig, held: Held) -> Monitor
     )
 
 
-def episodes(rows: Rows) -> list[EpisodeRecord]:
-    """Return every open episode, then the last that closed; newest first in each."""
+def episodes(rows: Rows, listed: int = LISTED) -> list[EpisodeRecord]:
+    """Return every open episode, then the last `listed` that closed; newest first in each."""
     found = []
-    for where, limit in (("NOT closed", 1_000_000), ("closed", LISTED)):
+    for where, limit in (("NOT closed", 1_000_000), ("closed", listed)):
         found += rows(
             f"SELECT body FROM episodes WHERE {where} ORDER BY opened_at DESC, episode_id LIMIT ?",
             limit,

@@ -11,7 +11,7 @@ import base64
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -100,6 +100,15 @@ class Renderer:
             policy=self.report_policy,
             viewer=None,
             may_sign_in=False,
+        )
+        return html
+
+    def backtest(self, **told: Any) -> str:
+        """Return what `monitor.outlook` says of a backtest as one self-contained file."""
+        html: str = self._templates.get_template("backtest.html.jinja").render(
+            css=Markup(self._css),  # noqa: S704 - our own style sheet, a file of this package
+            policy=self.report_policy,
+            **told,
         )
         return html
 

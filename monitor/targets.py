@@ -145,16 +145,23 @@ class GrpcTarget:
 
     def champion(self, model: str) -> pipeline_pb2.Run | None:
         """See `Target`."""
+        runs = self.promoted(model, limit=1)
+        return runs[0] if runs else None
+
+    def promoted(self, model: str, limit: int = 1000) -> list[pipeline_pb2.Run]:
+        """Return the runs of a model that were promoted, the last one first.
+
+        Raises:
+            UnansweredError: It cannot be asked now.
+        """
         request = pipeline_pb2.ListRunsRequest(
-            model=model, states=[pipeline_pb2.RUN_STATE_PROMOTED], limit=1
+            model=model, states=[pipeline_pb2.RUN_STATE_PROMOTED], limit=limit
         )
         try:
-            runs = self._stub.ListRuns(
-                request, timeout=DEADLINE_SECONDS, metadata=self._metadata
-            ).runs
+            answer = self._stub.ListRuns(request, timeout=DEADLINE_SECONDS, metadata=self._metadata)
         except grpc.RpcError as error:
             raise UnansweredError(_text(error)) from error
-        return runs[0] if runs else None
+        return list(answer.runs)
 
     def close(self) -> None:
         """See `Target`."""

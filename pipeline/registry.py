@@ -91,8 +91,8 @@ class Facts:
         commit: Git commit of the definitions, empty if unknown.
         recipe: `module:function`, and the SHA-256 of its file.
         metrics: By name, on the held-out rows.
-        scored_uri: Path of the held-out rows with the version's predictions; empty if none are
-            kept.
+        scored_uri: Path of the training set's rows with the version's predictions; empty if none
+            are kept.
     """
 
     run_id: str

@@ -109,8 +109,12 @@ class Split:
 
 def split(table: pa.Table, boundary: datetime) -> Split:
     """Split `table` at event time `boundary`, which itself is held out."""
-    before = pc.less(table.column(TIME), pa.scalar(boundary, pa.timestamp("us", tz="UTC")))
+    before = _before(table, boundary)
     return Split(table.filter(before), table.filter(pc.invert(before)), boundary)
+
+
+def _before(table: pa.Table, boundary: datetime) -> pa.ChunkedArray:
+    return pc.less(table.column(TIME), pa.scalar(boundary, pa.timestamp("us", tz="UTC")))
 
 
 class Retrain:
@@ -201,13 +205,14 @@ class Retrain:
         with recipe.limited(self._config.threads):
             given = fit(dataclasses.replace(training, table=parts.before))
         fitted = recipe.check(given, training.table.column_names, config.recipe, file)
-        said = recipe.scores(fitted.estimator, parts.held_out, fitted.features)
-        measured = metrics(_labels(parts.held_out, config.label), said)
+        said = recipe.scores(fitted.estimator, training.table, fitted.features)
+        held_out = pc.invert(_before(training.table, parts.boundary)).to_numpy()
+        measured = metrics(_labels(parts.held_out, config.label), said[held_out])
         kept = self._config.state / "scored" / f"{run.run_id}.parquet"
         important = scored.importance(
             fitted.estimator, parts.held_out, fitted.features, config.label, config.gates.metric
         )
-        scored.write(kept, parts.held_out, said, important)
+        scored.write(kept, training.table, said, held_out, important)
         facts = Facts(
             run_id=run.run_id,
             features=tuple(fitted.features),

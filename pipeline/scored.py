@@ -1,9 +1,10 @@
-"""What a model said about rows that it was not trained on, kept for whoever watches it.
+"""What a model said about its training set, kept for whoever watches it.
 
-Above `validate`. One Parquet file a run: the held-out rows of the training set with a column
-`prediction`, and in the file's metadata how much the model leans on each feature. The monitor
-reads it by the run's `scored_uri`: it is what predictions look like when nothing has drifted,
-what calibrates the estimate of performance before labels are in, and what ranks a drift.
+Above `validate`. One Parquet file a run: the rows of the training set with a column `prediction`,
+and a column `held_out` that is true for those that the model was not trained on; in the file's
+metadata stands how much the model leans on each feature. The monitor reads it by the run's
+`scored_uri`. All rows together are what predictions look like week by week when nothing has
+drifted; the held-out ones alone say what the predictions are worth.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-PREDICTION = "prediction"
+PREDICTION, HELD_OUT = "prediction", "held_out"
 IMPORTANCE = b"steadfeast.importance"
 LOWER_IS_BETTER = frozenset({"log_loss"})
 MOST_ROWS = 4_000
@@ -76,12 +77,28 @@ def importance(
 
 
 def write(
-    path: Path, held_out: pa.Table, predictions: np.ndarray, important: Mapping[str, float]
+    path: Path,
+    table: pa.Table,
+    predictions: np.ndarray,
+    held_out: np.ndarray,
+    important: Mapping[str, float],
 ) -> None:
-    """Write the held-out rows with their predictions, by rename; again changes nothing."""
-    table = held_out.append_column(PREDICTION, pa.array(predictions, pa.float64()))
-    table = table.replace_schema_metadata({IMPORTANCE: json.dumps(dict(important)).encode()})
+    """Write a training set with what was said of it, by rename; again changes nothing.
+
+    Args:
+        path: The file.
+        table: The training set.
+        predictions: Of each row, shape (rows,).
+        held_out: Whether the model was not trained on the row, shape (rows,).
+        important: Of `importance`.
+    """
+    kept = table.drop_columns(
+        [name for name in (PREDICTION, HELD_OUT) if name in table.schema.names]
+    )
+    kept = kept.append_column(PREDICTION, pa.array(predictions, pa.float64()))
+    kept = kept.append_column(HELD_OUT, pa.array(held_out, pa.bool_()))
+    kept = kept.replace_schema_metadata({IMPORTANCE: json.dumps(dict(important)).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}.partial")
-    pq.write_table(table, aside, compression="zstd")
+    pq.write_table(kept, aside, compression="zstd")
     aside.rename(path)

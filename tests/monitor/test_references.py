@@ -61,6 +61,26 @@ def reference(files):
         return reference_from(con, manifest, CONFIG, scored=scored, performance={"auc": 0.5})
 
 
+def test_only_held_out_rows_say_what_predictions_are_worth(files, tmp_path):
+    """All rows say what predictions look like; those it was trained on, nothing of its skill."""
+    table = pq.read_table(files[1])
+    seen = table.num_rows // 2
+    flattered = table["late"].to_numpy().copy()
+    flattered[:seen] = table["prediction"].to_numpy()[:seen] > 0.5  # as if it knew the answers
+    place = table.column_names.index("late")
+    both = table.set_column(place, "late", pa.array(flattered)).append_column(
+        "held_out", pa.array([False] * seen + [True] * (table.num_rows - seen))
+    )
+    pq.write_table(both, tmp_path / "scored.parquet")
+    with duckdb.connect() as con:
+        made = reference_from(con, files[0], CONFIG, scored=tmp_path / "scored.parquet")
+    later = table.slice(seen)
+    truth = roc_auc_score(later["late"].to_numpy(), later["prediction"].to_numpy())
+    assert made.performance["auc"] == pytest.approx(truth)
+    assert made.estimator.rows == later.num_rows
+    assert made.profile.columns["prediction"].rows == table.num_rows
+
+
 def test_it_survives_the_ledger(reference):
     assert Reference.from_json(reference.to_json()) == reference
 
