@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "monitor"))
@@ -80,26 +79,7 @@ def live(
     finally:
         daemon.kill()
         server.stop()
-    return ledger(folder), pipeline, daemon
-
-
-def ledger(folder: Path) -> dict[str, Any]:
-    """Return everything in the ledger that does not tell of wall clocks, folders or attempts."""
-    state = folder / "data" / "monitor"
-    queries = {
-        "buckets": "SELECT monitor, start_time, row_count, late_rows, sha256, profile FROM buckets",
-        "windows": "FROM windows",
-        "episodes": "FROM episodes",
-        "triggers": "SELECT * EXCLUDE run FROM triggers",
-        "outbox": "SELECT request_id, target, body, state FROM outbox",
-        "alerts": "FROM alerts",
-        "counters": "FROM counters",
-        "monitors": "SELECT name, watermark, policy FROM monitors",
-    }
-    with duckdb.connect(str(state / "monitor.duckdb"), read_only=True) as con:
-        return {
-            name: sorted(map(str, con.execute(query).fetchall())) for name, query in queries.items()
-        }
+    return world.ledger(folder), pipeline, daemon
 
 
 def check(found: dict[str, Any], undisturbed: dict[str, Any], pipeline: Pipeline) -> None:

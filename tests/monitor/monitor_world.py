@@ -22,8 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from threading import Event, Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import duckdb
 import grpc
 import numpy as np
 import pyarrow as pa
@@ -405,6 +406,25 @@ class Daemon:
         """Return what the HTTP port answers."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=5) as answer:
             return answer.read().decode()
+
+
+def ledger(folder: Path) -> dict[str, Any]:
+    """Return everything in the ledger that does not tell of wall clocks, folders or attempts."""
+    state = folder / "data" / "monitor"
+    queries = {
+        "buckets": "SELECT monitor, start_time, row_count, late_rows, sha256, profile FROM buckets",
+        "windows": "FROM windows",
+        "episodes": "FROM episodes",
+        "triggers": "SELECT * EXCLUDE run FROM triggers",
+        "outbox": "SELECT request_id, target, body, state FROM outbox",
+        "alerts": "FROM alerts",
+        "counters": "FROM counters",
+        "monitors": "SELECT name, watermark, policy FROM monitors",
+    }
+    with duckdb.connect(str(state / "monitor.duckdb"), read_only=True) as con:
+        return {
+            name: sorted(map(str, con.execute(query).fetchall())) for name, query in queries.items()
+        }
 
 
 def _free_port() -> int:
