@@ -170,8 +170,36 @@ def _audit(monitor: MonitorState, out: _Exposition) -> None:
             out.add(metrics.AUDIT_MISMATCHES, [*labels, kind], check.mismatches.get(kind, 0))
 
 
+def _shown(monitor: MonitorState, out: _Exposition) -> tuple[set[str], set[str]]:
+    """Return the features that are exported, and those with their distributions.
+
+    The worst: what is left out, and counted, is what has moved least.
+    """
+    ranked = list(
+        dict.fromkeys(
+            (*(one.feature for one in monitor.verdicts), *(one.feature for one in monitor.figures))
+        )
+    )
+    shown, spread = set(ranked[: metrics.MOST_FEATURES]), set(ranked[: metrics.MOST_SPREADS])
+    left_out = (len(ranked) - len(shown)) * metrics.SERIES_PER_FEATURE
+    left_out += sum(2 * len(one.bars) for one in monitor.distributions if one.feature not in spread)
+    out.add(metrics.SERIES_SUPPRESSED, [monitor.name], left_out)
+    return shown, spread
+
+
 def _drift(monitor: MonitorState, out: _Exposition) -> None:
+    shown, spread = _shown(monitor, out)
+    _figures(monitor, shown, out)
+    for one in monitor.distributions:
+        if one.feature not in spread:
+            continue
+        for number, bar in enumerate(one.bars):
+            labels, name = [monitor.name, one.feature], f"{number:02} {bar.label}"  # they sort
+            out.add(metrics.FEATURE_SHARE, [*labels, "reference", name], bar.reference)
+            out.add(metrics.FEATURE_SHARE, [*labels, "current", name], bar.current)
     for verdict in monitor.verdicts:
+        if verdict.feature not in shown:
+            continue
         labels = [monitor.name, verdict.source, verdict.feature]
         if monitor.superseded:  # what was measured is not about the live model
             out.add(metrics.DRIFT_LEVEL, labels, metrics.LEVELS.index(Level.INSUFFICIENT_DATA))
@@ -184,7 +212,12 @@ def _drift(monitor: MonitorState, out: _Exposition) -> None:
         out.add(metrics.DRIFT_RATIO, labels, verdict.ratio if judged else None)
         out.add(metrics.DRIFT_LEVEL, labels, metrics.LEVELS.index(verdict.level))
         out.add(metrics.DRIFT_IMPACT, labels, verdict.impact)
+
+
+def _figures(monitor: MonitorState, shown: set[str], out: _Exposition) -> None:
     for figures in monitor.figures:
+        if figures.feature not in shown:
+            continue
         labels = [monitor.name, figures.feature]
         out.add(metrics.FEATURE_ROWS, labels, figures.rows)
         if figures.rows:
@@ -196,11 +229,6 @@ def _drift(monitor: MonitorState, out: _Exposition) -> None:
                 (metrics.FEATURE_UNSEEN, figures.unseen),
             ):
                 out.add(name, labels, count / figures.rows)
-    for one in monitor.distributions:
-        for number, bar in enumerate(one.bars):
-            labels, name = [monitor.name, one.feature], f"{number:02} {bar.label}"  # they sort
-            out.add(metrics.FEATURE_SHARE, [*labels, "reference", name], bar.reference)
-            out.add(metrics.FEATURE_SHARE, [*labels, "current", name], bar.current)
 
 
 def _performance(monitor: MonitorState, out: _Exposition) -> None:

@@ -38,6 +38,10 @@ PREFIX = "steadfeast_"
 SERIES_PER_FEATURE = 12
 BARS_PER_FEATURE = 2 * MOST_BARS
 SERIES_PER_SEGMENT = 3
+MOST_FEATURES = 2000
+"""Features of a monitor that are exported; of more, those nearest to or over their thresholds."""
+MOST_SPREADS = 200
+"""Of them, those that are exported with their distributions."""
 
 BUILD_INFO = "steadfeast_build_info"
 IDLE = "steadfeast_idle"
@@ -50,6 +54,7 @@ MONITOR_BLOCKED = "steadfeast_monitor_retrain_blocked"
 MONITOR_INCIDENTS = "steadfeast_monitor_incidents"
 MONITOR_INCIDENT_OPENED = "steadfeast_monitor_incident_opened_timestamp_seconds"
 MONITOR_SUPERSEDED = "steadfeast_monitor_window_superseded"
+SERIES_SUPPRESSED = "steadfeast_series_suppressed"
 WINDOW_START = "steadfeast_window_start_timestamp_seconds"
 WINDOW_END = "steadfeast_window_end_timestamp_seconds"
 WINDOW_ROWS = "steadfeast_window_rows"
@@ -260,6 +265,13 @@ METRICS: Mapping[str, Described] = {
             _EVENT_TIME,
             "monitor kind",
             "End of the bucket in which the oldest open data incident of the kind was first seen.",
+        ),
+        _gauge(
+            SERIES_SUPPRESSED,
+            "series",
+            "monitor",
+            f"Left out: a monitor exports its {MOST_FEATURES:,} worst features, and "
+            f"{MOST_SPREADS} of them with their distributions.",
         ),
         _gauge(
             MONITOR_SUPERSEDED,
@@ -498,6 +510,9 @@ figure is read off the last committed state at the time of the scrape.
 - `source` is a feature view, `served`, `predictions` or `labels`. A watched feature has at most
   {SERIES_PER_FEATURE} series, and {BARS_PER_FEATURE} for its distribution: two sides of at most
   {MOST_BARS} bins. A bin is named by its values, so a new reference brings new names.
+- Of a monitor with more, the {MOST_FEATURES:,} worst features are exported, and {MOST_SPREADS} of
+  them with their distributions; the page, `status` and the ledger have all. What is left out is
+  counted as `{SERIES_SUPPRESSED}`.
 - A column that a monitor splits by has at most {MOST} values, the last of them `{OTHERS}`, and
   {SERIES_PER_SEGMENT} series for each. What else is known of a segment is on the page and in
   `status --json`: a series for each feature of each segment would be a thousand a monitor.

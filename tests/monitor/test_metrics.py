@@ -167,6 +167,32 @@ def test_series_are_bounded(drifting):
     assert len(samples(more_alerts)) <= len(found)
 
 
+def test_of_ten_thousand_features_the_worst_are_exported(drifting):
+    """What was over its threshold stays, what is left out is counted, and the scrape is bounded."""
+    (monitor, *_) = drifting.monitors.values()
+    worst, spread = monitor.verdicts[0], monitor.distributions[0]
+    figures = monitor.figures[0]
+    names = [f"f{number:05}" for number in range(10_000)]
+    wide = dataclasses.replace(
+        monitor,
+        verdicts=tuple(
+            dataclasses.replace(worst, feature=name, value=worst.threshold * (3 - number / 5000))
+            for number, name in enumerate(names)
+        ),
+        figures=tuple(dataclasses.replace(figures, feature=name) for name in sorted(names)[::-1]),
+        distributions=tuple(dataclasses.replace(spread, feature=name) for name in names[::-1]),
+    )
+    state = dataclasses.replace(drifting, monitors={monitor.name: wide})
+    found = samples(state)
+    features = {dict(labels).get("feature") for _, labels in found} - {None}
+    spreads = {dict(labels)["feature"] for _, labels in found if "bin" in dict(labels)}
+    assert set(names[: metrics.MOST_FEATURES]) <= features
+    assert not features & set(names[metrics.MOST_FEATURES :])
+    assert spreads == set(names[: metrics.MOST_SPREADS])
+    assert value(state, "steadfeast_series_suppressed", monitor=monitor.name) > 8000 * 11
+    assert len(found) < 2000 * metrics.SERIES_PER_FEATURE + 200 * metrics.BARS_PER_FEATURE + 1000
+
+
 @pytest.mark.parametrize("empty", [True, False])
 @pytest.mark.service("promtool")
 def test_promtool_finds_nothing_to_say(drifting, empty, service_binary: Callable[[str], Path]):
