@@ -33,11 +33,14 @@ class Later(Protocol):
     def settle(self) -> Columns:
         """Make all columns."""
 
+    def lists(self) -> dict[str, list[Any]] | None:
+        """Make what `to_dict` returns; None if it is to be made from the columns."""
+
     def arrays(self) -> dict[str, np.ndarray[Any, Any]] | None:
-        """Make what `to_numpy` returns; None if it is to be made from the columns."""
+        """Make what `to_numpy` returns; None as `lists`."""
 
     def tally(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """Make what `OnlineFeatures.tally` returns; None as `arrays`."""
+        """Make what `OnlineFeatures.tally` returns; None as `lists`."""
 
 
 class OnlineFeatures:
@@ -116,6 +119,10 @@ class OnlineFeatures:
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return every column as a list of Python values."""
+        packed = self.packed
+        lists = None if packed is None else packed.lists()
+        if lists is not None:
+            return lists
         values: dict[str, list[Any]] = self.table.to_pydict()
         return values
 

@@ -24,6 +24,7 @@ from functools import cached_property, lru_cache
 from hashlib import blake2b
 from itertools import groupby
 from operator import itemgetter
+from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from zlib import crc32
 
@@ -52,15 +53,16 @@ if TYPE_CHECKING:
 
 ORDER_BYTES = 16
 LAYOUT_BYTES = 8
+HEADER_BYTES = ORDER_BYTES + LAYOUT_BYTES
 NO_TIME = -(2**63)
 """Stands for "no created time", before every time."""
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
-_HEADER = ORDER_BYTES + LAYOUT_BYTES
 _CHECK = 4
 _RESIDUE = 0x2144DF1C  # CRC-32 of anything followed by its own CRC-32, little-endian
 _SIGN = np.uint64(1 << 63)
+_ORDER = Struct(">QQ")
 
 
 Micros = TypeVar("Micros", int, "NDArray[np.int64]")
@@ -124,7 +126,7 @@ class Layout:
             for i, t in enumerate(self.types)
             if (width := width_of(t)) is not None
         )
-        start, runs = _HEADER + self._valid_bytes, []
+        start, runs = HEADER_BYTES + self._valid_bytes, []
         for (negative, is_bool), items in groupby(order, key=itemgetter(0, 1)):
             run = _Fixed(start, -negative, is_bool, tuple(item[2] for item in items))
             start += run.width * len(run.columns)
@@ -135,7 +137,7 @@ class Layout:
     def prefix(self) -> int:
         """Bytes before the variable part."""
         fixed = sum(run.width * len(run.columns) for run in self.fixed)
-        return _HEADER + self._valid_bytes + fixed + 4 * len(self.variable)
+        return HEADER_BYTES + self._valid_bytes + fixed + 4 * len(self.variable)
 
     @cached_property
     def null_row(self) -> bytes:
@@ -155,7 +157,7 @@ class Layout:
 
     def says_all_valid(self, row: bytes) -> bool:
         """Whether no value of `row` is null."""
-        return row.startswith(self._all_valid_bytes, _HEADER)
+        return row.startswith(self._all_valid_bytes, HEADER_BYTES)
 
     @property
     def _valid_bytes(self) -> int:
@@ -187,19 +189,18 @@ def layout_of(schema: pa.Schema) -> Layout:
 
 def layout_id(row: bytes) -> bytes:
     """Return the layout id that `row` carries."""
-    return row[ORDER_BYTES:_HEADER]
+    return row[ORDER_BYTES:HEADER_BYTES]
 
 
 def order_of(row: bytes) -> tuple[int, int]:
     """Return the event and created time of `row` in µs; the latter is `NO_TIME` without one."""
-    event, created = np.frombuffer(row, ">u8", 2) ^ _SIGN
-    return int(event.astype(np.int64)), int(created.astype(np.int64))
+    event, created = _ORDER.unpack_from(row)
+    return event + NO_TIME, created + NO_TIME
 
 
 def times_of(data: bytes, n: int, stride: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return event and created times in µs of n rows that stand `stride` bytes apart."""
-    order = np.ndarray((2, n), ">u8", data, 0, (8, stride)) ^ _SIGN
-    event_us, created_us = order.astype(np.uint64).view(np.int64)
+    event_us, created_us = (np.ndarray((2, n), ">u8", data, 0, (8, stride)) ^ _SIGN).view(np.int64)
     return event_us, created_us
 
 
@@ -209,11 +210,16 @@ def validity_of(layout: Layout, data: bytes, n: int, stride: int) -> NDArray[np.
     The rows carry `layout` and stand `stride` bytes apart.
     """
     count = len(layout.types)
-    bits = np.ndarray((n, (count + 7) // 8), np.uint8, data, _HEADER, (stride, 1))
+    bits = np.ndarray((n, (count + 7) // 8), np.uint8, data, HEADER_BYTES, (stride, 1))
     if (bits == layout.all_valid).all():
         return None
     valid: NDArray[np.bool_] = np.unpackbits(bits, axis=1, count=count, bitorder="little").T == 1
     return valid
+
+
+def sound(row: bytes) -> bool:
+    """Say whether `row` is what was once written."""
+    return crc32(row) == _RESIDUE
 
 
 def damaged(rows: Sequence[bytes]) -> list[int]:
@@ -251,11 +257,11 @@ def encode(
     for start, times in ((0, event_us), (8, created_us)):
         biased = (times.astype(np.int64).view(np.uint64) ^ _SIGN).astype(">u8")
         matrix[:, start : start + 8] = biased.view(np.uint8).reshape(n, 8)
-    matrix[:, ORDER_BYTES:_HEADER] = np.frombuffer(layout.id, np.uint8)
+    matrix[:, ORDER_BYTES:HEADER_BYTES] = np.frombuffer(layout.id, np.uint8)
     if arrays:
         valid = np.column_stack([_valid(array) for array in arrays])
         bits = np.packbits(valid, axis=1, bitorder="little")
-        matrix[:, _HEADER : _HEADER + bits.shape[1]] = bits
+        matrix[:, HEADER_BYTES : HEADER_BYTES + bits.shape[1]] = bits
     for run in layout.fixed:
         for place, column in enumerate(run.columns):
             at = run.start + place * run.width
@@ -321,7 +327,7 @@ class _Validity:
 
     def __init__(self, layout: Layout, matrix: NDArray[np.uint8]) -> None:
         n, count = len(matrix), len(layout.types)
-        bits = matrix[:, _HEADER : _HEADER + (count + 7) // 8]
+        bits = matrix[:, HEADER_BYTES : HEADER_BYTES + (count + 7) // 8]
         valid = np.unpackbits(bits, axis=1, count=count, bitorder="little")
         self._nulls = (n - valid.sum(axis=0, dtype=np.int64)).tolist()
         self._stride = (n + 7) // 8

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from featurestore.answers import OnlineFeatures
+    from featurestore.blocks import Block, Judged
     from featurestore.service import ServicePlan
-    from featurestore.vectors import Block, Judged
 
 STATUSES = ("INVALID", "PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE")
 """Names of feast.serving.FieldStatus by number."""

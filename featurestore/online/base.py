@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -33,7 +33,7 @@ from featurestore.online.packing import (
     Layouts,
     PackedRead,
     check,
-    intact,
+    layouts_in,
     pack,
     plan_of,
     unpack,
@@ -55,6 +55,18 @@ _PLACE = ""  # no join key is called so
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Row = tuple["EntityKey", "dict[str, Value]", datetime, "datetime | None"]
+
+
+class Fetched(NamedTuple):
+    """Packed rows as a store has them.
+
+    Attributes:
+        rows: One per key; None where there is none.
+        layouts: The ids of their layouts.
+    """
+
+    rows: list[bytes | None]
+    layouts: set[bytes]
 
 
 class PackedOnlineStore(OnlineStore):
@@ -149,7 +161,7 @@ class PackedOnlineStore(OnlineStore):
 
     def fetch(
         self, config: RepoConfig, view: FeatureView, space: str, keys: Sequence[bytes | None]
-    ) -> list[bytes | None]:
+    ) -> Fetched:
         """Return the row of each encoded key, seen to be what was written, in a known layout.
 
         Args:
@@ -169,10 +181,11 @@ class PackedOnlineStore(OnlineStore):
             rows = [None if key is None else next(found) for key in keys]
         else:
             rows = self._get(config, space, keys)  # type: ignore[arg-type]
-        if not intact(rows, self.layouts):
+        ids = layouts_in(rows)
+        if ids is None or not ids <= self.layouts.keys():
             self._learn(config, view, rows)
             check(view.name, keys, rows, self.layouts)
-        return rows
+        return Fetched(rows, ids or set())
 
     def _learn(self, config: RepoConfig, view: FeatureView, rows: Sequence[bytes | None]) -> None:
         """Get to know the layouts of `rows`."""
@@ -265,8 +278,8 @@ class PackedOnlineStore(OnlineStore):
         keys: Sequence[bytes | None],
         columns: Sequence[str],
     ) -> PackedRead:
-        rows = self.fetch(config, view, space_of(config, view), keys)
-        return unpack(plan_of(view), self.layouts, rows, columns)
+        fetched = self.fetch(config, view, space_of(config, view), keys)
+        return unpack(plan_of(view), self.layouts, fetched.rows, columns)
 
     def _unpack(
         self,

@@ -10,6 +10,7 @@ what was compared only if it is still there.
 from __future__ import annotations
 
 import os
+from collections import defaultdict, deque
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -108,9 +109,11 @@ class RedisOnlineStore(PackedOnlineStore):
     def __init__(self) -> None:
         super().__init__()
         self._clients: dict[str, Any] = {}
+        self._idle: defaultdict[tuple[int, int], deque[Any]] = defaultdict(deque)
 
     def release(self) -> None:
         """Close the connections."""
+        self._idle.clear()
         while self._clients:
             self._clients.popitem()[1].close()
 
@@ -122,7 +125,28 @@ class RedisOnlineStore(PackedOnlineStore):
         with self._client(config) as client:
             if config.online_store.cluster:
                 return cast("list[bytes | None]", client.mget_nonatomic(names))
-            return cast("list[bytes | None]", client.mget(names))
+            return self._mget(client, names)
+
+    def _mget(self, client: Any, names: Sequence[bytes]) -> list[bytes | None]:
+        """Do what `client.mget` does, without its pool and telemetry, a third of its time."""
+        idle = self._idle[id(client), os.getpid()]
+        try:
+            connection = idle.pop()
+        except IndexError:
+            connection = client.connection_pool.get_connection()
+
+        def ask() -> list[bytes | None]:
+            connection.send_packed_command(connection.pack_command(b"MGET", *names))
+            return cast("list[bytes | None]", connection.read_response())
+
+        try:
+            rows = connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
+        except BaseException:
+            connection.disconnect()  # an answer may be under way, which is not the next one's
+            client.connection_pool.release(connection)
+            raise
+        idle.append(connection)
+        return cast("list[bytes | None]", rows)
 
     def _put(
         self,

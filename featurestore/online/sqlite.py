@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from feast import RepoConfig
 
 _LAYOUTS = "steadfeast_layouts"
-_READ_KEYS = 512  # keys per SELECT; a power of two
+_READ_KEYS = 512  # keys per SELECT
+_STATEMENTS = 256  # kept prepared by each connection: a view has up to 55, see `_round`
 _SCAN_ROWS = 8192
 _CACHE_KIB = 16 * 1024  # of each connection; SQLite's own 2 MiB hold few of the inner pages
 
@@ -76,13 +77,12 @@ class SQLiteOnlineStore(PackedOnlineStore):
         with self._connection(config) as connection:
             try:
                 if len(keys) == 1:
-                    query = f"SELECT row FROM {_table(space)} WHERE key = ?"
-                    row = connection.execute(query, keys).fetchone()
+                    row = connection.execute(_select_one(space), keys).fetchone()
                     return [None if row is None else row[0]]
                 found: list[bytes | None] = []
                 for start in range(0, len(keys), _READ_KEYS):
                     some = list(keys[start : start + _READ_KEYS])
-                    size = 1 << (len(some) - 1).bit_length()  # few texts, so SQLite keeps them
+                    size = _round(len(some))
                     asked = some + some[-1:] * (size - len(some))
                     rows = dict(connection.execute(_select(space, size), asked))
                     found += map(rows.get, range(len(some)))
@@ -154,25 +154,13 @@ class SQLiteOnlineStore(PackedOnlineStore):
                 connection.execute(f"DROP TABLE IF EXISTS {_table(space)}")
                 connection.execute(f"DELETE FROM {_LAYOUTS} WHERE space = ?", (space,))
 
-    @contextmanager
-    def _connection(self, config: RepoConfig) -> Iterator[sqlite3.Connection]:
+    def _connection(self, config: RepoConfig) -> _Borrowed:
         options = config.online_store
         known = self._paths.get(id(options))
         if known is None:  # the options are kept, so that no other object gets their id
             known = self._paths[id(options)] = (options, _path(config))
         path = known[1]
-        idle = self._idle[path, os.getpid()]
-        try:
-            try:
-                connection = idle.pop()
-            except IndexError:
-                connection = _connect(path, config.online_store.timeout_seconds)
-            try:
-                yield connection
-            finally:
-                idle.append(connection)
-        except sqlite3.Error as error:
-            raise StoreUnavailableError(f"online store {path}", str(error)) from error
+        return _Borrowed(self._idle[path, os.getpid()], path, options.timeout_seconds)
 
     @contextmanager
     def _transaction(self, config: RepoConfig) -> Iterator[sqlite3.Connection]:
@@ -194,6 +182,33 @@ def _close(idle: Mapping[tuple[str, int], deque[sqlite3.Connection]]) -> None:
                 connection.close()
 
 
+class _Borrowed:
+    """A connection for the length of a `with`; an error of SQLite's is one of ours outside it."""
+
+    __slots__ = ("_connection", "_idle", "_path", "_timeout")
+
+    def __init__(self, idle: deque[sqlite3.Connection], path: str, timeout_seconds: float) -> None:
+        self._idle, self._path, self._timeout = idle, path, timeout_seconds
+
+    def __enter__(self) -> sqlite3.Connection:
+        try:
+            self._connection = self._idle.pop()
+        except IndexError:
+            try:
+                self._connection = _connect(self._path, self._timeout)
+            except sqlite3.Error as error:
+                raise self._unavailable(error) from error
+        return self._connection
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._idle.append(self._connection)
+        if isinstance(error, sqlite3.Error):
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: sqlite3.Error) -> StoreUnavailableError:
+        return StoreUnavailableError(f"online store {self._path}", str(error))
+
+
 def _path(config: RepoConfig) -> str:
     path = Path(config.online_store.path)
     if not path.is_absolute() and config.repo_path is not None:
@@ -204,7 +219,11 @@ def _path(config: RepoConfig) -> str:
 def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(
-        path, timeout=timeout_seconds, isolation_level=None, check_same_thread=False
+        path,
+        timeout=timeout_seconds,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=_STATEMENTS,
     )
     try:
         _use_wal(connection, timeout_seconds)
@@ -236,6 +255,17 @@ def _use_wal(connection: sqlite3.Connection, timeout_seconds: float) -> None:
 
 def _table(space: str) -> str:
     return '"rows:' + space.replace('"', '""') + '"'
+
+
+def _round(size: int) -> int:
+    """Return a number from `size` to an eighth above it: few texts, so SQLite keeps them."""
+    step = 1 << max((size - 1).bit_length() - 4, 0)
+    return -(-size // step) * step
+
+
+@lru_cache(maxsize=256)
+def _select_one(space: str) -> str:
+    return f"SELECT row FROM {_table(space)} WHERE key = ?"
 
 
 @lru_cache(maxsize=1024)

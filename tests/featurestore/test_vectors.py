@@ -1,4 +1,4 @@
-"""The fast way to NumPy and JSON says what the slow way through Arrow says, for anything stored."""
+"""The fast way to NumPy, lists and JSON says what the slow one through Arrow says."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from feast import Entity, FeatureView, Field, FileSource, ValueType
-from feast.types import Float32, Float64, Int32, Int64, String
+from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,8 +30,11 @@ TYPES = {
     "rate": (Float64, pa.float64(), st.floats()),
     "short": (Float32, pa.float32(), st.floats(width=32)),
     "other": (Float64, pa.float64(), st.floats()),
+    "flag": (Bool, pa.bool_(), st.booleans()),
+    "note": (String, pa.string(), st.text(max_size=3)),
+    "name": (String, pa.string(), st.text(max_size=3)),
 }
-TEXT = {"note": (String, pa.string(), st.text(max_size=3))}
+SLOW = {"path": (Array(Int64), pa.list_(pa.int64()), st.lists(st.integers(0, 9), max_size=3))}
 
 
 def _view(name, entity, key, types, ttl):
@@ -44,7 +47,7 @@ def _view(name, entity, key, types, ttl):
 DRIVER = Entity(name="driver", join_keys=["driver"], value_type=ValueType.STRING)
 TRIP = Entity(name="trip", join_keys=["trip"], value_type=ValueType.INT64)
 VIEWS = (
-    _view("drivers", DRIVER, String, TYPES | TEXT, timedelta(microseconds=3)),
+    _view("drivers", DRIVER, String, TYPES | SLOW, timedelta(microseconds=3)),
     _view("trips", TRIP, Int64, {"rate": TYPES["rate"], "small": TYPES["small"]}, timedelta(0)),
 )
 KEYS = {"drivers": ("driver", pa.string()), "trips": ("trip", pa.int64())}
@@ -55,7 +58,7 @@ def _bundle(chosen):
     stored, outputs = [], []
     for view in VIEWS:
         key, kind = KEYS[view.name]
-        types = TYPES | TEXT if view.name == "drivers" else {n: TYPES[n] for n in ("rate", "small")}
+        types = TYPES | SLOW if view.name == "drivers" else {n: TYPES[n] for n in ("rate", "small")}
         mine = {f: types[f][1] for name, f in chosen if name == view.name}
         if mine:
             ttl = view.ttl // timedelta(microseconds=1)
@@ -82,11 +85,11 @@ def _columns(types, n):
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_numpy_and_json_say_what_arrow_says(online, data):
+def test_numpy_lists_and_json_say_what_arrow_says(online, data):
     online.store.teardown(online.config, VIEWS, [])
     names = {"driver": list("abc"), "trip": [1, -2, 2**63 - 1]}
     for view, types in (
-        (VIEWS[0], TYPES | TEXT),
+        (VIEWS[0], TYPES | SLOW),
         (VIEWS[1], {"rate": TYPES["rate"], "small": TYPES["small"]}),
     ):
         there = data.draw(st.integers(0, 3))
@@ -99,7 +102,7 @@ def test_numpy_and_json_say_what_arrow_says(online, data):
         online.store.write_batch(online.config, view, pa.table(table))
     every = [("drivers", n) for n in TYPES] + [("trips", "rate"), ("trips", "small")]
     if data.draw(st.booleans()):
-        every.append(("drivers", "note"))
+        every.append(("drivers", "path"))
     chosen = data.draw(st.lists(st.sampled_from(every), min_size=1, unique=True))
     rows = [
         {
@@ -117,8 +120,12 @@ def test_numpy_and_json_say_what_arrow_says(online, data):
     table, statuses, event_times = by_arrow.table, by_arrow.statuses, by_arrow.event_times
     for given_ in (rows, columns, pa.table(types)):
         got = reader.read(given_, at)
+        assert reader.decoders is None or got.packed is not None
         arrays, tally, body = got.to_numpy(), got.tally(), answer(bundle.plan, got, full_names=True)
-        assert arrays.keys() == statuses.keys() == set(got.features)
+        assert list(arrays) == list(got.features)
+        assert statuses.keys() == arrays.keys()
+        lists = got.to_dict()
+        assert repr(lists) == repr(table.to_pydict())
         for name, array in arrays.items():
             expected = table[name].to_numpy(zero_copy_only=False)
             assert array.dtype == expected.dtype
