@@ -187,11 +187,11 @@ async def _body(receive: Receive) -> bytes:
 
 def _query(body: bytes) -> Query:
     try:
-        return Query.model_validate(json.loads(body))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RequestError("body", f"is not JSON: {error}") from error
+        return Query.model_validate_json(body)
     except ValidationError as error:
         detail = error.errors()[0]
+        if detail["type"] == "json_invalid":
+            raise RequestError("body", f"is not JSON: {detail['ctx']['error']}") from error
         raise RequestError(".".join(map(str, detail["loc"])) or "body", detail["msg"]) from error
 
 

@@ -1,18 +1,19 @@
-"""An answer as the JSON of Feast's `/get-online-features`, byte for byte what Feast would say.
+"""An answer as the JSON of Feast's `/get-online-features`, value for value what Feast would say.
 
 Above `vectors`, below `web`. Text is put together from the packed rows where their types allow;
-what one view says of all its columns is written once. Elsewhere it is made value by value.
+what one view says of all its columns is written once. Elsewhere it is made value by value. Digits
+are pydantic-core's, a tenth of the time of Python's own; they read back to the same bits.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic_core import to_json
 
 from featurestore.vectors import Request
 
@@ -39,59 +40,57 @@ def answer(plan: ServicePlan, got: OnlineFeatures, *, full_names: bool) -> bytes
         views = packed.judged()
         if views is not None:
             return _joined(plan, packed, views, full_names=full_names)
-    return json.dumps(_content(plan, got, full_names=full_names), separators=(",", ":")).encode()
+    return to_json(_content(plan, got, full_names=full_names))
 
 
 def _joined(plan: ServicePlan, packed: Request, views: list[Judged], *, full_names: bool) -> bytes:
     n = packed.rows
-    same = f'"statuses":[{_quoted(["PRESENT"] * n)}],"event_timestamps":[{_quoted([_NO_TIME] * n)}]'
+    stamps = _quoted([_NO_TIME] * n)
     keys = packed.keys()
-    results = [f'{{"values":{_json(keys[name])},{same}}}' for name in plan.keys]
-    columns: list[str] = []
+    results = [_result(keys[name], _quoted(["PRESENT"] * n), stamps) for name in plan.keys]
+    columns: list[bytes] = []
     for view in views:
         states = view.states()
         times = [
             _NO_TIME if row is None else _text(_EPOCH + timedelta(microseconds=us))
             for us, row in zip(view.event_us.tolist(), view.rows, strict=True)
         ]
-        stamps = f'"event_timestamps":[{_quoted(times)}]'
+        stamps = _quoted(times)
         for block in view.blocks:
             columns += _columns(block, states, stamps)
     results += packed.in_order(columns)
-    names = json.dumps([*plan.keys, *_names(plan, full_names=full_names)])
-    body = f'{{"results":[{",".join(results)}],"metadata":{{"feature_names":{names}}}}}'
-    return body.encode()
+    names = to_json([*plan.keys, *_names(plan, full_names=full_names)])
+    return b'{"results":[%b],"metadata":{"feature_names":%b}}' % (b",".join(results), names)
 
 
-def _columns(block: Block, states: np.ndarray[Any, Any], stamps: str) -> list[str]:
+def _columns(block: Block, states: np.ndarray[Any, Any], stamps: bytes) -> list[bytes]:
     cells, valid = block
     usual = _quoted([STATUSES[code] for code in states.tolist()])
     plain = cells.dtype.kind != "f" or bool(np.isfinite(cells).all())
     if valid is None and plain:
-        return [
-            f'{{"values":{_json(values)},"statuses":[{usual}],{stamps}}}'
-            for values in cells.tolist()
-        ]
+        return [_result(values, usual, stamps) for values in cells.tolist()]
     there = np.ones(cells.shape, np.bool_) if valid is None else valid
     columns = []
-    for values, mask in zip(cells.tolist(), there, strict=True):
-        shown, text = values, usual
+    for values, mask in zip(block.lists(), there, strict=True):
+        text = usual
         if not mask.all():
             codes = np.where(mask | (states != _PRESENT), states, _NULL_VALUE)
             text = _quoted([STATUSES[code] for code in codes.tolist()])
-            shown = [v if ok else None for v, ok in zip(values, mask.tolist(), strict=True)]
-        if not plain:
-            shown = [_plain(value) for value in shown]
-        columns.append(f'{{"values":{_json(shown)},"statuses":[{text}],{stamps}}}')
+        shown = values if plain else [_plain(value) for value in values]
+        columns.append(_result(shown, text, stamps))
     return columns
 
 
-def _json(values: Any) -> str:
-    return json.dumps(values, separators=(",", ":"))
+def _result(values: list[Any], statuses: bytes, stamps: bytes) -> bytes:
+    return b'{"values":%b,"statuses":[%b],"event_timestamps":[%b]}' % (
+        to_json(values),
+        statuses,
+        stamps,
+    )
 
 
-def _quoted(texts: list[str]) -> str:
-    return '"' + '","'.join(texts) + '"'
+def _quoted(texts: list[str]) -> bytes:
+    return b'"%b"' % '","'.join(texts).encode()
 
 
 def _names(plan: ServicePlan, *, full_names: bool) -> list[str]:
@@ -104,17 +103,17 @@ def _content(plan: ServicePlan, got: OnlineFeatures, *, full_names: bool) -> dic
     n = got.table.num_rows
     names = [*plan.keys, *_names(plan, full_names=full_names)]
     results = [
-        _result(got.table.column(name), ["PRESENT"] * n, [_NO_TIME] * n) for name in plan.keys
+        _spelt(got.table.column(name), ["PRESENT"] * n, [_NO_TIME] * n) for name in plan.keys
     ]
     times = {view: list(map(_text, column.to_pylist())) for view, column in got.event_times.items()}
     for output in plan.outputs:
         statuses = [STATUSES[code] for code in got.statuses[output.name].tolist()]
         column = got.table.column(output.name)
-        results.append(_result(column, statuses, times.get(output.view, [_NO_TIME] * n)))
+        results.append(_spelt(column, statuses, times.get(output.view, [_NO_TIME] * n)))
     return {"results": results, "metadata": {"feature_names": names}}
 
 
-def _result(column: pa.ChunkedArray, statuses: list[str], times: list[str]) -> dict[str, Any]:
+def _spelt(column: pa.ChunkedArray, statuses: list[str], times: list[str]) -> dict[str, Any]:
     values = [_plain(value) for value in column.to_pylist()]
     return {"values": values, "statuses": statuses, "event_timestamps": times}
 
