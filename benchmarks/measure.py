@@ -24,9 +24,18 @@ GIB = 2**30
 
 
 def peak_bytes() -> int:
-    """Return the most memory this process ever held (ru_maxrss would count its parent's too)."""
+    """Return the most memory this process held since the last `forget_peak`, or ever.
+
+    ru_maxrss would count its parent's too.
+    """
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+
+def forget_peak() -> int:
+    """Make `peak_bytes` start anew from what this process holds now, and return that."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak_bytes()
 
 
 def cpu_seconds() -> float:

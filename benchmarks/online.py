@@ -274,7 +274,7 @@ def materialize(store: str, keys: int, width: int, seed: int, folder: Path, port
     ours.apply()
     theirs = FeatureStore(str(repo)) if store.startswith("feast") else None
     stored = _stored(store, repo, port)
-    base, before = measure.peak_bytes(), measure.cpu_seconds()
+    base, before = measure.forget_peak(), measure.cpu_seconds()
     began = time.perf_counter()
     if theirs is None:
         ours.materialize(world.until())

@@ -166,8 +166,8 @@ class Materializer:
                 if known_by is None:
                     rows = self._newly_known(view, since, until)
                 else:
-                    query = _in_range(self._bound(view).view, since, until, known_by)
-                    rows = self._stream(query)
+                    at = self._bound(view).view
+                    rows = self._stream(at, _in_range(at, since, until, known_by))
                 return self.write(view, _told(rows, tell))
 
     def write(self, view: FeatureView, rows: Iterable[pa.RecordBatch]) -> int:
@@ -195,7 +195,7 @@ class Materializer:
         """
         bound = self._bound(view)
         if since is None:
-            return self._stream(sql.newest(bound.view, None, until, known_by=until))
+            return self._stream(bound.view, sql.newest(bound.view, None, until, known_by=until))
         ahead = self._ahead.get(view.name)
         if ahead is not None and ahead.covers(bound, since, until):
             return ahead.between(since, until)
@@ -203,8 +203,8 @@ class Materializer:
         # each pay for a scan: read some more steps at once.
         steps = min(_AHEAD_STEPS, _BATCH_ROWS // max(ahead.last if ahead else _BATCH_ROWS, 1))
         if ahead is None or ahead.bound is not bound or steps < 2:  # noqa: PLR2004 - no gain
-            rows = self._stream(_known_between(bound.view, since, until, newest=True))
-            return self._counted(view, bound, since, rows)
+            query = _known_between(bound.view, since, until, newest=True)
+            return self._counted(view, bound, since, self._stream(bound.view, query))
         horizon = until + (until - since) * steps
         rows = self._table(_known_between(bound.view, since, horizon, newest=False))
         ahead = self._ahead[view.name] = _Ahead.of(view, bound, since, horizon, rows)
@@ -220,7 +220,11 @@ class Materializer:
             yield batch
         self._ahead[view.name] = _Ahead(bound, since, since, None, count)
 
-    def _stream(self, query: str) -> Iterable[pa.RecordBatch]:
+    def _stream(self, view: sql.View, query: str) -> Iterable[pa.RecordBatch]:
+        if self._online.embedded and view.keys:
+            # In the order of the store's B-tree, which then grows at its end: half the time, and
+            # a smaller file.
+            query += f" ORDER BY {', '.join(sorted(sql.identifier(k.name) for k in view.keys))}"
         stream: Iterable[pa.RecordBatch] = self._session().sql(query).to_arrow_reader()
         return stream
 

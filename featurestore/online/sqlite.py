@@ -35,6 +35,7 @@ _LAYOUTS = "steadfeast_layouts"
 _READ_KEYS = 512  # keys per SELECT
 _STATEMENTS = 256  # kept prepared by each connection: a view has up to 55, see `_round`
 _SCAN_ROWS = 8192
+_PAGE = 8192  # bytes: twenty rows of 50 numbers, so that the tree is shallow
 _CACHE_KIB = 16 * 1024  # of each connection; SQLite's own 2 MiB hold few of the inner pages
 
 
@@ -226,6 +227,7 @@ def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
         cached_statements=_STATEMENTS,
     )
     try:
+        connection.execute(f"PRAGMA page_size = {_PAGE}")  # of a new file
         _use_wal(connection, timeout_seconds)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
