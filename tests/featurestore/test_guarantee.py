@@ -23,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from featurestore import Store, contract, logfiles, materialization, report, serving, vectors
+from featurestore import Store, blocks, contract, logfiles, materialization, report, serving
 from featurestore import code as code_module
 from featurestore.errors import ContractMismatchError, ReplayError
 from featurestore.evidence import content_sha256
@@ -325,7 +325,7 @@ def column(name, change):
 
 
 def ttl_longer_online(patch):
-    for module in (serving, vectors):
+    for module in (serving, blocks):
         right = module.usable
         patch.setattr(
             module, "usable", lambda e, ttl, at, right=right: right(e, ttl and ttl + 1, at)
