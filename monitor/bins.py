@@ -1,12 +1,14 @@
 """How a column is cut into bins, from a reference.
 
-Above `monitor.statistics`, which compares what is counted in them; `monitor.profile` counts.
+Above `monitor.statistics`, which compares what is counted in them, and `monitor.aspects`;
+`monitor.profile` counts.
 
 A numeric column is cut at the reference's quantiles, bins `(low, high]`; a value that holds a
 percent of the reference or more, such as the zero of rainfall, gets a bin of its own. Text and
-whole categories get one bin per category and a last one for all others; text with too many
-distinct values is profiled by its length. Null is not NaN and neither is in a bin; minus and
-plus infinity are in the outermost bins.
+whole categories get one bin per category and a last one for all others, the rare ones of the
+reference among them where there are too many to keep. Text that hardly repeats is profiled by its
+length and its pattern, lists by what `monitor.aspects` computes of them. Null is not NaN and
+neither is in a bin; minus and plus infinity are in the outermost bins.
 
 About a hundred bins are kept, so that what reads the distribution function loses nothing that
 matters. What sums a cost per bin pays for each bin in noise: for that, bins are grouped.
@@ -14,13 +16,15 @@ matters. What sums a cost per bin pays for each bin in noise: for that, bins are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from monitor.aspects import Aspect, centroid, derived, is_list
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +39,9 @@ COARSE_GROUPS = 10
 POINT_MASS = 0.01
 SMALLEST_GROUP = 0.02
 MAX_CATEGORIES = 200
+MOST_PATTERNS = 50
+MOSTLY = 0.5
+"""Share of the rows that the kept categories hold, from which on a text is categorical."""
 EDGE_ROWS = 200_000
 _TAILS = (0.001, 0.0025, 0.005)
 _MICROSECOND = 1_000_000
@@ -64,12 +71,18 @@ class ColumnEdges:
             point mass at v is the bin between v and the float before it. Empty for categories.
         categories: One bin each, most frequent in the reference first; one more for others.
         groups: First bin of each coarse group, ascending from 0.
+        source: The column that this is an aspect of; empty for a column itself.
+        aspect: What is computed of it.
+        centroid: Where the reference's lists are on average; of `Aspect.DISTANCE`.
     """
 
     kind: Kind
     cuts: tuple[float, ...] = ()
     categories: tuple[str, ...] = ()
     groups: tuple[int, ...] = (0,)
+    source: str = ""
+    aspect: Aspect = Aspect.NONE
+    centroid: tuple[float, ...] = ()
 
     @property
     def bins(self) -> int:
@@ -106,6 +119,9 @@ class ColumnEdges:
             "cuts": list(self.cuts),
             "categories": list(self.categories),
             "groups": list(self.groups),
+            "source": self.source,
+            "aspect": str(self.aspect),
+            "centroid": list(self.centroid),
         }
 
     @classmethod
@@ -116,6 +132,9 @@ class ColumnEdges:
             tuple(map(float, data["cuts"])),
             tuple(data["categories"]),
             tuple(map(int, data["groups"])),
+            data.get("source", ""),
+            Aspect(data.get("aspect", "")),
+            tuple(data.get("centroid", ())),
         )
 
 
@@ -127,8 +146,17 @@ class Edges:
 
     @property
     def categorical(self) -> frozenset[str]:
-        """The columns with a bin per category."""
-        return frozenset(name for name, one in self.columns.items() if one.kind is Kind.CATEGORICAL)
+        """The columns that are counted by a bin per category."""
+        return frozenset(
+            name
+            for name, one in self.columns.items()
+            if one.kind is Kind.CATEGORICAL and not one.source
+        )
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The columns that must be read."""
+        return frozenset(one.source or name for name, one in self.columns.items())
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -163,7 +191,11 @@ def edges_of(
     schema = kept[0].schema if kept else getattr(source, "schema", pa.schema([]))
     table = pa.Table.from_batches(kept, schema)
     table = table.select([name for name in columns if name in table.column_names])
-    return Edges({name: _column_edges(table[name]) for name in table.column_names})
+    found = {name: _column_edges(table[name]) for name in table.column_names}
+    for name in table.column_names:
+        for made in _aspects(name, table[name], found[name].kind):
+            found.setdefault(f"{name}.{made.aspect}", made)
+    return Edges(found)
 
 
 def kind_of(arrow: pa.DataType) -> Kind:
@@ -200,15 +232,41 @@ def _column_edges(column: pa.ChunkedArray) -> ColumnEdges:
     if kind is Kind.CATEGORICAL:
         found = pc.value_counts(decoded(column).drop_null())
         if len(found) <= MAX_CATEGORIES:
-            # Sorted twice: ties in the counts must not depend on the order of the rows.
-            pairs = sorted(
-                zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True),
-                key=lambda pair: (-pair[1], pair[0]),
-            )
-            return _category_edges(pairs)
+            return _category_edges(_pairs(found, MAX_CATEGORIES))
+        largest = _pairs(found, MAX_CATEGORIES)
+        if sum(count for _, count in largest) >= MOSTLY * (len(column) - column.null_count):
+            return _category_edges(largest)
         kind = Kind.TEXT
     values = np.concatenate([np.empty(0), *(values_of(chunk, kind) for chunk in column.chunks)])
     return _cut_edges(values[np.isfinite(values)], kind)
+
+
+def _pairs(found: pa.StructArray, most: int) -> list[tuple[str, int]]:
+    """Return the largest values and their counts; ties do not depend on the order of the rows."""
+    pairs = zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True)
+    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:most]
+
+
+def _aspects(name: str, column: pa.ChunkedArray, kind: Kind) -> list[ColumnEdges]:
+    """Return the bins of what is computed of a column that has none, or only of its length."""
+    if kind is Kind.TEXT:
+        wanted: list[tuple[Aspect, tuple[float, ...]]] = [(Aspect.PATTERN, ())]
+    elif kind is Kind.OPAQUE and is_list(column.type):
+        center = centroid(column)
+        wanted = [(Aspect.LENGTH, ()), (Aspect.NORM, ()), (Aspect.DISTANCE, center)]
+        wanted = wanted if center else wanted[:2]
+    else:
+        return []
+    found = []
+    for aspect, center in wanted:
+        values = pa.chunked_array([derived(one, aspect, center) for one in column.chunks])
+        if aspect is Aspect.PATTERN:
+            counted = pc.value_counts(values.drop_null())
+            made = _category_edges(_pairs(counted, MOST_PATTERNS))
+        else:
+            made = _column_edges(values)
+        found.append(replace(made, source=name, aspect=aspect, centroid=tuple(center)))
+    return found
 
 
 def _category_edges(pairs: Sequence[tuple[str, int]]) -> ColumnEdges:

@@ -238,7 +238,7 @@ def _incomparable(  # noqa: PLR0911 - one return per reason
 ) -> str | None:
     """Say why nothing can be measured; None if it can."""
     if kind is Kind.OPAQUE:
-        return "columns of this type are counted, not compared"
+        return "columns of this type are counted; what is computed of them is compared"
     if not old.usable:
         return "the reference holds no values"
     if not rows:

@@ -89,7 +89,12 @@ def _distribution(
         [*np.add.reduceat(one.counts, starts).tolist(), one.nulls, one.nans, one.mistyped]
         for one in sides
     ]
-    labels = [*_labels(edges, starts), "null", "NaN", "other type"]
+    labels = [
+        *_labels(edges, starts, complete=not reference.counts[-1]),
+        "null",
+        "NaN",
+        "other type",
+    ]
     rows = [max(one.rows, 1) for one in sides]
     has_current = current is not None and current.rows > 0
     bars = tuple(
@@ -116,13 +121,13 @@ def _starts(edges: ColumnEdges, counts: Any) -> list[int]:
     return starts
 
 
-def _labels(edges: ColumnEdges, starts: Sequence[int]) -> list[str]:
+def _labels(edges: ColumnEdges, starts: Sequence[int], *, complete: bool) -> list[str]:
     if edges.kind not in ORDERED:
         known = [
             edges.categories[start] if stop - start == 1 else f"{stop - start} rarer ones"
             for start, stop in pairwise(starts)
         ]
-        return _unique([*known, "not in the reference"])
+        return _unique([*known, "not in the reference" if complete else "all others"])
     return _unique([stretch(edges, start, stop) for start, stop in pairwise([*starts, edges.bins])])
 
 

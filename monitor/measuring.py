@@ -289,7 +289,7 @@ class Measurer:
 def rows_of(snapshot: Snapshot, reference: Reference) -> Iterator[pa.RecordBatch]:
     """Give the columns that are counted or split by; predictions only of the live model."""
     edges = reference.edges
-    columns = {*edges.columns, *reference.segments}
+    columns = {*edges.sources, *reference.segments}
     if reference.model_version and PREDICTION in columns:
         columns.add("model_version")
     given = snapshot.batches(columns, categories=edges.categorical)

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.errors import SteadfeastError
+from monitor.aspects import Aspect, derived
 from monitor.bins import ORDERED, ColumnEdges, Edges, Kind, decoded, kind_of, plain_type, values_of
 from monitor.counting import Counter
 
@@ -248,8 +249,8 @@ def profile(batches: Iterable[pa.RecordBatch], edges: Edges) -> Profile:
         present = set(batch.schema.names)
         columns = {
             name: (
-                _count(batch.column(name), one, counters[name])
-                if name in present
+                _count(_column(batch, name, one), one, counters[name])
+                if (one.source or name) in present
                 else ColumnProfile.empty(one)
             )
             for name, one in edges.columns.items()
@@ -268,6 +269,12 @@ def _least(a: float | None, b: float | None) -> float | None:
 
 def _greatest(a: float | None, b: float | None) -> float | None:
     return b if a is None else a if b is None else max(a, b)
+
+
+def _column(batch: pa.RecordBatch, name: str, edges: ColumnEdges) -> pa.Array:
+    if edges.aspect is Aspect.NONE:
+        return batch.column(name)
+    return derived(batch.column(edges.source), edges.aspect, edges.centroid)
 
 
 def _count(column: pa.Array, edges: ColumnEdges, counter: Counter) -> ColumnProfile:

@@ -165,6 +165,8 @@ def incidents(
         if not current.rows:
             return _missing(reference, config, window)
         for name in reference.features:
+            if reference.edges.columns[name].source:  # said of the column itself
+                continue
             if name == PREDICTION:  # an application may log none, and a new model none yet
                 continue
             found += _schema(reference, current, name)

@@ -2,17 +2,20 @@
 
 import json
 import math
+import re
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.bins import Edges, Kind, edges_of
 from monitor.profile import EdgesMismatchError, Profile, Window, profile, total
+from monitor.statistics import total_variation
 
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 TYPES = {
@@ -21,6 +24,10 @@ TYPES = {
     "b": pa.bool_(),
     "c": pa.string(),
     "t": pa.timestamp("us", "UTC"),
+    "s": pa.string(),
+    "e": pa.list_(pa.float32()),
+    "m": pa.float64(),
+    "k": pa.string(),
 }
 SCHEMA = pa.schema(list(TYPES.items()))
 rows = st.lists(
@@ -31,6 +38,12 @@ rows = st.lists(
             "b": st.none() | st.booleans(),
             "c": st.none() | st.sampled_from(["a", "b", "never seen", ""]),
             "t": st.none() | st.datetimes(datetime(1990, 1, 1), datetime(2030, 1, 1)),  # noqa: DTZ001
+            "s": st.none() | st.text("aZé9 0-\t", max_size=6),
+            "e": st.none()
+            | st.lists(st.none() | st.floats(-9, 9, width=32), max_size=4)
+            | st.lists(st.floats(-9, 9, width=32), min_size=3, max_size=3),
+            "m": st.none() | st.sampled_from([7.0, 7.5, math.nan, -math.inf]),
+            "k": st.none() | st.sampled_from([f"k{i}" for i in range(0, 400, 7)]),
         }
     ),
     max_size=30,
@@ -53,12 +66,20 @@ def reference():
             "b": rng.random(size) < 0.2,
             "c": rng.choice(["a", "b", "c"], size, p=[0.8, 0.15, 0.05]),
             "t": [T0 + timedelta(hours=i) for i in range(size)],
+            "s": [f"N{i * 37} é" for i in range(size)],
+            "e": rng.normal(size=(size, 3)).tolist(),
+            "m": np.full(size, 7.0),
+            "k": [f"k{i * i // 1000}" for i in range(size)],
         },
         schema=SCHEMA,
     )
 
 
 EDGES = edges_of(reference(), list(TYPES))
+
+
+NUMBERS = ("x", "n", "m")
+ASPECTS = ("s.pattern", "e.length", "e.norm", "e.distance")
 
 
 def of(records):
@@ -68,7 +89,8 @@ def of(records):
 def same(a, b):
     """Exact but for the two floating-point sums."""
     assert (a.rows, a.types) == (b.rows, b.types)
-    for name in TYPES:
+    assert list(EDGES.columns) == [*TYPES, *ASPECTS]
+    for name in EDGES.columns:
         left, right = a.columns[name].to_json(), b.columns[name].to_json()
         for key in ("mean", "m2"):
             scale = max(1.0, abs(left["maximum"] or 0), abs(left["minimum"] or 0))
@@ -107,7 +129,7 @@ def test_counts_are_those_of_plain_python(a):
         column, given_ = p.columns[name], [record[name] for record in a]
         held = [value for value in given_ if value is not None]
         assert (column.rows, column.nulls) == (len(a), len(a) - len(held))
-        if name in ("x", "n"):
+        if name in NUMBERS:
             nans = [value for value in held if math.isnan(value)]
             finite = [float(value) for value in held if math.isfinite(value)]
             assert (column.nans, column.infinities) == (
@@ -243,10 +265,99 @@ def test_other_numbers_and_times_are_read_too():
     assert counted(days, [T0], pa.timestamp("ns", "UTC")).minimum == T0.timestamp()
 
 
-def test_lists_are_counted_but_not_compared():
-    edges, _ = one([[1.0], [2.0]])
+@given(rows)
+@settings(max_examples=60)
+def test_aspects_are_those_of_plain_python(a):
+    p = of(a)
+    center = [float(v) for v in np.mean(np.float32(reference()["e"].to_pylist()), axis=0)]
+    lists = [record["e"] for record in a if record["e"] is not None]
+    whole = [one for one in lists if None not in one]
+    assert p.columns["e.length"].usable == len(lists)
+    for name, expected in {
+        "e.length": [len(one) for one in lists],
+        "e.norm": [math.hypot(*one) for one in whole],
+        "e.distance": [math.dist(one, center) for one in whole if len(one) == 3],
+    }.items():
+        column = p.columns[name]
+        assert (column.rows, column.nulls) == (len(a), len(a) - len(lists))
+        assert column.usable == len(expected)
+        assert column.nans == len(lists) - len(expected)
+        if expected:
+            assert column.mean == pytest.approx(np.mean(expected), rel=1e-5, abs=1e-5)
+            assert column.maximum == pytest.approx(max(expected), rel=1e-5, abs=1e-5)
+    texts = [record["s"] for record in a if record["s"] is not None]
+    pattern = EDGES.columns["s.pattern"]
+    assert pattern.categories == ("a9 a",)
+    fits = sum(re.fullmatch(r"[^\W\d_]+\d+ [^\W\d_]+", one) is not None for one in texts)
+    assert p.columns["s.pattern"].counts.tolist() == [fits, len(texts) - fits]
+
+
+def test_an_embedding_that_shrinks_turns_or_changes_its_length_shows_in_its_aspects():
+    rng = np.random.default_rng(6)
+    vectors = rng.normal([3, 0, 0, 0], 1, (2000, 4))
+    kind = pa.list_(pa.float64(), 4)
+    made = pa.table({"v": pa.array(vectors.tolist(), kind)})
+    edges = edges_of(made, ["v"])
+    base = profile(made.to_batches(), edges)
+    far = {}
+    for name, moved in {"half": vectors / 2, "turned": vectors[:, ::-1]}.items():
+        now = profile(pa.table({"v": pa.array(moved.tolist(), kind)}).to_batches(), edges)
+        far[name] = {
+            aspect: total_variation(base.columns[aspect].counts, now.columns[aspect].counts)
+            for aspect in ("v.norm", "v.distance")
+        }
+    assert far["half"]["v.norm"] > 0.6
+    # Turned, each is as long as before: only the distance from the centroid tells.
+    assert far["turned"]["v.norm"] < 0.01
+    assert far["turned"]["v.distance"] > 0.8
+    longer = pa.table({"v": pa.array([[1.0] * 5] * 3)})
+    assert profile(longer.to_batches(), edges).columns["v.distance"].nans == 3
+    # A column that is no list any more, or gone, breaks neither its aspects nor the others.
+    now = profile(pa.table({"v": ["x"], "w": [1]}).to_batches(), edges)
+    assert (now.columns["v.norm"].mistyped, now.columns["v.norm"].rows) == (1, 1)
+    assert profile(pa.table({"w": [1]}).to_batches(), edges).columns["v.norm"].rows == 0
+
+
+def test_empty_texts_and_other_shapes_show_in_the_pattern():
+    texts = [f"N{i}{'AB'[i % 2]}" for i in range(1000)] + [f"{i}" for i in range(1000, 1500)]
+    edges = edges_of(pa.table({"v": texts}), ["v"])
+    assert edges.columns["v.pattern"].categories == ("a9a", "9")
+    now = profile(pa.table({"v": ["N1C", "", "77", "a b", None]}).to_batches(), edges)
+    assert now.columns["v.pattern"].counts.tolist() == [1, 1, 2]
+    assert now.columns["v"].minimum == 0
+
+
+def test_many_categories_keep_the_most_frequent_and_the_size_of_the_others():
+    rng = np.random.default_rng(9)
+    codes = np.minimum(rng.zipf(1.3, 50_000), 3000)
+    made = pa.table({"v": [f"c{code}" for code in codes]})
+    edges = edges_of(made, ["v"])
+    column = edges.columns["v"]
+    assert (column.kind, len(column.categories), len(edges.columns)) == (Kind.CATEGORICAL, 200, 1)
+    found = profile(made.to_batches(), edges).columns["v"]
+    most = Counter(f"c{code}" for code in codes).most_common(200)
+    assert sorted(found.counts[:-1].tolist()) == sorted(count for _, count in most)
+    assert found.counts.sum() == 50_000
+
+
+def test_a_million_categories_are_bounded():
+    made = pa.table({"v": pc.cast(pa.array(range(1_000_000)), pa.string())})
+    edges = edges_of(made, ["v"])
+    assert list(edges.columns) == ["v", "v.pattern"]
+    assert edges.columns["v"].kind is Kind.TEXT
+    assert len(json.dumps(edges.to_json())) < 10_000
+    found = profile(made.to_batches(max_chunksize=32_768), edges)
+    assert found.columns["v.pattern"].counts.tolist() == [1_000_000, 0]
+    # And where the reference had few, all of the new ones are counted as such.
+    few = edges_of(pa.table({"v": ["a", "b"] * 50}), ["v"])
+    new = profile(made.to_batches(), few).columns["v"]
+    assert new.counts.tolist() == [0, 0, 1_000_000]
+
+
+def test_lists_of_anything_else_are_counted_but_not_compared():
+    edges, _ = one([["a"], ["b"]])
     assert (edges.kind, edges.bins) == (Kind.OPAQUE, 0)
-    found = counted(edges, [[1.0], None])
+    found = counted(edges, [["a"], None])
     assert (found.rows, found.nulls, found.usable) == (2, 1, 0)
 
 
