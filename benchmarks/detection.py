@@ -151,7 +151,7 @@ def main() -> int:
     parser.add_argument("--tuning", action="store_true", help="the seeds that limits were tuned on")
     arguments = parser.parse_args()
     base = (TUNING if arguments.tuning else REPORTING) + arguments.seed
-    runs, days, events = (1, 120, 4) if arguments.quick else (2, 365, 10)
+    runs, days, events = (1, 60, 3) if arguments.quick else (4, 120, 4)
     print(versions(["numpy", "scipy"]), "\n")
     alarms, power = [], {}
     began = time.perf_counter()

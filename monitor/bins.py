@@ -44,6 +44,7 @@ MOSTLY = 0.5
 """Share of the rows that the kept categories hold, from which on a text is categorical."""
 EDGE_ROWS = 200_000
 _TAILS = (0.001, 0.0025, 0.005)
+_TAIL_DEPTH, _FEWEST_CUTS = 1.5, 10
 _MICROSECOND = 1_000_000
 
 
@@ -110,7 +111,13 @@ class ColumnEdges:
         last = cuts[-1] if high is None else max(high, cuts[-1])
         bounds = np.concatenate([[first], cuts, [last]])
         # Half of each, because their sum may overflow.
-        return bounds[:-1] / 2 + bounds[1:] / 2
+        found: Floats = bounds[:-1] / 2 + bounds[1:] / 2
+        if len(cuts) > _FEWEST_CUTS:
+            # The reference's last rows thin out towards its largest value: they lie near their
+            # bin's inner end, about as far in as the bin before it is wide.
+            found[-2] = min(found[-2], cuts[-2] + _TAIL_DEPTH * (cuts[-2] - cuts[-3]))
+            found[1] = max(found[1], cuts[1] - _TAIL_DEPTH * (cuts[2] - cuts[1]))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; floats survive exactly."""

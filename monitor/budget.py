@@ -117,9 +117,13 @@ def tail(alarms_per_year: float, plan: Plan, memory: float = 0.0) -> float:
 
     For limits on something whose spread is known. Arguments as in `factor`.
     """
+    return _tail(alarms_per_year, plan, _coarse(memory))
+
+
+@lru_cache(maxsize=256)
+def _tail(alarms_per_year: float, plan: Plan, memory: float) -> float:
     known = 1e9
-    level = _factor(1, known, alarms_per_year, plan, _coarse(memory))
-    return float(special.chdtrc(1, level))
+    return float(special.chdtrc(1, _factor(1, known, alarms_per_year, plan, memory)))
 
 
 def _coarse(memory: float) -> float:
@@ -138,8 +142,9 @@ def _factor(
         at = np.exp(log_factor) * scales
         # Beyond the simulated levels the logarithm of the rate goes on in a straight line.
         rate = np.interp(at, levels, rates) + slope * np.maximum(at - levels[-1], 0)
-        mean = special.logsumexp(rate) - math.log(len(rate))
-        return float(mean - math.log(alarms_per_year))
+        highest = float(rate.max())
+        mean = highest + math.log(float(np.mean(np.exp(rate - highest))))
+        return mean - math.log(alarms_per_year)
 
     low, high = 0.0, math.log(1e3)
     if excess(low) <= 0:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 TIME = "event_timestamp"
 CLUSTER_ROWS = 50_000
-_DAY = timedelta(days=1)
+_EACH = 0.6
 
 PREDICTION = "prediction"
 """The column of a served log, and of scored rows, that holds what the model said."""
@@ -286,9 +286,10 @@ def reference_of(
             tell(done, len(edges.columns))
         counts = Series.of(name, series, weekdays, clusters.get(name))
         column = whole.columns[name]
-        # Both looks at a feature make one verdict: they share its chances of a false alarm.
+        # Both looks at a feature make one verdict: they share its chances of a false alarm. A
+        # little more than half for each, because one often is over when the other is.
         short = calibrate_latest(
-            one, counts, column, config=config, chosen=chosen, alarms_per_year=share / 2
+            one, counts, column, config=config, chosen=chosen, alarms_per_year=_EACH * share
         )
         window = calibrate(
             one,
@@ -296,7 +297,7 @@ def reference_of(
             column,
             config=config,
             chosen=chosen,
-            alarms_per_year=share if short is None else share / 2,
+            alarms_per_year=share if short is None else _EACH * share,
         )
         if window is not None:
             calibration[name] = window

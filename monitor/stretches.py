@@ -94,7 +94,7 @@ _MIN_FREEDOM = 7
 _CALENDAR = 25
 _WANTED_BLOCKS = 6
 _OVERLAP = 8
-_DRAWS = 200
+_DRAWS = 128
 
 
 @dataclass(frozen=True, slots=True)
