@@ -67,13 +67,14 @@ class NoReferenceError(UserError):
 
     Attributes:
         monitor: Whose.
+        why: What is missing.
     """
 
-    def __init__(self, monitor: str) -> None:
-        self.monitor = monitor
+    def __init__(self, monitor: str, why: str) -> None:
+        self.monitor, self.why = monitor, why
         super().__init__(
-            f"monitor {monitor} has nothing to compare with yet: "
-            "give --reference, or promote a model"
+            f"monitor {monitor} has nothing to compare with: {why}; "
+            "give --reference, the manifest.json of a training set"
         )
 
 
@@ -333,13 +334,16 @@ def _champion(monitor: str, config: Path, address: str) -> Path:
     """Return the training set that a running daemon compares with."""
     from protos.steadfeast.v1 import monitor_pb2
 
-    with _daemon(config, address) as stub:
-        answer = stub.GetStatus(
-            monitor_pb2.GetStatusRequest(monitor=monitor), timeout=DEADLINE_SECONDS
-        )
+    try:
+        with _daemon(config, address) as stub:
+            answer = stub.GetStatus(
+                monitor_pb2.GetStatusRequest(monitor=monitor), timeout=DEADLINE_SECONDS
+            )
+    except CallError as error:
+        raise NoReferenceError(monitor, f"no daemon answers at {error.address}") from error
     found = [one.reference_uri for one in answer.monitors if one.reference_uri]
     if not found:
-        raise NoReferenceError(monitor)
+        raise NoReferenceError(monitor, "no model was promoted")
     return Path(found[0])
 
 

@@ -94,6 +94,8 @@ class Tolerance:
         high: First bin of the high tail; the number of bins without one.
         spread: By how much each share varies beyond counting, with the allowance for how well
             that is known; bins, low tail, high tail, empty.
+        news: Share of rows that a stretch of the reference has where what it is compared with has
+            none: its mean, and its spread with the same allowance.
         floors: Changes below which nothing is worth an alarm, likewise; empty for the usual.
         scores: Standard normal quantile of the limit for a cell, a tail, empty rows.
     """
@@ -101,6 +103,7 @@ class Tolerance:
     low: int
     high: int
     spread: tuple[float, ...]
+    news: tuple[float, float]
     floors: tuple[float, ...]
     scores: tuple[float, float, float]
 
@@ -145,8 +148,11 @@ class Tolerance:
         score[-1] = self.scores[2]
         share = (was * m + 0.5) / (m + 1)
         counting = share * (1 - share) * (1 / n + 1 / m)
-        beyond = np.square(self.spread)
-        skewed = (1 - 2 * share + 2 * beyond * n / share) / n
+        beyond = np.square(np.where(was > 0, self.spread, np.maximum(self.spread, self.news[1])))
+        # As of a gamma-distributed share; where nothing is expected, with the mean that news has.
+        mean = np.where(was > 0, share, np.maximum(share, self.news[0]))
+        mean[bins : bins + 2] = np.maximum(mean[bins : bins + 2], self.news[0])
+        skewed = (1 - 2 * share) / n + 2 * beyond / mean
         rise = score * np.sqrt(counting + beyond) + (score**2 - 1) / 6 * skewed + share - was
         floors = np.array(self.floors) if self.floors else usual_floors(bins)
         if not self.low:
@@ -228,7 +234,6 @@ def tolerance(
     beyond = np.maximum(np.sum(((now - was) ** 2 - counting) * used, axis=0) / many, 0)
     # What nobody had is news of a kind that stretches may bring each time: that is its spread.
     new = np.sum(inside[:, :-1] * (outside[:, :-1] == 0), axis=1) / n[:, 0]
-    beyond[np.flatnonzero(inside[:, :-1].sum(axis=0) == 0)] = np.mean(new**2)
     counted = np.sum(counting * used, axis=0) / many
     occupied = max(1, int(np.count_nonzero(inside[:, :-1].sum(axis=0))))
     chance = np.array([*[chances[0] / occupied] * bins, chances[1], chances[1], chances[2]])
@@ -237,12 +242,14 @@ def tolerance(
     total = counted + beyond
     known = freedom * (total / np.maximum(beyond, _FEWEST)) ** 2
     wide = special.stdtrit(np.minimum(known, 1e9), 1 - chance)
+    widest = float(special.stdtrit(freedom, 1 - chance[0]) / score[0])
     varied = beyond > _FEWEST
     spread = np.where(varied, (wide / score) ** 2 * total - counted, 0)
     return Tolerance(
         low=low,
         high=high,
         spread=tuple(float(f"{one:.3g}") for one in np.sqrt(np.maximum(spread, 0))),
+        news=(float(np.mean(new)), float(np.sqrt(np.mean(new**2)) * widest)),
         floors=floors,
         scores=(float(score[0]), float(score[bins]), float(score[-1])),
     )

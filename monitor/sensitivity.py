@@ -52,8 +52,9 @@ class Sensitivity:
             of a window (a day of a week); None where there is no limit for that.
         week: Smallest change that nine times in ten opens an episode within a week.
         unseen: Smallest share of rows, all of a sudden beyond the reference's high tail or in
-            categories that it lacks, that is over the limit at once.
-        nulls: Smallest rise in the share of nulls.
+            categories that it lacks, that is over the limit at once; None where none is, as
+            in weather, whose every week has brought such values.
+        nulls: Smallest rise in the share of nulls, likewise.
     """
 
     feature: str
@@ -179,7 +180,8 @@ def _seen(limits: Calibration, quantile: float) -> float:
     """Return the shift that is over the limit, in standard deviations."""
     at = limits.shift(limits.limit(limits.rows))
     half = math.sqrt(max(at**2 - limits.mean, 0.0))
-    return half + quantile * math.sqrt(limits.mean / limits.directions)
+    # Of d directions in the sense of a participation ratio, none has more than 1/sqrt(d) of it all.
+    return half + quantile * math.sqrt(limits.mean / math.sqrt(limits.directions))
 
 
 def _allowed(limits: Calibration, counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -196,6 +198,10 @@ def _allowed(limits: Calibration, counts: npt.NDArray[Any]) -> npt.NDArray[np.fl
 def _in(unit: str, shift: float) -> float:
     """Return a shift as it is, or as the share of a normal feature's rows that it moves."""
     return shift if unit == "sd" else float(2 * special.ndtr(shift / 2) - 1)
+
+
+def _possible(share: float) -> float | None:
+    return float(share) if share < 1 else None
 
 
 def _amount(value: float | None, unit: str) -> str:
