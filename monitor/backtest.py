@@ -20,19 +20,16 @@ from typing import TYPE_CHECKING, Any
 from featurestore.errors import NotFoundError, UserError
 from featurestore.served import ServedLog
 from monitor.adapters import connect
-from monitor.distribution import distributions
 from monitor.episodes import Kind
 from monitor.evaluation import Evaluator
 from monitor.ledger import Ledger
 from monitor.measures import measure_named
-from monitor.profile import Profile, total
 from monitor.targets import GrpcTarget, UnansweredError
 from protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from monitor.calibrate import Reference
     from monitor.config import DaemonConfig, MonitorConfig
     from monitor.detect import Verdict
     from monitor.distribution import Distribution
@@ -225,7 +222,7 @@ class _Replay:
         self._config, self._data, self._ledger, self._end = config, data, ledger, end
         self._waiting = {name: list(runs) for name, runs in history.items()}
         self._promoted_at, self._alone = promoted_at, alone
-        self._references: dict[str, list[tuple[datetime, Reference]]] = {}
+        self._moves: dict[str, list[tuple[datetime, str]]] = {}
         self._expected: dict[str, list[Mapping[str, float]]] = {}
 
     def run(
@@ -236,7 +233,7 @@ class _Replay:
         for name in names:
             held = self._ledger.held(name)
             self._ledger.hold(name, replace(held, watermark=start))
-            self._references[name] = [(start, held.reference)] if held.reference else []
+            self._moves[name] = [(start, held.reference.model_version)] if held.reference else []
             self._expected[name] = []
         due = {name: [b.end for b in evaluator.due(name) if b.end <= self._end] for name in names}
         log = ServedLog(self._data)
@@ -251,7 +248,8 @@ class _Replay:
         for done, (at, name) in enumerate(order, start=1):
             self._move(name, at)
             reference = self._ledger.held(name).reference
-            evaluator.evaluate(name, 1)
+            while (self._ledger.held(name).watermark or start) < at:
+                evaluator.evaluate(name, 1)  # after a move, earlier buckets are counted first
             self._expected[name].append(reference.performance if reference else {})
             self._call_off()
             progress(name, at, done, len(order))
@@ -276,7 +274,7 @@ class _Replay:
         built = self.evaluator.build(latest)[name]
         how = f"version {latest.model_version} promoted"
         self.evaluator.move({name: built}, "first reference" if first else how)
-        self._references[name].append((at, built))
+        self._moves[name].append((at, built.model_version))
 
     def _call_off(self) -> None:
         for message in self._ledger.pending():
@@ -311,7 +309,6 @@ class _Replay:
             for one in episodes
         )
         alerts = self._ledger.alerts_before(1_000_000, name)
-        moves = self._references[name]
         return Backtest(
             state,
             windows,
@@ -319,7 +316,7 @@ class _Replay:
             alarms,
             decays,
             sum(one.kind == "data_incident" and not one.resolved for one in alerts),
-            tuple((at, reference.model_version) for at, reference in moves),
+            tuple(self._moves[name]),
             tuple(self._ranked(name, judged)),
         )
 
@@ -350,18 +347,7 @@ class _Replay:
         """Return the reference of then against the window of a verdict, for one feature."""
         if verdict.value is None:
             return None
-        end = verdict.window.end
-        before = [reference for at, reference in self._references[name] if at <= end]
-        reference = before[-1] if before else self._references[name][0][1]
-        kept = self._ledger.buckets(name, verdict.window.start, end)
-        if not kept:
-            return None
-        # Buckets of before a promotion were counted over other edges, and are left out.
-        mine = [one for one in kept if one.reference_key == kept[-1].reference_key]
-        whole = total(
-            [Profile.from_json(one.profile, reference.edges) for one in mine], reference.edges
-        )
-        found = distributions(reference.profile, whole)
+        found = self._ledger.spread(name, verdict.window.end)
         return next((one for one in found if one.feature == feature), None)
 
 

@@ -174,6 +174,14 @@ class Ledger(Deliveries):
             dump(tuple(spread), tuple[Distribution, ...]),
         )
 
+    def spread(self, monitor: str, end: datetime) -> tuple[Distribution, ...]:
+        """Return how the values of the window that ends at `end` spread; empty if not kept."""
+        with self._lock:
+            rows = self._rows(
+                "SELECT body FROM spreads WHERE monitor = ? AND end_time = ?", monitor, end
+            )
+        return load(tuple[Distribution, ...], rows[0][0]) if rows else ()
+
     def add_late_rows(self, monitor: str, kept: Kept, late_rows: int) -> None:
         """Correct how many rows came after a bucket was frozen."""
         self._rows(
