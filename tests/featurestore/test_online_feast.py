@@ -1,7 +1,13 @@
 """Feast's own SDK on the stores: apply, materialize, push, read, on-demand views, drop."""
 
 import asyncio
+import json
+import subprocess
+import sys
+import time
+import urllib.request
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -159,6 +165,56 @@ def test_a_push_never_goes_back_in_time_and_an_old_window_undoes_nothing(repo):
         pd.DataFrame({"driver": ["a"], "count": [11], "rate": [None], "at": [NOW]}),
     )
     assert read() == [11, 7]
+
+
+def _post(port, path, body):
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/{path}",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        return json.loads(answer.read() or b"null")  # of a push it is empty
+
+
+@pytest.mark.parametrize(
+    "online",
+    ["sqlite", pytest.param("redis", marks=pytest.mark.service("redis-server"))],
+    indirect=True,
+)
+def test_feasts_own_server_reads_and_writes(repo, free_port):
+    repo.feast.materialize(NOW - timedelta(days=3), NOW)
+    port = free_port()
+    feast = Path(sys.executable).with_name("feast")
+    command = [feast, "serve", "-h", "127.0.0.1", "-p", str(port), "-w", "1", "--no-access-log"]
+    with subprocess.Popen(command, cwd=repo.feast.repo_path, stderr=subprocess.DEVNULL) as server:
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                    break
+                except OSError:
+                    assert time.monotonic() < deadline
+                    assert server.poll() is None
+                    time.sleep(0.1)
+            asked = {"features": ["trips:count"], "entities": {"driver": ["a", "b", "none"]}}
+
+            def read():
+                _, count = _post(port, "get-online-features", asked)["results"]
+                return list(zip(count["values"], count["statuses"], strict=True))
+
+            gone = (None, "NOT_FOUND")
+            assert read() == [(3, "PRESENT"), (None, "OUTSIDE_MAX_AGE"), gone]
+            for path, target, values in (
+                ("push", {"push_source_name": "pushed", "to": "online"}, ["b", 7]),
+                ("write-to-online-store", {"feature_view_name": "trips"}, ["a", 11]),
+            ):
+                row = {"driver": values[:1], "count": values[1:], "rate": [0.5]}
+                _post(port, path, {**target, "df": {**row, "at": [str(NOW)]}})
+            assert read() == [(11, "PRESENT"), (7, "PRESENT"), gone]
+        finally:
+            server.terminate()
 
 
 def test_a_dropped_view_leaves_nothing(repo, online):

@@ -1,11 +1,14 @@
 """What the stores read back: types, ages, layouts, erasure, damage and absence."""
 
+import json
 import re
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -112,6 +115,70 @@ def test_every_type_comes_back_bit_for_bit(online):
     ordered = pa.table(scanned).sort_by("driver")
     for name in EVERY:
         assert repr(ordered[name].to_pylist()) == repr(columns[name].to_pylist())
+
+
+def test_sixty_four_threads_read_what_they_wrote_bit_for_bit(online):
+    view = _view({name: t for name, (t, _) in EVERY.items()})
+    columns = {name: values for name, (_, values) in EVERY.items()}
+    start = threading.Barrier(64)
+
+    def work(number):
+        keys = [f"{number}-{i}" for i in range(3)]
+        start.wait()
+        online.store.write_batch(online.config, view, _batch(keys, **columns))
+        read, _ = _read(online, view, keys, *EVERY)
+        return [repr(read.values[name].to_pylist()) for name in EVERY]
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(work, range(64)))
+    assert answers == [[repr(values.to_pylist()) for values in columns.values()]] * 64
+
+
+_READ = """
+import json, sys
+import pyarrow as pa
+from featurestore.online import RedisOnlineStore, SQLiteOnlineStore
+import feast.repo_config
+given = json.loads(sys.stdin.read())
+config = feast.repo_config.RepoConfig(**given["config"])
+view = feast.FeatureView.from_proto(
+    feast.protos.feast.core.FeatureView_pb2.FeatureView.FromString(bytes.fromhex(given["view"]))
+)
+sqlite = "SQLite" in given["config"]["online_store"]["type"]
+store = SQLiteOnlineStore() if sqlite else RedisOnlineStore()
+read = store.read_batch(config, view, pa.table({"driver": given["keys"]}), given["names"])
+print(json.dumps([repr(read.values[name].to_pylist()) for name in given["names"]]))
+store.release()
+"""
+
+
+def test_other_processes_read_the_same_bits(online):
+    view = _view({name: t for name, (t, _) in EVERY.items()})
+    columns = {name: values for name, (_, values) in EVERY.items()}
+    online.store.write_batch(online.config, view, _batch(["a", "b", "c"], **columns))
+    given = {
+        "config": {
+            "project": online.config.project,
+            "provider": "local",
+            "registry": "none.db",
+            "online_store": online.options,
+            "entity_key_serialization_version": 3,
+        },
+        "view": view.to_proto().SerializeToString().hex(),
+        "keys": ["a", "b", "c"],
+        "names": list(EVERY),
+    }
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _READ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    answers = [json.loads(reader.communicate(json.dumps(given))[0]) for reader in readers]
+    assert answers == [[repr(values.to_pylist()) for values in columns.values()]] * 2
 
 
 def test_many_keys_at_once_and_none(online):
@@ -402,6 +469,35 @@ def test_a_redis_that_is_stopped_and_comes_back_is_used_again(
     finally:
         second.terminate()
         second.wait()
+
+
+@pytest.mark.service("redis-server")
+def test_the_password_may_come_from_the_environment_and_is_never_said(
+    start_redis, free_port, configured, monkeypatch
+):
+    view, port, store = _view({"x": Int64}), free_port(), RedisOnlineStore()
+    server = start_redis(port)
+    try:
+        with redis.Redis(port=port) as client:
+            client.config_set("requirepass", "hidden")
+        url, kind = f"redis://127.0.0.1:{port}/0", "featurestore.online.RedisOnlineStore"
+        config = configured({"type": kind, "url": url, "retries": 0})
+        monkeypatch.setenv("STEADFEAST_REDIS_PASSWORD", "hidden")
+        assert store.write_batch(config, view, _batch(["a"], x=[1])) == 1
+        read = store.read_batch(config, view, pa.table({"driver": ["a"]}), ["x"])
+        assert read.found.tolist() == [True]
+        monkeypatch.setenv("STEADFEAST_REDIS_PASSWORD", "hidden, but wrong")
+        stranger = RedisOnlineStore()
+        with pytest.raises(StoreUnavailableError) as caught:
+            stranger.read_batch(config, view, pa.table({"driver": ["a"]}), ["x"])
+        chain = (caught.value, caught.value.__cause__)
+        said = "".join(traceback.format_exception(caught.value)) + repr(chain) + repr(config)
+        assert "hidden" not in said
+        stranger.release()
+    finally:
+        store.release()
+        server.terminate()
+        server.wait()
 
 
 @pytest.mark.service("redis-server")
