@@ -180,7 +180,7 @@ def asked(what: str, *arguments: int) -> dict[str, Any]:
     Raises:
         RuntimeError: It failed.
     """
-    found = child(__file__, json.dumps([what, *arguments]), cap_seconds=400)
+    found = child(__file__, json.dumps([what, *arguments]), cap_seconds=1500)
     if "stopped" in found:
         raise RuntimeError(f"{what} {arguments}: {found['stopped']}")
     return found

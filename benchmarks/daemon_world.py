@@ -13,10 +13,11 @@ import subprocess
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event, Lock
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import grpc
 import numpy as np
@@ -25,6 +26,9 @@ import pyarrow.parquet as pq
 
 from protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc, pipeline_pb2_grpc
 from protos.steadfeast.v1 import pipeline_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 CONTRACT = "ab" * 32
@@ -240,14 +244,22 @@ class Daemon:
         return (self._folder / "daemon.log").read_text(encoding="utf-8")
 
     def figures(self) -> dict[str, int]:
-        """Return what the kernel knows of the process: resident bytes, threads, descriptors."""
+        """Return what the kernel knows of the process: resident bytes, threads, descriptors.
+
+        The ledger's write-ahead log is not counted: it comes and goes with each checkpoint.
+        """
         lines = _proc(self.process.pid, "status")
         named = dict(line.split(":", 1) for line in lines if ":" in line)
         return {
             "rss": int(named["VmRSS"].split()[0]) * 1024,
             "threads": int(named["Threads"]),
-            "descriptors": len([*Path(f"/proc/{self.process.pid}/fd").iterdir()]),
+            "descriptors": sum(not name.endswith(".wal") for name in self._open()),
         }
+
+    def _open(self) -> Iterator[str]:
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                yield str(link.readlink())
 
     def cpu_seconds(self) -> float:
         """Return the processor time of the process."""

@@ -6,8 +6,11 @@ A real process watches 30 features of 3 requests a second, in buckets of five mi
 an hour. The world changes every six hours, so episodes open, triggers fire, the pipeline promotes,
 references move and episodes close. Meanwhile it is scraped, its page and its status are looked at,
 eight readers follow its alerts and come and go, and it is told to reload. After a quarter of the
-time as warm-up, the last quarter is compared with the second: resident memory (median), threads and
-open descriptors (most). `--quick` takes two minutes at 1000 times the speed.
+time as warm-up, the last quarter is compared with the second: the median of resident memory, and
+the least of threads and open descriptors. What is open for a moment does not count there, and what
+leaks never closes. The gRPC port starts its threads as they are needed and keeps them, so more
+readers than ever after come first. `--quick` is a look at whether it works: it is over before the
+allocators have settled, so memory may grow by a quarter.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 FEATURES, ROWS = 30, 900
 BUCKET, WINDOW, CHANGE = timedelta(minutes=5), timedelta(hours=1), timedelta(hours=6)
 READERS = 8
-GROWTH = 1.05
+GROWTH, QUICK_GROWTH = 1.05, 1.25
 """How much more memory than after the warm-up is still flat: what the allocators shift around."""
 MIB = 2**20
 
@@ -56,6 +59,11 @@ class Load:
                 *((3.0 + number, self._read) for number in range(READERS)),
             )
         ]
+        crowd = [threading.Thread(target=self._read) for _ in range(4 * READERS)]
+        for thread in crowd:
+            thread.start()
+        for thread in crowd:
+            thread.join()
         for thread in self._threads:
             thread.start()
 
@@ -120,14 +128,14 @@ def compare(samples: list[dict[str, int]]) -> dict[str, tuple[float, float]]:
     """Return each figure after the warm-up and at the end."""
     quarter = len(samples) // 4
     after, end = samples[quarter : 2 * quarter], samples[-quarter:]
-    of = {"rss": statistics.median, "threads": max, "descriptors": max}
+    of = {"rss": statistics.median, "threads": min, "descriptors": min}
     return {
         name: (how(one[name] for one in after), how(one[name] for one in end))
         for name, how in of.items()
     }
 
 
-def soak(folder: Path, seconds: float, speed: float) -> bool:
+def soak(folder: Path, seconds: float, speed: float, growth: float) -> bool:
     """Print what came of it; say whether everything stayed flat."""
     manifests = tuple(
         train(folder, name, FEATURES, 24_000, timedelta(hours=24), drifted=drifted)
@@ -147,7 +155,7 @@ def soak(folder: Path, seconds: float, speed: float) -> bool:
         log = daemon.log()
     pipeline.close()
     found = compare(samples)
-    factor = {"rss": GROWTH, "threads": 1, "descriptors": 1}
+    factor = {"rss": growth, "threads": 1, "descriptors": 1}
     flat = {name: end <= after * factor[name] for name, (after, end) in found.items()}
     rows = []
     for name, (after, end) in found.items():
@@ -169,7 +177,7 @@ def soak(folder: Path, seconds: float, speed: float) -> bool:
     problems += [f"behind by {behind}"] if behind else []
     problems += [] if len(pipeline.runs) > 1 else ["nothing was ever triggered"]
     ratios = ", ".join(f"{name} {end / after:.3f}" for name, (after, end) in found.items())
-    wanted = f"rss {GROWTH} at most, threads and descriptors 1"
+    wanted = f"rss {growth} at most, threads and descriptors 1"
     print(f"end against warm-up: {ratios}; to reach: {wanted}: {'; '.join(problems) or 'all met'}")
     return not problems
 
@@ -179,11 +187,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--speed", type=float, default=100)
-    parser.add_argument("--quick", action="store_true", help="1.5 minutes at 1000 times the speed")
+    parser.add_argument("--quick", action="store_true", help="40 seconds at 1500 times the speed")
     given = parser.parse_args()
-    minutes, speed = (1.5, 1000) if given.quick else (given.minutes, given.speed)
+    minutes, speed = (2 / 3, 1500) if given.quick else (given.minutes, given.speed)
+    growth = QUICK_GROWTH if given.quick else GROWTH
     with tempfile.TemporaryDirectory() as folder:
-        return not soak(Path(folder), minutes * 60, speed)
+        return not soak(Path(folder), minutes * 60, speed, growth)
 
 
 if __name__ == "__main__":

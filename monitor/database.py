@@ -24,6 +24,8 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     # A checkpoint inside a commit leaves open, when it fails, whether the commit holds. So it is
     # asked for by itself: see `Journal`.
     "checkpoint_threshold": "1TB",
+    # What was read stays in memory up to here; without a limit, most of the machine's.
+    "memory_limit": "512MB",
 }
 
 SCHEMA = """

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-CHECKPOINT_BYTES = 16 * 1024 * 1024
-"""Size of the write-ahead log at which it is moved into the file."""
+CHECKPOINT_BYTES = 4 * 1024 * 1024
+"""Size of the write-ahead log at which it is moved into the file; memory holds it till then."""
 
 
 class Journal:

@@ -42,6 +42,7 @@ TRAINED_DAYS = 40
 PER_DAY = 200
 CONTRACT = "ab" * 32
 TS = pa.timestamp("us", tz="UTC")
+KINDS = ["a", "b", "c"]
 
 CONFIG = """\
 store: {{repo: ., data: data}}
@@ -76,7 +77,7 @@ def features(at: list[datetime], drift_at: datetime, seed: int) -> dict[str, pa.
     rng = np.random.default_rng(seed)
     late = np.array([t >= drift_at for t in at])
     x = rng.normal(size=len(at)) + 3.0 * late
-    kind = rng.choice(["a", "b", "c"], p=[0.5, 0.3, 0.2], size=len(at))
+    kind = rng.choice(KINDS, p=[0.5, 0.3, 0.2], size=len(at))
     label = (rng.random(len(at)) < 1 / (1 + np.exp(-3 * (x - 3 * late)))).astype(float)
     return {"x": pa.array(x), "kind": pa.array(kind), "label": pa.array(label)}
 
