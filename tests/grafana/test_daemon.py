@@ -49,9 +49,30 @@ QUIET = {
     "overview: Since the last audit A": "this world has no store to audit",
     "overview: Invariants A": "this world has no store to audit",
     "overview: Invariants B": "this world has no store to audit",
+    "overview: Invariants C": "this world has no store to audit",
     "feature: Skew by kind A": "this world has no store to audit",
-    "model: accuracy B": "the hold-out of this world has an AUC only",
-    "model: log loss B": "the hold-out of this world has an AUC only",
+    **{
+        f"model: {figure} D": "the hold-out of this world has an AUC only"
+        for figure in ("accuracy", "f1", "log loss", "calibration error")
+    },
+    **{
+        f"model: {figure} {letter}": "the model of this world is a classifier"
+        for figure in ("rmse", "mae", "r2")
+        for letter in ("A", "B", "C", "D")
+        if (figure, letter) != ("r2", "D")
+    },
+    **{
+        f"model: {panel}": "the runs of this world name no scored rows"
+        for panel in (
+            "Prediction drift A",
+            "Error of the estimate A",
+            "What matters most of what changed A",
+            *(f"{f} C" for f in ("auc", "accuracy", "f1", "log loss", "calibration error")),
+        )
+    },
+    "model: Segments A": "this monitor splits by nothing",
+    "model: Segments B": "this monitor splits by nothing",
+    "model: Segments C": "this monitor splits by nothing",
     "model: Challenger against champion A": "the pipeline of this world has no gates",
     "model: Challenger against champion B": "the pipeline of this world has no gates",
     "model: Challenger against champion C": "the pipeline of this world has no gates",
@@ -315,7 +336,7 @@ def _page_is_the_ledger(page: str, path: Path) -> None:
         states = con.sql("SELECT state, reason FROM triggers").fetchall()
         query = "SELECT verdicts FROM windows ORDER BY end_time DESC LIMIT 1"
         [(verdicts,)] = con.sql(query).fetchall()
-        query = "SELECT actor, act, remark FROM audit"
+        query = "SELECT actor, act, remark FROM audit WHERE act <> 'configure'"
         assert con.sql(query).fetchall() == [("night shift", "acknowledge", "on it")]
     closed = page.partition('id="closed"')[2].partition('id="daemon"')[0]
     assert len(episodes) == closed.count('<th scope="row">')
