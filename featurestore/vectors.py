@@ -18,7 +18,7 @@ import pyarrow as pa
 from featurestore import serving
 from featurestore.answers import OnlineFeatures
 from featurestore.blocks import decoder_of
-from featurestore.online.base import space_of
+from featurestore.online.columns import space_of
 from featurestore.online.packing import plan_of, unpack
 
 if TYPE_CHECKING:

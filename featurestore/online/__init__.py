@@ -1,7 +1,7 @@
 """Online stores: plain Feast `OnlineStore` plugins that keep one packed row per entity.
 
-`keys`, `packing` and `protos` are below `base`, which knows Feast's interfaces; `sqlite` and
-`redis` know where bytes are kept. In `feature_store.yaml`:
+`keys` and `packing` are below `columns`, which moves batches; `base` is what Feast knows; `sqlite`
+and `redis` know where bytes are kept. In `feature_store.yaml`:
 
     online_store:
       type: featurestore.online.SQLiteOnlineStore

@@ -42,7 +42,7 @@ from featurestore.errors import (
     UnsupportedTypeError,
 )
 from featurestore.online import RedisOnlineStore, SQLiteOnlineStore
-from featurestore.online.base import space_of
+from featurestore.online.columns import space_of
 from featurestore.online.keys import KeyCodec, key_hash
 
 STAMP = pa.timestamp("us", tz="UTC")
