@@ -21,7 +21,7 @@ from monitor.episodes import Evaluation
 from monitor.limits import latest_length
 from monitor.performance import judge, predictions
 from monitor.profile import Profile, Window, profile, total
-from monitor.quality import figures, freshness, incidents
+from monitor.quality import figures, freshness, incidents, repeats
 from monitor.references import own
 from monitor.snapshot import EPOCH, Bucket, Snapshot, bucket_path, freeze, load
 from monitor.windows import Sums
@@ -105,7 +105,13 @@ class Measurer:
         window = Window(start, bucket.end, whole.rows)
         ages = freshness(self._con, snapshot)
         broken = incidents(
-            reference, current, ages, config, Window(bucket.start, bucket.end, snapshot.rows)
+            reference,
+            current,
+            ages,
+            config,
+            Window(bucket.start, bucket.end, snapshot.rows),
+            repeated=repeats(self._con, snapshot),
+            earlier=[kept.rows for kept in before],
         )
         live, estimated, split = self._model(
             monitor, config, window, [*before, snapshot], reference, key, whole

@@ -1,6 +1,6 @@
 """Broken data: what must stop a retraining rather than start one.
 
-Above `monitor.detect`. Nulls, columns, ages and volumes; no distances.
+Above `monitor.detect`. Nulls, columns, ages, volumes and repeated requests; no distances.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from monitor.snapshot import Snapshot
 
 SUFFIX = "__event_timestamp"
+MOST_REPEATED = 0.01
+"""Share of a bucket's requests that may be there more than once: retries, not a second writer."""
+VOLUME_FACTOR = 5
+"""Times the fewest and the most rows of the window's earlier buckets that are no incident."""
+_COMPARABLE_BUCKETS, _COMPARABLE_ROWS = 6, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ class Figures:
         nans: NaN; not nulls.
         infinities: Infinite values.
         mistyped: Rows of a type that cannot be compared with the reference.
-        unseen: Rows with a category, or a value outside the range, that the reference lacks.
+        unseen: Rows with a category, or a value outside the range, that the reference lacks; of a
+            column with more categories than are kept, the rows of all others.
         minimum: Smallest finite value; None without one.
         maximum: Largest finite value.
         mean: Of the finite values; None without one.
@@ -88,6 +94,8 @@ class IncidentKind(StrEnum):
     STALE = "stale"
     SCHEMA = "schema"
     MISSING_DATA = "missing_data"
+    SURPLUS_DATA = "surplus_data"
+    DUPLICATES = "duplicates"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +149,28 @@ def freshness(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> list[Freshn
     ]
 
 
+def repeats(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> int:
+    """Return how many rows of a snapshot have the request id of a row before them.
+
+    A snapshot is sorted by it, so that neighbours tell, in bounded memory.
+    """
+    query = (
+        "SELECT count(*) FILTER (request_id = before) FROM ("
+        "SELECT request_id, lag(request_id) OVER () AS before FROM read_parquet($path))"
+    )
+    ((many,),) = con.execute(query, {"path": str(snapshot.path)}).fetchall()
+    return int(many)
+
+
 def incidents(
     reference: Reference | None,
     current: Profile,
     freshness: Sequence[Freshness],
     config: MonitorConfig,
     window: Window,
+    *,
+    repeated: int = 0,
+    earlier: Sequence[int] = (),
 ) -> list[Incident]:
     """Say what is broken in `current`; an empty list is good news.
 
@@ -159,8 +183,12 @@ def incidents(
         freshness: Of the same bucket.
         config: The monitor.
         window: The bucket.
+        repeated: Rows of it whose request is there more than once.
+        earlier: Rows of the buckets before it, to compare its own with.
     """
     found: list[Incident] = []
+    if current.rows:
+        found += _volume(current.rows, earlier, config) + _repeated(current.rows, repeated, config)
     if reference is not None:
         if not current.rows:
             return _missing(reference, config, window)
@@ -205,6 +233,29 @@ def _missing(reference: Reference, config: MonitorConfig, window: Window) -> lis
         f"the training set has {reference.quietest} rows or more in every such stretch"
     )
     return [Incident(IncidentKind.MISSING_DATA, config.service, 0.0, 1.0, text)]
+
+
+def _volume(rows: int, earlier: Sequence[int], config: MonitorConfig) -> list[Incident]:
+    """Rows in quite another number than the quietest and the busiest of the buckets before."""
+    fewest = min(earlier, default=0)
+    if len(earlier) < _COMPARABLE_BUCKETS or fewest < _COMPARABLE_ROWS:
+        return []
+    least, most = fewest / VOLUME_FACTOR, float(max(earlier) * VOLUME_FACTOR)
+    if rows < least:
+        text = f"{rows} rows; the quietest of the {len(earlier)} buckets before has {fewest}"
+        return [Incident(IncidentKind.MISSING_DATA, config.service, float(rows), least, text)]
+    if rows > most:
+        text = f"{rows} rows; the busiest of the {len(earlier)} buckets before has {max(earlier)}"
+        return [Incident(IncidentKind.SURPLUS_DATA, config.service, float(rows), most, text)]
+    return []
+
+
+def _repeated(rows: int, repeated: int, config: MonitorConfig) -> list[Incident]:
+    share = repeated / rows
+    if share <= MOST_REPEATED:
+        return []
+    text = f"{repeated} of {rows} rows repeat the request of another row"
+    return [Incident(IncidentKind.DUPLICATES, config.service, share, MOST_REPEATED, text)]
 
 
 def _schema(reference: Reference, current: Profile, name: str) -> list[Incident]:

@@ -11,7 +11,14 @@ import pytest
 
 from monitor.calibrate import build_reference
 from monitor.profile import Profile, Window, profile
-from monitor.quality import Freshness, IncidentKind, figures, freshness, incidents
+from monitor.quality import (
+    Freshness,
+    IncidentKind,
+    figures,
+    freshness,
+    incidents,
+    repeats,
+)
 from monitor.snapshot import Bucket, freeze
 
 from .drift_world import CONFIG, DAY, FEATURES, T0, profiled, rows, training_set, window
@@ -175,3 +182,47 @@ def test_figures_are_those_of_the_rows(reference):
     empty = figures(profile([], reference.edges))
     assert {(one.rows, one.null_share, one.mean) for one in empty} == {(0, None, None)}
     assert not any(isinstance(v, float) and math.isnan(v) for v in (one.mean, one.sd))
+
+
+@pytest.mark.parametrize(
+    ("earlier", "kinds"),
+    [
+        ([1500] * 6, []),
+        ([1501] * 6, ["missing_data"]),
+        ([3000, 1500, 9000, 2000, 4000, 3500], []),
+        ([60] * 6, []),  # so few that nothing can be said
+        ([100] * 6, []),
+        ([9000] * 5, []),  # a week is not seen yet
+    ],
+)
+def test_far_fewer_rows_than_ever_in_the_window_are_an_incident(reference, earlier, kinds):
+    current = profiled(reference, rows(42, 300))
+    found = incidents(reference, current, [], CONFIG, WINDOW, earlier=earlier)
+    assert [one.kind for one in found] == kinds
+    for one in found:
+        assert (one.subject, one.value, one.limit) == ("late", 300, min(earlier) / 5)
+        assert one.summary == "300 rows; the quietest of the 6 buckets before has 1501"
+
+
+def test_far_more_rows_than_ever_are_one_too(reference):
+    current = profiled(reference, rows(42, 501))
+    assert incidents(reference, current, [], CONFIG, WINDOW, earlier=[101] * 7) == []
+    [found] = incidents(reference, current, [], CONFIG, WINDOW, earlier=[100] * 7)
+    assert (found.kind, found.value, found.limit) == (IncidentKind.SURPLUS_DATA, 501, 500)
+
+
+def test_requests_that_are_there_twice_are_counted_and_more_than_retries_are_an_incident(
+    con, reference, tmp_path
+):
+    at = pa.array([BUCKET.start] * 9, pa.timestamp("us", "UTC"))
+    ids = ["b", "a", "c", "a", None, "d", "a", None, "d"]
+    path = tmp_path / "served.parquet"
+    pq.write_table(pa.table({"request_id": ids, "request_time": at, "x": range(9)}), path)
+    frozen = freeze(con, [path], BUCKET, tmp_path / "m" / "s.parquet")
+    assert repeats(con, frozen) == len(ids) - 2 - len(set(ids) - {None})
+    assert repeats(con, freeze(con, [], BUCKET, tmp_path / "n" / "s.parquet")) == 0
+    current = profiled(reference, rows(42, 300))
+    assert incidents(reference, current, [], CONFIG, WINDOW, repeated=3) == []
+    [found] = incidents(reference, current, [], CONFIG, WINDOW, repeated=4)
+    assert (found.kind, found.value, found.limit) == ("duplicates", 4 / 300, 0.01)
+    assert found.summary == "4 of 300 rows repeat the request of another row"
