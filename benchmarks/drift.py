@@ -439,7 +439,11 @@ def main() -> int:
     fresh: list[str] = []
     figures: dict[str, list[float]] = {}
     for rows in options.rows:
-        found = dict(contenders(options.cache, rows, options))
+        found = {}
+        for name, one in contenders(options.cache, rows, options):
+            said = one.get("stopped") or f"{one['cpu']:.2f} CPU s"
+            print(f"{rows:,} rows, {name}: {said}", file=sys.stderr, flush=True)
+            found[name] = one
         more, reached = compare(rows, found)
         lines += more
         if "first" in found["ours"] and "first" in found["floor"]:

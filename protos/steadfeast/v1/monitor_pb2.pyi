@@ -815,7 +815,7 @@ class DataIncident(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     OPENED_AT_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """null_burst, stale, schema or missing_data."""
+    """null_burst, stale, schema, missing_data, surplus_data or duplicates."""
     subject: _builtins.str
     """The feature, the feature view, or the feature service."""
     summary: _builtins.str
