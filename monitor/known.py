@@ -7,9 +7,12 @@ months would keep.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+from contextlib import suppress
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import structlog
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 ASK_SECONDS = 120.0
+KEPT = "services.json"
+"""File of the state folder with what the store said last; a process for it takes seconds."""
 
 _SERVICES = """
 import json, sys
@@ -54,7 +59,7 @@ def check(path: Path, config: DaemonConfig, store: StoreConfig) -> None:
     services: Mapping[str, Sequence[str]] = {}
     problems = list(_problems(config, services))
     if not problems and (store.repo / "feature_store.yaml").exists():
-        services = _services(path)
+        services = _kept(path, config.state / KEPT, store)
         problems = list(_problems(config, services))
     if problems:
         raise ConfigError(path, problems)
@@ -96,6 +101,35 @@ def _problems(
             if feature not in served:
                 what = f"feature of service {monitor.service}"
                 yield f"{field}.features", str(NotFoundError(what, feature, served))
+
+
+def _kept(path: Path, kept: Path, store: StoreConfig) -> Mapping[str, Sequence[str]]:
+    """Return the features of every applied service, as kept while the registry is the same."""
+    registry = _registry(store)
+    if registry and kept.exists():
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            said = json.loads(kept.read_text(encoding="utf-8"))
+            if said["registry"] == registry:
+                return dict(said["services"])
+    found = _services(path)
+    if registry and found and kept.parent.exists():
+        with suppress(OSError):  # without it the next start takes longer, and no more
+            aside = kept.with_suffix(".new")
+            aside.write_text(json.dumps({"registry": registry, "services": found}), "utf-8")
+            aside.rename(kept)
+    return found
+
+
+def _registry(store: StoreConfig) -> str:
+    """Return a hash of what is applied; empty where the registry is no local file."""
+    try:
+        text = (store.repo / "feature_store.yaml").read_bytes()
+        said = yaml.safe_load(text)["registry"]
+        file = store.repo / (said["path"] if isinstance(said, dict) else said)
+        parts = (version("steadfeast").encode(), text, file.read_bytes())
+    except (OSError, KeyError, TypeError, yaml.YAMLError, UnicodeDecodeError):
+        return ""
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def _services(path: Path) -> dict[str, list[str]]:

@@ -67,3 +67,14 @@ def test_a_removed_job_disappears():
         assert not jobs.problem()
     finally:
         jobs.close()
+
+
+def test_jobs_do_not_all_start_at_the_same_moment():
+    jobs = Jobs()
+    jobs.plan({"a": lambda: None}, timedelta(seconds=30))
+    jobs.start()
+    try:
+        trigger = jobs._scheduler.get_job("a").trigger
+        assert (trigger.interval, trigger.jitter) == (timedelta(seconds=30), 3)
+    finally:
+        jobs.close()

@@ -94,3 +94,23 @@ def test_services_and_features_are_those_that_are_applied(tmp_path: Path):
     ]
     assert "no feature of service prices 'y'; did you mean x?" in str(caught.value)
     assert "no feature service 'price'; did you mean prices?" in str(caught.value)
+    asked = 0
+
+    def services(_: Path) -> dict[str, list[str]]:
+        nonlocal asked
+        asked += 1
+        return {"prices": ["x", "y"], "price": ["x", "y"]}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("monitor.known._services", services)
+        (tmp_path / "data" / "monitor").mkdir(parents=True)
+        for _ in range(3):  # kept from the first time on
+            check(path, *load(path))
+        assert asked == 1
+        registry = tmp_path / "registry.db"
+        registry.write_bytes(registry.read_bytes() + b"applied again")
+        check(path, *load(path))
+        assert asked == 2
+        (tmp_path / "data" / "monitor" / "services.json").write_text("{")
+        check(path, *load(path))
+        assert asked == 3
