@@ -210,6 +210,7 @@ def connect(path: Path) -> duckdb.DuckDBPyConnection:
 
 def _check(con: duckdb.DuckDBPyConnection, path: Path) -> None:
     con.execute("SET TimeZone = 'UTC'")
+    con.execute("SET enable_progress_bar = false")  # it draws into the log
     ((found,),) = con.execute("SELECT max(version) FROM version").fetchall()
     if found > VERSION:
         raise LedgerVersionError(path, found)

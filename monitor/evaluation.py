@@ -80,6 +80,7 @@ class Evaluator:
         """
         built: dict[str, Reference] = {}
         with duckdb.connect() as con:
+            con.execute("SET enable_progress_bar = false")  # it draws into the log
             for name, monitor in config.monitors.items():
                 statistic(monitor.statistic)
                 if monitor.performance is not None:
@@ -320,6 +321,7 @@ class Evaluator:
             UserError: The training set is missing or cannot be a reference.
         """
         with duckdb.connect() as con:
+            con.execute("SET enable_progress_bar = false")  # it draws into the log
             return {
                 name: reference_from(
                     con,

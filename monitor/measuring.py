@@ -83,6 +83,7 @@ class Measurer:
         # In memory and only for reading Parquet: the ledger's connection stays free meanwhile.
         self._con = duckdb.connect()
         self._con.execute("SET TimeZone = 'UTC'")
+        self._con.execute("SET enable_progress_bar = false")  # it draws into the log
         self._sums: dict[str, tuple[str, Sums]] = {}
         self._parts: dict[tuple[str, datetime, str], dict[Key, Profile]] = {}
 
