@@ -11,6 +11,7 @@ from frame import FEATURE, ISO_TIME, MONITOR, board, filled
 from panels import RATIO_STEPS, lines, query, rows, shares, states
 
 from monitor import metrics as m
+from monitor.looks import WEIGHTS
 from monitor.statistics import STATISTICS
 
 LEVELS = {
@@ -25,7 +26,7 @@ LEVELS = {
 def feature() -> Any:
     """Return the dashboard of one feature, or of a few beside each other."""
     made = board("feature", "Feature", "How one feature moved.", features=True)
-    statistics = "|".join(m.DRIFT + name for name in STATISTICS)
+    statistics = "|".join(m.DRIFT + name for name in (*STATISTICS, *WEIGHTS))
     return filled(
         made,
         [

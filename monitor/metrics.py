@@ -26,6 +26,7 @@ from prometheus_client.core import (
 
 from monitor.detect import Level
 from monitor.distribution import MOST_BARS
+from monitor.looks import WEIGHTS
 from monitor.measures import MEASURES
 from monitor.segments import MOST, OTHERS
 from monitor.statistics import STATISTICS
@@ -209,11 +210,12 @@ def distance(statistic: str, unit: str) -> Described:
         DRIFT_IMPACT,
     ):  # somebody's statistic "ratio"
         name += "_distance"
+    what = "Change of a share" if statistic in WEIGHTS else "Distance"
     return _gauge(
         name,
         unit or "ratio",
         "monitor source feature",
-        f"Distance ({statistic}) of the current window from the reference.",
+        f"{what} ({statistic}) of the current window from the reference.",
     )
 
 
@@ -286,6 +288,7 @@ METRICS: Mapping[str, Described] = {
         _gauge(REFERENCE_END, _EVENT_TIME, "monitor", "End of the reference."),
         _gauge(REFERENCE_ROWS, "rows", "monitor", "Rows in the reference."),
         *(distance(one.name, one.unit) for one in STATISTICS.values()),
+        *(distance(name, "") for name in WEIGHTS),
         _gauge(
             DRIFT_THRESHOLD,
             "the statistic's",
