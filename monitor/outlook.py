@@ -21,7 +21,7 @@ from monitor.backtest import chosen, promoted, run
 from monitor.config import load
 from monitor.episodes import Kind
 from monitor.known import check
-from monitor.page import bars, performance
+from monitor.page import bars, performance, segments
 from monitor.views import Fact, Tone
 from monitor.words import FIGURES, count, lasting, stretch, times_text
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from monitor.backtest import Alarm, Backtest, Decay, Ranked
     from monitor.charts import Chart
     from monitor.render import Renderer
-    from monitor.views import BarView
+    from monitor.views import BarView, SegmentView
 
 ALARM_HEADS = (
     "Opened",
@@ -69,6 +69,7 @@ class _Monitor:
     decays: tuple[tuple[str, ...], ...]
     no_decay: str
     performance: tuple[tuple[str, Chart], ...]
+    segments: tuple[SegmentView, ...]
     order: str
     features: tuple[_Feature, ...]
 
@@ -166,6 +167,7 @@ def _monitor(one: Backtest) -> _Monitor:
         decays=tuple(_decay(decay) for decay in one.decays),
         no_decay=_no_decay(one),
         performance=tuple(performance(one.monitor, one.windows)),
+        segments=tuple(segments(one.monitor)),
         order=_order(one),
         features=tuple(_feature(feature, one) for feature in one.ranked),
     )
@@ -313,6 +315,16 @@ def _plain(one: Backtest) -> dict[str, Any]:
                 "estimated": dict(past.estimated),
             }
             for past in one.windows
+        ],
+        "segments": [
+            {
+                "column": part.column,
+                "value": part.value,
+                "rows": part.rows,
+                "furthest": {verdict.feature: verdict.ratio for verdict in part.furthest},
+                "live": dict(part.metrics),
+            }
+            for part in one.monitor.segments
         ],
         "features": [
             {

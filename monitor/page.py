@@ -148,7 +148,7 @@ def _monitor(monitor: MonitorState) -> MonitorView:
         figures=tuple(_figures(monitor)),
         performance=tuple(performance(monitor, monitor.history)),
         ranking=_ranking(monitor),
-        segments=tuple(_segments(monitor)),
+        segments=tuple(segments(monitor)),
         features=tuple(
             _feature(one, monitor, figures.get(one.feature), spreads.get(one.feature))
             for one in monitor.verdicts
@@ -272,7 +272,8 @@ def _ranking(monitor: MonitorState) -> str:
     return f"What moved, by effect \N{MULTIPLICATION SIGN} importance to the model: {listed}."
 
 
-def _segments(monitor: MonitorState) -> Sequence[SegmentView]:
+def segments(monitor: MonitorState) -> Sequence[SegmentView]:
+    """Say how each part of the last window stands."""
     views = []
     for one in monitor.segments:
         worst = one.furthest[0] if one.furthest else None

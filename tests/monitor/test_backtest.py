@@ -79,6 +79,7 @@ def test_it_raises_what_the_daemon_raised_and_leaves_it_alone(lived):
     assert found["promotions"][0]["version"] == "1"
     assert len(found["promotions"]) > 1
     assert found["alarms"][0]["fires"] is True
+    assert {one["value"] for one in found["segments"]} == {"a", "b", "c"}
     after = daemon.stub.GetStatus(monitor_pb2.GetStatusRequest(), timeout=10)
     assert after == calls
     assert daemon.alive()
@@ -140,6 +141,7 @@ def test_the_page_is_one_file_that_shows_what_the_table_says(lived, tmp_path):
     text = page.read_text(encoding="utf-8")
     assert "Content-Security-Policy" in text
     assert "<script" not in text
+    assert '<th scope="row">kind a</th>' in text
     assert not re.search(r"(?:src|href)=\"(?!#)", text)
     assert text.count('<svg class="chart"') >= 4  # the figures of the model, and each feature
     assert "The current side of each distribution is the worst window." in text
