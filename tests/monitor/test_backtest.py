@@ -9,6 +9,9 @@ from datetime import datetime, timedelta
 
 import duckdb
 import monitor_world as world
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from monitor_world import DAY, PER_DAY, START, TRAINED_DAYS
 from sklearn.metrics import roc_auc_score
@@ -174,3 +177,36 @@ def test_without_rows_or_a_pipeline_it_says_what_to_do(lived, tmp_path):
     )
     with pytest.raises(backtest.NoHistoryError, match="--reference"):
         backtest.promoted(gone, "prices")
+
+
+def test_labels_that_take_days_are_waited_for_and_the_estimate_is_scored_then(lived, tmp_path):
+    """The figure of each window is that of the window two days before; its estimate came first."""
+    folder, _, manifest = lived
+    table = pq.read_table(manifest.with_name("data.parquet"))
+    said = 1 / (1 + np.exp(-3 * table["x"].to_numpy()))
+    scored = tmp_path / "scored.parquet"
+    pq.write_table(table.append_column("prediction", pa.array(said)), scored)
+    config, store = load(folder / "steadfeast.yaml")
+    found = {}
+    for days in (0, 2):
+        performance = config.monitors["prices"].performance.model_copy(
+            update={"label_delay": days * DAY}
+        )
+        update = {"reference": manifest, "scored": scored, "performance": performance}
+        settings = backtest.chosen(config, "prices", update)
+        [found[days]] = backtest.run(settings, store.data, SERVED, END, {})
+    at_once = {past.window.end: past for past in found[0].windows}
+    delayed = [past for past in found[2].windows if past.measured_until is not None]
+    assert len(delayed) >= CALM + DRIFT - 3
+    for past in delayed:
+        assert past.measured_until == past.window.end - 2 * DAY
+        # By then the labels of its last hour are in, too.
+        assert past.performance == pytest.approx(at_once[past.measured_until].performance, abs=0.05)
+        assert past.estimated == at_once[past.window.end].estimated
+    last = delayed[-1]
+    thought, known = at_once[last.measured_until].estimated, last.performance
+    assert found[2].monitor.estimate_errors == {name: thought[name] - known[name] for name in known}
+    # While nothing has changed the estimate is good; of a changed meaning it knows nothing.
+    calm = at_once[DRIFT_AT]
+    assert calm.estimated["auc"] == pytest.approx(calm.performance["auc"], abs=0.04)
+    assert min(past.performance["auc"] for past in delayed) < 0.6
