@@ -95,7 +95,7 @@ def i1(store: Any) -> dict[str, Any]:
 
 def i2(store: Any) -> dict[str, Any]:
     """Audit I2."""
-    from featurestore.audit import served_against_offline
+    from featurestore.logaudit import served_against_offline
     from featurestore.report import Redactor
 
     service = f"f{WIDTH}"

@@ -37,9 +37,9 @@ class Check:
     """One invariant on one subject.
 
     Attributes:
-        invariant: "I1", "I2" or "I11".
+        invariant: "I1", "I2", "I4", "I9" or "I11".
         subject: The feature view, or the service.
-        cells: Cells compared; rows for I11.
+        cells: Cells compared; rows for all but I1 and I2.
         mismatches: Kind -> cells.
         examples: The worst few of each kind, with both values and where each is from.
         note: What was left out, or why there was nothing to compare.

@@ -138,6 +138,16 @@ class Store:
         """
         return self.catalog.bundle(service, contract)
 
+    def bundle_of_then(self, service: str, contract: str) -> Bundle:
+        """Return `service` as it was under a contract, to replay what was made under it.
+
+        Raises:
+            NotFoundError: There is no such service.
+            ContractMismatchError: The contract was never applied here, or its definitions no
+                longer make it.
+        """
+        return self.catalog.of_then(service, contract)
+
     def contract(self, service: str) -> Contract:
         """Return the contract that `service` is served under now."""
         return self.bundle(service).contract
@@ -288,7 +298,7 @@ class Store:
     def audit(
         self, service: str, *, start: datetime | None = None, end: datetime | None = None
     ) -> AuditReport:
-        """Check I1 over every key, I2 and I11 over what was served from `start` to before `end`.
+        """Check every key, and the log from `start` to before `end`; see `featurestore.audit`.
 
         Raises:
             NotFoundError: There is no such service.

@@ -192,6 +192,8 @@ def _counter(name: str, unit: str, labels: str, text: str) -> Described:
 AUDIT_KINDS = {
     "I1": ("missing online", "missing offline", "stale", "ahead", "value"),
     "I2": ("missing online", "missing offline", "stale", "leaked", "type", "value"),
+    "I4": ("mixed",),
+    "I9": ("went back",),
     "I11": ("lost",),
 }
 """Kinds of mismatch that `featurestore.audit` tells apart, by invariant."""

@@ -69,7 +69,7 @@ class AuditCheck:
     """One invariant of the store on one subject; see `featurestore.audit`.
 
     Attributes:
-        invariant: `I1`, `I2` or `I11`.
+        invariant: `I1`, `I2`, `I4`, `I9` or `I11`.
         subject: The feature view, or the service.
         cells: Cells that were compared.
         mismatches: Kind to cells that differed.

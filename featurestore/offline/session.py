@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from feast.repo_config import RepoConfig
+
+
+_at_most: ContextVar[str | None] = ContextVar("at_most", default=None)
+
+
+@contextmanager
+def at_most(memory: str) -> Iterator[None]:
+    """Let each query inside hold no more than `memory`, as `2GiB`, where no limit is configured."""
+    token = _at_most.set(memory)
+    try:
+        yield
+    finally:
+        _at_most.reset(token)
 
 
 @contextmanager
@@ -41,7 +55,7 @@ def session(config: RepoConfig, *, remote: bool = False) -> Iterator[duckdb.Duck
             "TimeZone": "UTC",
             "disable_parquet_prefetching": not remote,
             "temp_directory": spill,
-            "memory_limit": options.memory_limit,
+            "memory_limit": options.memory_limit or _at_most.get(),
             "max_temp_directory_size": options.max_temp_directory_size,
             "threads": options.threads,
             "file_search_path": str(config.repo_path) if config.repo_path else None,

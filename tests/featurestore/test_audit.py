@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featurestore import Store
+from featurestore import OnlineFeatures, Store
 from featurestore import serving as serving_module
 from featurestore.errors import CorruptRowError
 
@@ -97,6 +98,8 @@ def test_a_sound_store_passes_and_says_how_much_was_compared(stocked):
         ("I1", "users"): 2 * 3,
         ("I1", "items"): 1 * 2,
         ("I2", "purchase"): 3 * 9,
+        ("I9", "users"): 3,
+        ("I9", "items"): 3,
         ("I11", "purchase"): 3,
     }
     parsed = json.loads(report.to_json())
@@ -307,9 +310,18 @@ def test_i2_takes_only_the_window_and_the_contract_asked_for(stocked, shop):
     assert [c.cells for c in report.checks if c.invariant == "I11"] == [6]
     shop.edit("features.py", "timedelta(days=1)", "timedelta(days=2)")
     stocked.apply()
+    before = stocked.served.files("purchase", NOON, NOON + DAY)
+    contract = pq.read_table(before[0], partitioning=None)["contract"][0].as_py()
     found = check(stocked, "I2", "purchase")
-    assert (found.cells, found.ok) == (0, False)
-    assert found.note == "6 rows were served under another contract"
+    assert (found.cells, found.ok) == (54, True)
+    told = f"6 rows were served under contract {contract[:12]}"
+    assert found.note == f"{told}, and replayed by it"
+    serve(stocked, NOON + 3 * HOUR)
+    (shop.data / "contracts" / f"{contract}.zip").unlink()
+    stocked.catalog._before.clear()
+    found = check(stocked, "I2", "purchase")
+    assert (found.cells, found.outcome) == (27, "void")
+    assert found.void == f"void: {told}: no definitions were kept with it"
 
 
 def test_i11_counts_rows_and_files_that_are_gone(stocked):
@@ -346,3 +358,70 @@ def test_a_torn_online_row_is_an_error_and_not_a_value(stocked, shop):
     connection.close()
     with pytest.raises(CorruptRowError, match="fails its checksum"):
         stocked.audit("purchase")
+
+
+def logged(store, moment, times, *, contract=None, model="m", version="1"):
+    """Log one vector per user whose value is from the hour given."""
+    got = store.online_features("purchase", rows([*times]), request_time=moment)
+    event_times = {
+        "users": pa.array([*times.values()], pa.timestamp("us", "UTC")),
+        "items": pa.nulls(len(times), pa.timestamp("us", "UTC")),
+    }
+    vectors = OnlineFeatures(got.table, got.statuses, event_times, contract or got.contract)
+    ids = [f"{moment.isoformat()}-{n}" for n in times]
+    named = {"model": model, "model_version": version}
+    store.served.append("purchase", vectors, request_ids=ids, request_time=moment, **named)
+    store.served.flush()
+
+
+def test_i4_counts_what_a_version_was_served_under_another_contract(stocked):
+    assert "I4" not in {check.invariant for check in stocked.audit("purchase").checks}
+    for hour in (1, 2, 3):
+        logged(stocked, NOON + hour * HOUR, {1: NOON, 2: NOON})
+    logged(stocked, NOON + 4 * HOUR, {1: NOON}, version="2", contract="f" * 64)
+    found = check(stocked, "I4", "purchase")
+    assert (found.outcome, found.cells) == ("holds", 7)
+    logged(stocked, NOON + 5 * HOUR, {1: NOON}, contract="f" * 64)
+    found = check(stocked, "I4", "purchase")
+    assert found.mismatches == {"mixed": 1}
+    (example,) = found.examples
+    assert (example["version"], example["contract"], example["rows"]) == ("1", "f" * 64, 1)
+    assert example["since"] == NOON + 5 * HOUR
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_i9_counts_what_a_loop_over_the_log_counts(stocked, seed):
+    dice = random.Random(seed)
+    newest, latest, wrong = {}, NOON, 0
+    stocked.served.flush()
+    for path in stocked.served.files("purchase", NOON, NOON + DAY):
+        path.unlink()
+    moment = NOON
+    for _ in range(12):
+        back = dice.random() < 0.2
+        moment = moment - 3 * HOUR if back else max(moment, latest) + dice.choice([1, 2]) * HOUR
+        times = {
+            n: dice.choice([None, NOON + dice.randrange(4) * HOUR]) for n in dice.sample([1, 2], 1)
+        }
+        logged(stocked, moment, times)
+        if moment < latest:
+            continue  # asked for a time that had passed
+        latest = moment
+        for n, time in times.items():
+            if time is not None:
+                wrong += time < newest.get(n, time)
+                newest[n] = max(time, newest.get(n, time))
+    found = check(stocked, "I9", "users")
+    assert found.mismatches == ({"went back": wrong} if wrong else {})
+    assert all(one["served_event_time"] < one["served_before"] for one in found.examples)
+
+
+def test_i9_forgives_what_was_in_flight_together_and_another_source(stocked):
+    logged(stocked, NOON + HOUR, {1: NOON})
+    logged(stocked, NOON + HOUR + timedelta(seconds=59), {1: NOON - HOUR})
+    logged(stocked, NOON + 2 * HOUR, {1: NOON - HOUR}, contract="f" * 64)
+    assert check(stocked, "I9", "users").ok
+    logged(stocked, NOON + HOUR + timedelta(minutes=70), {1: NOON - HOUR})
+    found = check(stocked, "I9", "users")
+    assert found.mismatches == {"went back": 1}
+    assert found.examples[0]["key"] == {"user_id": 1}

@@ -23,7 +23,16 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from featurestore import Store, blocks, contract, logfiles, materialization, report, serving
+from featurestore import (
+    OnlineFeatures,
+    Store,
+    blocks,
+    contract,
+    logfiles,
+    materialization,
+    report,
+    serving,
+)
 from featurestore import code as code_module
 from featurestore.errors import ContractMismatchError, ReplayError
 from featurestore.evidence import content_sha256
@@ -223,7 +232,7 @@ def audited(store, shop):
         time = NOON + step * TICK
         got = store.online_features("purchase", asked(EVERYBODY), request_time=time)
         ids = [f"{step}-{number}" for number in EVERYBODY]
-        store.served.append("purchase", got, request_ids=ids, request_time=time)
+        store.served.append("purchase", got, request_ids=ids, request_time=time, model="m")
         store.served.flush()
     said = store.audit("purchase")
     for check in said.checks:
@@ -442,6 +451,44 @@ def file_lost(patch):
     patch.setattr(Store, "audit", audited)
 
 
+def contract_moves(patch):
+    """A log that writes down the second request under another contract."""
+    right, calls = ServedLog.append, iter(range(10**6))
+
+    def append(self, service, features, **options):
+        if next(calls) == 1:
+            features.contract = "0" * 64
+        right(self, service, features, **options)
+
+    patch.setattr(ServedLog, "append", append)
+
+
+def older_served(patch):
+    """What was served first comes again at the end of the day, with the values of its time."""
+    right, before = ServedLog.append, []
+
+    def append(self, service, features, *, request_time, request_ids, **options):
+        right(
+            self, service, features, request_time=request_time, request_ids=request_ids, **options
+        )
+        before.append(features)
+        if len(before) == 3:
+            stale = OnlineFeatures(
+                features.table,
+                features.statuses,
+                {
+                    view: pc.if_else(pc.is_valid(times), pc.subtract(times, pa.scalar(HOUR)), times)
+                    for view, times in features.event_times.items()
+                },
+                features.contract,
+            )
+            ids = [f"stale-{name}" for name in request_ids]
+            later = request_time + HOUR
+            right(self, service, stale, request_time=later, request_ids=ids, **options)
+
+    patch.setattr(ServedLog, "append", append)
+
+
 def clock_off(patch):
     right = ServedLog.append
 
@@ -550,6 +597,9 @@ MUTANTS = [
     Mutant("the log narrows a type", "audit I2: type", logged(cast_logged)),
     Mutant("the log drops the last row of a file", "audit I11: lost",
            logged(lambda table: table.slice(0, table.num_rows - 1))),
+    Mutant("a model is served under whatever contract is live", "audit I4: mixed", contract_moves),
+    Mutant("a worker goes on serving what another has replaced", "audit I9: went back",
+           older_served),
     Mutant("a file of the log is gone", "audit I11: lost", file_lost),
     Mutant("the log drops a request uncounted", "audit I11: lost", drops_uncounted),
     Mutant("the log drops requests, and counts them", "audit I2: void", policy_drops),
