@@ -70,7 +70,8 @@ class Snapshot:
             schema, metadata = file.schema_arrow, file.metadata
         wanted = [name for name in schema.names if columns is None or name in columns]
         coded = [name for name in wanted if name in categories and _text(schema.field(name).type)]
-        options = {"read_dictionary": coded, "memory_map": True, "pre_buffer": False}
+        # Neither mapped nor fetched ahead: both hold more of the file than the row group in hand.
+        options = {"read_dictionary": coded, "pre_buffer": False}
         with pq.ParquetFile(self.path, metadata=metadata, **options) as file:
             yield from file.iter_batches(BATCH_ROWS, columns=wanted)
 
