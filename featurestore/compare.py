@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from featurestore.errors import SteadfeastError
 from featurestore.materialization import CREATED_TIMESTAMP
-from featurestore.report import EXAMPLES, is_personal
+from featurestore.report import EXAMPLES
 from featurestore.rows import cast_array
-from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP, arrow_type
+from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP, arrow_type, is_personal
 from featurestore.sql import identifier
 
 if TYPE_CHECKING:

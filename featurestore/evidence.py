@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
 EXECUTING = ("duckdb", "feast", "numpy", "pandas", "pyarrow")
 
@@ -157,10 +157,11 @@ def _fixed(array: pa.Array) -> np.ndarray[Any, Any]:
     return values.astype(values.dtype.newbyteorder("<"), copy=False)
 
 
-def profile(table: pa.Table) -> dict[str, dict[str, Any]]:
+def profile(table: pa.Table, personal: Container[str] = ()) -> dict[str, dict[str, Any]]:
     """Return name -> `{type, nulls}`, with `nans`, `min`, `max` and `mean` for numbers.
 
-    NaN takes no part in minimum, maximum and mean; they are null without a value.
+    NaN takes no part in minimum, maximum and mean; they are null without a value. A column in
+    `personal` says `pii` instead: a least value is somebody's.
     """
     described: dict[str, dict[str, Any]] = {}
     for field, column in zip(table.schema, table.columns, strict=True):
@@ -169,7 +170,9 @@ def profile(table: pa.Table) -> dict[str, dict[str, Any]]:
             nan = pc.is_nan(column)
             facts["nans"] = pc.sum(nan).as_py() or 0
             column = pc.if_else(nan, None, column)  # noqa: PLW2901 - the column without NaN
-        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type):
+        if field.name in personal:
+            facts["pii"] = True
+        elif pa.types.is_floating(field.type) or pa.types.is_integer(field.type):
             span = pc.min_max(column).as_py()
             facts |= {"min": span["min"], "max": span["max"], "mean": pc.mean(column).as_py()}
         described[field.name] = facts

@@ -22,8 +22,8 @@ from featurestore.evidence import differs
 from featurestore.logfiles import Lineage, Run
 from featurestore.offline.session import session
 from featurestore.offline.views import bind
-from featurestore.report import EXAMPLES, Check, Redactor, personal_columns
-from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP
+from featurestore.report import EXAMPLES, Check, Redactor
+from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP, personal_columns
 from featurestore.sql import identifier, parquet, source
 
 if TYPE_CHECKING:

@@ -64,7 +64,7 @@ class Manifest:
             for what is not a local file.
         pins: View -> `{sha256, rows, bytes}` of the copy of the source rows that were used;
             empty when they were only hashed. Not part of the identity.
-        columns: Name -> `{type, nulls, ...}`.
+        columns: Name -> `{type, nulls, ...}`; `pii` is true of those tagged so.
         commit: Git commit of the definitions, with "+changes" when files differ; empty without git.
         libraries: Versions of what executed.
     """

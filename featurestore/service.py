@@ -231,3 +231,42 @@ def _named(chosen: tuple[tuple[str, Field], ...], taken: tuple[str, ...]) -> tup
         )
         for view, field in chosen
     )
+
+
+def is_personal(tags: Mapping[str, str] | None) -> bool:
+    """Tell whether Feast tags mark personal data: `pii` with any value but "false"."""
+    return (tags or {}).get("pii", "false").lower() != "false"
+
+
+def personal_columns(plan: ServicePlan) -> frozenset[str]:
+    """Return which features, join keys and request fields of a service are personal."""
+    stored = {
+        (view.name, item.name): is_personal(item.tags)
+        for view in plan.views
+        for item in view.view.features
+    }
+    found = {
+        view.keys[column.name]
+        for view in plan.views
+        for column in view.view.entity_columns
+        if column.name in view.keys and is_personal(column.tags)
+    }
+    derived: dict[str, bool] = {}
+    for view in plan.on_demand:
+        fields = [
+            item for source in view.view.source_request_sources.values() for item in source.schema
+        ]
+        asked = {item.name for item in fields if is_personal(item.tags)}
+        found |= asked
+        tags = view.view.tags or {}
+        derived[view.name] = (
+            is_personal(tags)
+            if "pii" in tags
+            else bool(asked) or any(stored.get(source, False) for source in view.inputs)
+        )
+    found |= {
+        output.name
+        for output in plan.outputs
+        if is_personal(output.tags) or derived.get(output.view, False)
+    }
+    return frozenset(found)

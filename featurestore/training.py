@@ -35,7 +35,7 @@ from featurestore.evidence import (
 from featurestore.manifest import DATA, MANIFEST, Manifest, TrainingSet
 from featurestore.pins import make_pins, over_pins, pin_path
 from featurestore.rows import cast_array
-from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP
+from featurestore.service import EVENT_TIMESTAMP, TIMESTAMP, personal_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -216,7 +216,7 @@ def build(
         "sha256": content_sha256(table),
         "entities_sha256": content_sha256(frame),
         "sources": tuple(sources(store, plan)),
-        "columns": profile(table),
+        "columns": profile(table, personal_columns(plan)),
         "commit": code_commit(Path(store.repo_path)),
         "libraries": libraries(),
     }

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from monitor.aspects import Aspect, centroid, derived, is_list
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -75,6 +75,7 @@ class ColumnEdges:
         source: The column that this is an aspect of; empty for a column itself.
         aspect: What is computed of it.
         centroid: Where the reference's lists are on average; of `Aspect.DISTANCE`.
+        personal: Whether the values are somebody's, so that none may be shown.
     """
 
     kind: Kind
@@ -84,6 +85,7 @@ class ColumnEdges:
     source: str = ""
     aspect: Aspect = Aspect.NONE
     centroid: tuple[float, ...] = ()
+    personal: bool = False
 
     @property
     def bins(self) -> int:
@@ -129,6 +131,7 @@ class ColumnEdges:
             "source": self.source,
             "aspect": str(self.aspect),
             "centroid": list(self.centroid),
+            "personal": self.personal,
         }
 
     @classmethod
@@ -142,6 +145,7 @@ class ColumnEdges:
             data.get("source", ""),
             Aspect(data.get("aspect", "")),
             tuple(data.get("centroid", ())),
+            data.get("personal", False),
         )
 
 
@@ -176,12 +180,15 @@ class Edges:
 
 
 def edges_of(
-    source: pa.Table | pa.RecordBatchReader | Iterable[pa.RecordBatch], columns: Sequence[str]
+    source: pa.Table | pa.RecordBatchReader | Iterable[pa.RecordBatch],
+    columns: Sequence[str],
+    personal: Container[str] = (),
 ) -> Edges:
     """Make the binning of `columns` from a reference, in one pass.
 
     Quantiles are those of at most about `EDGE_ROWS` evenly spread rows: edges need not be
-    exact, counts must. A column that the source lacks is left out.
+    exact, counts must. A column that the source lacks is left out. What is made of a column in
+    `personal` is marked so.
     """
     batches = source.to_batches() if isinstance(source, pa.Table) else source
     kept: list[pa.RecordBatch] = []
@@ -202,6 +209,9 @@ def edges_of(
     for name in table.column_names:
         for made in _aspects(name, table[name], found[name].kind):
             found.setdefault(f"{name}.{made.aspect}", made)
+    for name, one in found.items():
+        if (one.source or name) in personal:
+            found[name] = replace(one, personal=True)
     return Edges(found)
 
 

@@ -216,7 +216,14 @@ def build_reference(
         if name not in manifest.features:
             raise NotFoundError("feature of the training set", name, manifest.features)
     watched = config.features or manifest.features
-    edges = edges_of(read_columns(con, data, watched, in_order=False), watched)
+    personal = {name for name, one in manifest.columns.items() if one.get("pii")}
+    for name in personal.intersection(config.segments):
+        raise ManifestError(
+            manifest_path,
+            f"{name} is tagged pii: as a segment its values would be shown; leave it out of "
+            f"`segments`",
+        )
+    edges = edges_of(read_columns(con, data, watched, in_order=False), watched, personal)
     found = list(by_bucket(read_columns(con, data, watched, in_order=True), edges, config.bucket))
     rows = sum(one.rows for _, one in found)
     if not rows or rows != manifest.rows:

@@ -256,6 +256,8 @@ def _incomparable(  # noqa: PLR0911 - one return per reason
 
 def _explained(edges: ColumnEdges, old: ColumnProfile, new: ColumnProfile) -> str:
     """Say in one line what moved: the mean, or the category whose share moved most."""
+    if edges.personal:
+        return "its values are personal and not shown"
     if edges.kind in ORDERED and old.sd is not None and new.sd is not None:
         what = {Kind.TEXT: "mean length", Kind.TIMESTAMP: "mean time"}.get(edges.kind, "mean")
         return f"{what} {new.mean:.4g}, was {old.mean:.4g} (sd {new.sd:.3g}, was {old.sd:.3g})"
@@ -270,11 +272,11 @@ def _seen(edges: ColumnEdges, look: Look, span: _Span) -> str:
     if look.name == EMPTY:
         return f"nulls {_percent(look.was)} -> {_percent(look.share)}{span.words}"
     if edges.kind in ORDERED:
-        where = stretch(edges, look.first, look.stop)
-        what = {LOW_TAIL: "low tail", HIGH_TAIL: "high tail"}.get(look.name, "one cell")
-        where = f"{what} ({where})"
+        where = {LOW_TAIL: "low tail", HIGH_TAIL: "high tail"}.get(look.name, "one cell")
+        if not edges.personal:
+            where += f" ({stretch(edges, look.first, look.stop)})"
     elif look.first < len(edges.categories):
-        where = repr(edges.categories[look.first])
+        where = "one category" if edges.personal else repr(edges.categories[look.first])
     else:
         where = "categories that the reference lacks"
     return f"{_percent(look.share)} of rows in {where}{span.words}, was {_percent(look.was)}"

@@ -3,7 +3,7 @@
 Above `monitor.profile`, below `state`, which keeps it for the page and the metrics. What is shown
 are the coarse groups that the deciding statistic sums over, so that the picture is the verdict's
 own, with the rows that are in no group (null, NaN, of another type) as bars of their own. At most
-`MOST_BARS` bars a feature, whatever the data are.
+`MOST_BARS` bars a feature, whatever the data are. Groups of personal values are numbered.
 """
 
 from __future__ import annotations
@@ -122,13 +122,18 @@ def _starts(edges: ColumnEdges, counts: Any) -> list[int]:
 
 
 def _labels(edges: ColumnEdges, starts: Sequence[int], *, complete: bool) -> list[str]:
-    if edges.kind not in ORDERED:
+    if edges.personal:
+        known = [f"group {i + 1}" for i in range(len(starts) - (edges.kind not in ORDERED))]
+    elif edges.kind not in ORDERED:
         known = [
             edges.categories[start] if stop - start == 1 else f"{stop - start} rarer ones"
             for start, stop in pairwise(starts)
         ]
+    else:
+        known = [stretch(edges, start, stop) for start, stop in pairwise([*starts, edges.bins])]
+    if edges.kind not in ORDERED:
         return _unique([*known, "not in the reference" if complete else "all others"])
-    return _unique([stretch(edges, start, stop) for start, stop in pairwise([*starts, edges.bins])])
+    return _unique(known)
 
 
 def stretch(edges: ColumnEdges, start: int, stop: int) -> str:

@@ -51,7 +51,8 @@ class Figures:
         mistyped: Rows of a type that cannot be compared with the reference.
         unseen: Rows with a category, or a value outside the range, that the reference lacks; of a
             column with more categories than are kept, the rows of all others.
-        minimum: Smallest finite value; None without one.
+        minimum: Smallest finite value; None without one. So are this and those below of a
+            column that is personal: a least value is somebody's.
         maximum: Largest finite value.
         mean: Of the finite values; None without one.
         sd: Standard deviation of the finite values.
@@ -207,7 +208,7 @@ def incidents(
 def _figures(name: str, edges: ColumnEdges, column: ColumnProfile) -> Figures:
     counts, ordered = column.counts, edges.kind in ORDERED
     ends = counts[[0, -1]] if len(counts) > 1 and ordered else counts[-1:]
-    measured = ordered and column.finite > 0
+    measured = ordered and column.finite > 0 and not edges.personal
     return Figures(
         feature=name,
         rows=column.rows,
@@ -217,8 +218,8 @@ def _figures(name: str, edges: ColumnEdges, column: ColumnProfile) -> Figures:
         infinities=column.infinities,
         mistyped=column.mistyped,
         unseen=int(ends.sum()),
-        minimum=column.minimum,
-        maximum=column.maximum,
+        minimum=None if edges.personal else column.minimum,
+        maximum=None if edges.personal else column.maximum,
         mean=column.mean if measured else None,
         sd=column.sd if measured else None,
     )

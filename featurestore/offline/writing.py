@@ -186,11 +186,11 @@ def _to_folder(path: Path, table: pa.Table) -> None:
 def _alone(path: Path) -> Iterator[None]:
     """Wait until no other process or thread appends to the source at `path`.
 
-    The lock is a hidden file beside the source, since the source itself may be replaced. The
-    system gives it back when a process ends, however it ends.
+    Locked is the folder that holds the source, since the source itself may be replaced, and no
+    file is left behind. The system gives it back when a process ends, however it ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

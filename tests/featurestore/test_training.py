@@ -88,6 +88,25 @@ def test_the_manifest_says_what_it_was_made_of(shop):
     assert content_sha256(TrainingSet.load(built.path / "manifest.json").table) == manifest.sha256
 
 
+def test_a_manifest_marks_personal_columns_and_holds_none_of_their_values():
+    ages = profile(pa.table({"age": [41, 97], "spend": [1, 3]}), {"age"})
+    assert ages["age"] == {"type": "int64", "nulls": 0, "pii": True}
+    assert ages["spend"]["max"] == 3
+
+
+def test_the_tags_of_the_definitions_reach_the_manifest(shop):
+    shop.write([user(1, NOON, spend=1.0, city="Bern")], [])
+    entities = (
+        frame((1, NOON))
+        .append_column("item_id", pa.array(["i"]))
+        .append_column("amount", pa.array([1.0]))
+    )
+    with Store.open(shop.config) as store:
+        columns = store.training_set(entities, "purchase", label="late").manifest.columns
+    assert {name for name, facts in columns.items() if facts.get("pii")} >= {"city"}
+    assert "pii" not in columns["spend"]
+
+
 def test_rows_and_labels_after_the_knowledge_time_are_refused_with_their_number(shop):
     entities = frame((1, NOON), (1, NOON + TICK), (1, NOON + HOUR))
     with Store.open(shop.config) as store:
