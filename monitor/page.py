@@ -68,6 +68,9 @@ SUPERSEDED = (
 RANKED = 5
 """Features that are named by what they matter."""
 
+SHOWN = 100
+"""Features that are shown, the worst: a page of ten thousand is read by nobody."""
+
 LISTED = 20
 """Rows of each history; the rest is in the ledger."""
 
@@ -151,8 +154,9 @@ def _monitor(monitor: MonitorState) -> MonitorView:
         segments=tuple(segments(monitor)),
         features=tuple(
             _feature(one, monitor, figures.get(one.feature), spreads.get(one.feature))
-            for one in monitor.verdicts
+            for one in monitor.verdicts[:SHOWN]
         ),
+        unshown=max(0, len(monitor.verdicts) - SHOWN),
         freshness=tuple(
             Fact(view.view, _age(view.median_age_seconds), view.latest)
             for view in monitor.freshness

@@ -168,6 +168,7 @@ class MonitorView:
     ranking: str
     segments: tuple[SegmentView, ...]
     features: tuple[FeatureView, ...]
+    unshown: int
     freshness: tuple[Fact, ...]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import subprocess
 from collections import Counter
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from monitor import metrics
 from monitor.collector import StateCollector
 from monitor.detect import Level
+from monitor.page import SHOWN, page
 from monitor.state import State
 
 if TYPE_CHECKING:
@@ -191,6 +193,19 @@ def test_of_ten_thousand_features_the_worst_are_exported(drifting):
     assert spreads == set(names[: metrics.MOST_SPREADS])
     assert value(state, "steadfeast_series_suppressed", monitor=monitor.name) > 8000 * 11
     assert len(found) < 2000 * metrics.SERIES_PER_FEATURE + 200 * metrics.BARS_PER_FEATURE + 1000
+
+
+def test_of_ten_thousand_features_the_page_shows_the_worst(drifting):
+    (monitor, *_) = drifting.monitors.values()
+    worst = monitor.verdicts[0]
+    wide = dataclasses.replace(
+        monitor,
+        verdicts=tuple(dataclasses.replace(worst, feature=f"f{n:05}") for n in range(10_000)),
+    )
+    state = dataclasses.replace(drifting, monitors={monitor.name: wide})
+    (view,) = page(state, "", datetime.now(UTC)).monitors
+    assert [one.name for one in view.features] == [f"f{n:05}" for n in range(SHOWN)]
+    assert view.unshown == 10_000 - SHOWN
 
 
 @pytest.mark.parametrize("empty", [True, False])
