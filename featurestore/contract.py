@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.json_format import MessageToDict
 
 from featurestore.code import describe_function, libraries_of
+from featurestore.service import arrow_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -114,6 +115,8 @@ def _view(view: StoredView, repo: Path) -> dict[str, Any]:
             for key, column in view.keys.items()
         },
         "features": {name: str(kind) for name, kind in view.columns.items()},
+        # All that the view declares: ties go by whole rows, whichever columns are read.
+        "ties": {field.name: str(arrow_type(field)) for field in view.view.features},
         "ttl_us": view.ttl_us,
     }
 

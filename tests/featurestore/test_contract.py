@@ -65,6 +65,16 @@ def test_what_decides_a_value_changes_the_contract(shop, change):
     assert difference(before, after)
 
 
+def test_a_feature_that_is_not_read_may_break_a_tie(shop):
+    """Of two rows of one time the greater wins, by every column that the view declares."""
+    with Store.open(shop.config) as store:
+        before = store.contract("small")
+    read = 'Field(name="spend", dtype=Float64),'
+    shop.edit("features.py", read, f'{read} Field(name="age", dtype=Int64),')
+    lines = difference(before, contract_of(shop, "small"))
+    assert lines == ['view users ties age: added, "int64" (changes values)']
+
+
 def test_what_decides_no_value_changes_nothing(shop):
     with Store.open(shop.config) as store:
         before = store.contract("purchase")
