@@ -22,6 +22,7 @@ from monitor.words import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from monitor.detect import Verdict
     from monitor.episodes import OpenIncident
@@ -59,6 +60,9 @@ KINDS = {
 ACKNOWLEDGE = (("acknowledge", "Acknowledge"),)
 DECIDE = (("approve", "Approve the retraining"), ("reject", "Reject it"))
 
+NAMED = 8
+"""Features that one problem names beside its first."""
+
 LABELS = "labels"
 """The source of evidence that is a figure of the live model rather than a feature."""
 
@@ -66,9 +70,9 @@ LABELS = "labels"
 def problems(state: State) -> Sequence[Problem]:
     """Broken data first, then the open episodes, the newest first."""
     broken = [
-        _broken(monitor, incident, i)
+        _broken(monitor, together, i)
         for monitor in state.monitors.values()
-        for i, incident in enumerate(monitor.incidents)
+        for i, together in enumerate(_together(monitor.incidents))
     ]
     broken += [
         _violated(monitor, check, i)
@@ -79,21 +83,36 @@ def problems(state: State) -> Sequence[Problem]:
     return [*broken, *(_episode(one, state) for one in state.episodes if one.open)]
 
 
-def _broken(monitor: MonitorState, open_: OpenIncident, number: int) -> Problem:
-    incident, since = open_.incident, open_.opened_at
+def _together(incidents: Sequence[OpenIncident]) -> list[list[OpenIncident]]:
+    """Put those of one kind and one time together: a broken source takes all its features."""
+    found: dict[tuple[str, datetime], list[OpenIncident]] = {}
+    for one in incidents:
+        found.setdefault((one.incident.kind, one.opened_at), []).append(one)
+    return list(found.values())
+
+
+def _broken(monitor: MonitorState, together: Sequence[OpenIncident], number: int) -> Problem:
+    incident, since = together[0].incident, together[0].opened_at
+    others = [one.incident.subject for one in together[1:]]
+    named = ", ".join(others[:NAMED]) + (f" and {len(others) - NAMED} more" * (len(others) > NAMED))
     blocked = [Step(Tone.BROKEN, f"Retraining is blocked: {monitor.blocked}.")]
     return Problem(
         anchor=f"incident-{monitor.name}-{number}",
         tone=Tone.BROKEN,
         label=f"Data incident: {incident.kind.replace('_', ' ')}",
         monitor=monitor.name,
-        title=incident.summary,
+        title=incident.summary + (f". The same of {named}" if others else ""),
         since=since,
-        lasting=lasting(monitor.watermark - since) if monitor.watermark else "",
+        lasting=_lasting(monitor.watermark, since),
         advice=ADVICE["incident"],
         evidence=(),
         steps=tuple(blocked if monitor.blocked else ()),
     )
+
+
+def _lasting(watermark: datetime | None, since: datetime) -> str:
+    """Say how long it has lasted; nothing while no later data have come."""
+    return lasting(watermark - since) if watermark is not None and watermark > since else ""
 
 
 def _violated(monitor: MonitorState, check: AuditCheck, number: int) -> Problem:
@@ -125,7 +144,7 @@ def _episode(episode: EpisodeRecord, state: State) -> Problem:
         monitor=episode.monitor,
         title=episode.summary,
         since=episode.opened_at,
-        lasting=lasting(watermark - episode.opened_at) if watermark else "",
+        lasting=_lasting(watermark, episode.opened_at),
         advice=ADVICE[episode.kind],
         evidence=tuple(
             Evidence(

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import subprocess
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -206,6 +206,26 @@ def test_of_ten_thousand_features_the_page_shows_the_worst(drifting):
     (view,) = page(state, "", datetime.now(UTC)).monitors
     assert [one.name for one in view.features] == [f"f{n:05}" for n in range(SHOWN)]
     assert view.unshown == 10_000 - SHOWN
+
+
+def test_features_that_broke_together_are_one_problem(drifting):
+    (monitor, *_) = drifting.monitors.values()
+    known = next(one for one in monitor.incidents if one.incident.kind == "null_burst")
+    burst = [
+        dataclasses.replace(
+            known,
+            incident=dataclasses.replace(known.incident, subject=f"f{n}", summary=f"f{n} broke"),
+        )
+        for n in range(11)
+    ]
+    later = dataclasses.replace(known, opened_at=known.opened_at + timedelta(hours=1))
+    broken = dataclasses.replace(monitor, incidents=(*burst, later), audit=None)
+    state = dataclasses.replace(drifting, monitors={monitor.name: broken}, episodes=())
+    first, second = page(state, "", datetime.now(UTC)).problems
+    assert (
+        first.title == f"f0 broke. The same of {', '.join(f'f{n}' for n in range(1, 9))} and 2 more"
+    )
+    assert second.title == known.incident.summary
 
 
 @pytest.mark.parametrize("empty", [True, False])
