@@ -399,7 +399,7 @@ class Store:
         A training set that lost rows is never replayed again, and says why. What is not touched:
         sources, whose owner must erase there before the next materialize brings the rows back;
         vectors that wait in the memory of a process that is serving, for `store.log.flush_every`;
-        models.
+        models, and what a pipeline and a daemon keep in folders of their own.
 
         Args:
             entities: Values of join keys, under the views' own names; text is converted.
