@@ -35,6 +35,7 @@ from featurestore.logfiles import lineage, microseconds
 from featurestore.materialization import as_online
 from featurestore.offline.session import at_most, session
 from featurestore.report import AuditReport, Check, Redactor
+from featurestore.service import registered_views
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,8 +93,7 @@ def audit(
 def _checks(store: Audited, service: str, window: Window, redactor: Redactor) -> Iterator[Check]:
     plan = store.bundle(service).plan
     names = {view.view.name for view in plan.views}
-    views = store.feast.registry.list_feature_views(store.feast.project)
-    for view in sorted(views, key=lambda view: str(view.name)):
+    for view in registered_views(store.feast):
         if view.name in names and view.online:
             yield online_against_offline(store, view, redactor)
     every = {path: lineage(path) for path in store.served.files(service, _MINIMUM, _MAXIMUM)}

@@ -25,7 +25,7 @@ from featurestore.evidence import write_whole
 from featurestore.kept import Kept, keep
 from featurestore.ondemand import Executor
 from featurestore.refreshing import Refresher
-from featurestore.service import arrow_type, resolve
+from featurestore.service import arrow_type, registered_views, resolve
 from featurestore.serving import Bundle
 
 if TYPE_CHECKING:
@@ -146,8 +146,7 @@ class Catalog:
         """
         views = self._views
         if views is None:
-            # The registry's own list: Feast's strips views without entities of their dummy key.
-            listed = self._feast.registry.list_feature_views(self._feast.project)
+            listed = registered_views(self._feast)
             views = self._views = {view.name: view for view in listed if view.online}
         for name in names:
             if name not in views:

@@ -6,6 +6,7 @@ Above `errors`, below everything that joins, serves or audits: all of them read 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import pyarrow as pa
 from feast import types as feast_types
 from feast import utils as feast_utils
 from feast.errors import FeastObjectNotFoundException
-from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME
+from feast.feature_view import DUMMY_ENTITY_FIELD, DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME
 
 from featurestore.errors import NotFoundError
 
@@ -166,6 +167,24 @@ def resolve(store: FeatureStore, name: str) -> ServicePlan:
         [_on_demand(view) for view in transformations],
         chosen,
     )
+
+
+def registered_views(store: FeatureStore) -> list[FeatureView]:
+    """Return every feature view of the registry, in the order of their names.
+
+    A view without entities has Feast's dummy key, whoever asked for the list before: Feast caches
+    the objects of its lists, and a list without dummy keys empties those very objects.
+    """
+    listed = store.registry.list_feature_views(store.project, allow_cache=True)
+    return sorted(map(_with_key, listed), key=lambda view: str(view.name))
+
+
+def _with_key(view: FeatureView) -> FeatureView:
+    if view.entity_columns:
+        return view
+    whole = copy.copy(view)
+    whole.entities, whole.entity_columns = [DUMMY_ENTITY_NAME], [DUMMY_ENTITY_FIELD]
+    return whole
 
 
 def stored_view(store: FeatureStore, view: FeatureView) -> StoredView:

@@ -278,6 +278,8 @@ small = FeatureService(name="small", features=[users[["spend"]], market])""",
     shop.write([], [item("a", NOON - HOUR, price=1.5), item("b", NOON, price=2.5)])
     with Store.open(shop.config) as store:
         store.apply()
+        hidden = store.feast.list_feature_views(allow_cache=True)  # takes the dummy key away
+        assert [view.entities for view in hidden if view.name == "market"] == [[]]
         store.materialize(NOON)
         got = store.online_features("small", ask([1, 2], "ab"), request_time=NOON).table
         offline = store.point_in_time("small", at(ask([1, 2], "ab"), NOON))
