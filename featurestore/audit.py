@@ -1,6 +1,6 @@
 """The invariants that can be checked on live data, over every key and every logged vector.
 
-Above `compare` and `logaudit`, below `store`, which offers it. Set at a time, within a bound of
+Above `compare`, `logaudit` and `logchecks`, below `store`, which offers it. Set at a time, within a bound of
 memory: both sides of I1 stream into DuckDB and meet in one full join. A check that had nothing to
 compare is void: it has shown nothing, and says so.
 
@@ -24,13 +24,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from featurestore import offline
 from featurestore.compare import compare
-from featurestore.logaudit import (
-    Replayed,
-    log_is_complete,
-    never_back,
-    one_contract_each,
-    served_against_offline,
-)
+from featurestore.logaudit import Replayed, served_against_offline
+from featurestore.logchecks import log_is_complete, never_back, one_contract_each
 from featurestore.logfiles import lineage, microseconds
 from featurestore.materialization import as_online
 from featurestore.offline.session import at_most, session
