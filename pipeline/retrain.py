@@ -212,7 +212,8 @@ class Retrain:
         important = scored.importance(
             fitted.estimator, parts.held_out, fitted.features, config.label, config.gates.metric
         )
-        scored.write(kept, training.table, said, held_out, important)
+        told = training.table.select([TIME, config.label])
+        scored.write(kept, told, said, held_out, important)
         facts = Facts(
             run_id=run.run_id,
             features=tuple(fitted.features),

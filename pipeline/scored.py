@@ -1,10 +1,12 @@
 """What a model said about its training set, kept for whoever watches it.
 
-Above `validate`. One Parquet file a run: the rows of the training set with a column `prediction`,
-and a column `held_out` that is true for those that the model was not trained on; in the file's
-metadata stands how much the model leans on each feature. The monitor reads it by the run's
-`scored_uri`. All rows together are what predictions look like week by week when nothing has
-drifted; the held-out ones alone say what the predictions are worth.
+Above `validate`. One Parquet file a run: of each row of the training set its time, its label, a
+column `prediction`, and a column `held_out` that is true if the model was not trained on the row;
+in the file's metadata stands how much the model leans on each feature. The monitor reads it by the
+run's `scored_uri`. All rows together are what predictions look like week by week when nothing has
+drifted; the held-out ones alone say what the predictions are worth. Neither needs to know whose
+row it is or what its features were, so no key and no feature is written: what a person has erased
+from the training set is not kept here in another form.
 """
 
 from __future__ import annotations
@@ -83,19 +85,16 @@ def write(
     held_out: np.ndarray,
     important: Mapping[str, float],
 ) -> None:
-    """Write a training set with what was said of it, by rename; again changes nothing.
+    """Write what was said of a training set, by rename; again changes nothing.
 
     Args:
         path: The file.
-        table: The training set.
+        table: Time and label of the training set's rows, and nothing else of them.
         predictions: Of each row, shape (rows,).
         held_out: Whether the model was not trained on the row, shape (rows,).
         important: Of `importance`.
     """
-    kept = table.drop_columns(
-        [name for name in (PREDICTION, HELD_OUT) if name in table.schema.names]
-    )
-    kept = kept.append_column(PREDICTION, pa.array(predictions, pa.float64()))
+    kept = table.append_column(PREDICTION, pa.array(predictions, pa.float64()))
     kept = kept.append_column(HELD_OUT, pa.array(held_out, pa.bool_()))
     kept = kept.replace_schema_metadata({IMPORTANCE: json.dumps(dict(important)).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)

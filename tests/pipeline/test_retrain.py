@@ -105,6 +105,8 @@ def test_a_year_of_decisions(pipeline):
 
     second = pipeline.run(at(80))
     assert (second.state, second.model_version) == (pb.RUN_STATE_PROMOTED, "2"), second.reason
+    scored = pq.read_table(second.scored_uri)  # of nobody: no key, and no feature
+    assert scored.column_names == ["event_timestamp", "sold", "prediction", "held_out"]
     gate = gates(second)["no_regression"]
     assert gate.value > 0.7
     assert gate.limit < 0.3  # the world has turned: the old model is upside down

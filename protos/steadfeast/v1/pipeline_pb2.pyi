@@ -363,11 +363,12 @@ class Run(_message.Message):
     model_version: _builtins.str
     """Version in the model registry; empty until registered."""
     scored_uri: _builtins.str
-    """Parquet file of the training set's rows as this model scored them: their columns,
-    `prediction`, and `held_out`, true for rows that it was not trained on; without that column
-    all of them were held out. Its metadata may hold `steadfeast.importance`, a JSON object from
-    feature to how much worse the model gets without it. Empty if the pipeline keeps none:
-    predictions are then not watched, nothing is estimated and drift is not ranked by impact.
+    """Parquet file of the training set's rows as this model scored them: their `event_timestamp` and
+    label, `prediction`, and `held_out`, true for rows that it was not trained on; without that
+    column all of them were held out. To estimate a regressor's figures the features are needed
+    too. Its metadata may hold `steadfeast.importance`, a JSON object from feature to how much
+    worse the model gets without it. Empty if the pipeline keeps none: predictions are then not
+    watched, nothing is estimated and drift is not ranked by impact.
     """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
