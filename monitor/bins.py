@@ -95,8 +95,8 @@ class ColumnEdges:
         return 0 if self.kind is Kind.OPAQUE else len(self.categories) + 1
 
     def coarse(self, counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return counts per group, shape (len(groups),), of counts per bin, shape (bins,)."""
-        grouped: npt.NDArray[Any] = np.add.reduceat(counts, self.groups)
+        """Return counts per group, shape (..., groups), of counts per bin, shape (..., bins)."""
+        grouped: npt.NDArray[Any] = np.add.reduceat(counts, self.groups, axis=-1)
         return grouped
 
     def positions(self, low: float | None, high: float | None) -> Floats:
@@ -194,19 +194,21 @@ def edges_of(
     kept: list[pa.RecordBatch] = []
     rows, step = 0, 1
     for batch in batches:
-        present = [name for name in columns if name in batch.schema.names]
+        held = set(batch.schema.names)
+        present = [name for name in columns if name in held]
         kept.append(_every(batch.select(present), -rows % step, step))
         rows += batch.num_rows
         while rows > 2 * EDGE_ROWS * step:
             # Rows 0, step, 2 step, ... are kept; keep every other one of them, in one piece.
             step *= 2
-            held = pa.Table.from_batches(kept).combine_chunks().to_batches()
-            kept = [_every(one, 0, 2) for one in held]
+            pieces = pa.Table.from_batches(kept).combine_chunks().to_batches()
+            kept = [_every(one, 0, 2) for one in pieces]
     schema = kept[0].schema if kept else getattr(source, "schema", pa.schema([]))
     table = pa.Table.from_batches(kept, schema)
-    table = table.select([name for name in columns if name in table.column_names])
-    found = {name: _column_edges(table[name]) for name in table.column_names}
-    for name in table.column_names:
+    held = set(table.column_names)
+    names = [name for name in columns if name in held]
+    found = {name: _column_edges(table[name]) for name in names}
+    for name in names:
         for made in _aspects(name, table[name], found[name].kind):
             found.setdefault(f"{name}.{made.aspect}", made)
     for name, one in found.items():

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, signal, special, stats
+from scipy import optimize, signal, special
 
 if TYPE_CHECKING:
     from monitor.config import MonitorConfig
@@ -136,7 +136,7 @@ def _factor(
     levels, rates = _episode_rates(directions, plan, memory)
     slope = (rates[-1] - rates[-2]) / (levels[-1] - levels[-2])
     # The mean is uncertain: average the rate over what the true mean may be.
-    scales = stats.chi2.ppf((np.arange(400) + 0.5) / 400, freedom) / freedom
+    scales = _scales(freedom)
 
     def excess(log_factor: float) -> float:
         at = np.exp(log_factor) * scales
@@ -150,6 +150,13 @@ def _factor(
     if excess(low) <= 0:
         return 1.0
     return math.exp(high if excess(high) > 0 else optimize.brentq(excess, low, high, xtol=1e-3))
+
+
+@lru_cache(maxsize=256)
+def _scales(freedom: float) -> Floats:
+    """Return 400 quantiles of chi-square(f) / f, evenly spread; shape (400,)."""
+    found: Floats = 2 * special.gammaincinv(freedom / 2, (np.arange(400) + 0.5) / 400) / freedom
+    return found
 
 
 @lru_cache(maxsize=256)

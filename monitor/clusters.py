@@ -57,14 +57,14 @@ def clusterings(table: pa.Table, edges: Edges, keys: Iterable[str]) -> dict[str,
         edges: Binning of the features; one that the table lacks is left out.
         keys: Columns that name entities; a feature does not cluster itself.
     """
-    entities = {}
+    entities, present = {}, set(table.column_names)
     for key in keys:
-        if key in table.column_names:
+        if key in present:
             codes = table[key].combine_chunks().dictionary_encode().indices
             entities[key] = np.asarray(pc.fill_null(codes, -1).to_numpy(zero_copy_only=False)) + 1
     found = {}
     for name, one in edges.columns.items():
-        if name not in table.column_names or not one.bins:
+        if name not in present or not one.bins:
             continue
         bins = _bins(table[name].combine_chunks(), one)
         by_key = [_clustering(codes, bins, one) for key, codes in entities.items() if key != name]

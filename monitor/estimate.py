@@ -147,10 +147,11 @@ def fit(table: pa.Table, edges: Edges, task: Task) -> Estimator | None:
     prediction, truth = prediction[finite], truth[finite]
     if task is Task.REGRESSION:
         kept = table.filter(pa.array(finite))
+        present = set(kept.column_names)
         places = {
             name: _places(kept[name], one)
             for name, one in edges.columns.items()
-            if one.bins and name in kept.column_names
+            if one.bins and name in present
         }
         sizes = {name: edges.columns[name].bins + 1 for name in places}
         off = np.abs(prediction - truth)

@@ -148,6 +148,35 @@ def distance(
     return chosen.measure(reference[held], current[held], positions[held])
 
 
+def distances(
+    chosen: Statistic,
+    edges: ColumnEdges,
+    reference: npt.NDArray[Any],
+    current: npt.NDArray[Any],
+    positions: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Return the `distance` of each row of one stack to that of the other, shape (n,).
+
+    Args:
+        chosen: The statistic.
+        edges: Of both.
+        reference: Shape (n, bins), or (bins,) for each of the others; may be fractional.
+        current: Shape (n, bins).
+        positions: Where each bin's rows are taken to lie.
+
+    Raises:
+        EmptyWindowError: A row has no usable counts.
+    """
+    reference = np.broadcast_to(reference, current.shape)
+    if not chosen.stacked:
+        pairs = zip(reference, current, strict=True)
+        return np.array([distance(chosen, edges, one, two, positions) for one, two in pairs])
+    if chosen.coarse:
+        reference, current = edges.coarse(reference), edges.coarse(current)
+        positions = np.arange(reference.shape[-1], dtype=np.float64)
+    return np.asarray(chosen.measured(reference, current, positions))
+
+
 def weekday(start: datetime) -> int:
     """Return the day of the week of a bucket that starts at `start`, UTC; a Thursday is 0."""
     return (start - EPOCH) // _DAY % 7

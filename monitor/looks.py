@@ -172,14 +172,18 @@ def tails(edges: ColumnEdges, counts: npt.NDArray[Any]) -> tuple[int, int]:
     bins = len(counts)
     if edges.kind not in ORDERED or bins < 3 or not counts.sum():  # noqa: PLR2004 - and a middle
         return 0, bins
-    return _ends(counts)
+    low, high = _ends(counts[None])
+    return int(low[0]), int(high[0])
 
 
-def _ends(counts: npt.NDArray[Any]) -> tuple[int, int]:
-    bins, rows = len(counts), counts.sum()
-    low = int(np.searchsorted(np.cumsum(counts), _TAIL * rows, side="right"))
-    high = int(np.searchsorted(np.cumsum(counts[::-1]), _TAIL * rows, side="right"))
-    return max(low, 1), bins - max(high, 1)
+def _ends(counts: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the same for each row of a stack, two of shape (n,)."""
+    most = _TAIL * counts.sum(axis=1, keepdims=True)
+    low, high = (
+        np.maximum((np.cumsum(one, axis=1) <= most).sum(axis=1), 1)
+        for one in (counts, counts[:, ::-1])
+    )
+    return low, counts.shape[1] - high
 
 
 def usual_floors(bins: int) -> Floats:
@@ -222,10 +226,15 @@ def tolerance(
     was, m = _shares(outside, low, high)
     if low:
         # A stretch that is left out has tails of the others' making, as a window will have.
-        for i, (one, rest) in enumerate(zip(inside[:, :-1], outside[:, :-1], strict=True)):
-            first, last = _ends(rest)
-            now[i, bins : bins + 2] = one[:first].sum() / n[i, 0], one[last:].sum() / n[i, 0]
-            was[i, bins : bins + 2] = rest[:first].sum() / m[i, 0], rest[last:].sum() / m[i, 0]
+        first, last = _ends(outside[:, :-1])
+        for side, shares, rows in ((inside, now, n), (outside, was, m)):
+            sums = np.cumsum(side[:, :-1], axis=1)
+            below = (
+                np.take_along_axis(sums, at[:, None] - 1, axis=1)[:, 0] for at in (first, last)
+            )
+            low_rows, rest_rows = below
+            shares[:, bins] = low_rows / rows[:, 0]
+            shares[:, bins + 1] = (sums[:, -1] - rest_rows) / rows[:, 0]
     used = (n > 0) & (m > 0)
     share = np.sum(now * n, axis=0) / np.maximum(n.sum(axis=0), 1)
     n, m = np.maximum(n, 1), np.maximum(m, 1)

@@ -3,7 +3,9 @@
 Bottom layer: arrays in, floats out; no clock and no state. `monitor.calibrate` says which
 distance is large, `monitor.detect` compares. All functions take counts per bin of the same
 binning; counts may be fractional (weights). Bins are in ascending order for numeric features.
-Nulls and NaN are not in the counts: `monitor.quality` looks at them.
+Nulls and NaN are not in the counts: `monitor.quality` looks at them. Those of ours take stacks of
+histograms too, shape (..., k), and return as many distances, shape (...): calibration compares
+hundreds of windows of a feature at once.
 
 Errors are stated against the value on raw rows, at the binning of `monitor.bins` and 100,000 rows
 a side, for shifts of 0 to 1 standard deviation and scales of 1 to 1.1 (tests/monitor/
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 
 Counts = npt.NDArray[Any]
 Positions = npt.NDArray[np.float64]
-Distance = Callable[..., float]
+Value = float | npt.NDArray[np.float64]
+Distance = Callable[..., Value]
 
 GROUP = "steadfeast.statistics"
 
@@ -67,30 +70,37 @@ class EmptyWindowError(SteadfeastError):
 
 def _checked(reference: Counts, current: Counts) -> tuple[Counts, Counts]:
     """Return both as float vectors, or say what is wrong with them."""
-    if reference.shape != current.shape or reference.ndim != 1:
+    if reference.shape != current.shape or not reference.ndim:
         raise BinMismatchError(reference.shape, current.shape)
     sides = []
     for side, counts in (("reference", reference), ("current", current)):
         values = counts.astype(np.float64)
-        # The comparison is false for NaN and infinite totals, and for no bins at all.
-        if not (0 < values.sum() < math.inf and values.min() >= 0):
+        sums = values.sum(axis=-1)
+        # The comparisons are false for NaN and infinite totals, and for no bins at all.
+        if not (sums.size and sums.min() > 0 and sums.max() < math.inf and values.min() >= 0):
             raise EmptyWindowError(side)
         sides.append(values)
     return sides[0], sides[1]
 
 
+def _sum(terms: Counts) -> Value:
+    total: Value = terms.sum(axis=-1)
+    return total
+
+
 def _shares(reference: Counts, current: Counts) -> tuple[Counts, Counts]:
     left, right = _checked(reference, current)
-    return left / left.sum(), right / right.sum()
+    return left / left.sum(axis=-1, keepdims=True), right / right.sum(axis=-1, keepdims=True)
 
 
-def psi(reference: Counts, current: Counts, *, prior: float = 0.5) -> float:
+def psi(reference: Counts, current: Counts, *, prior: float = 0.5) -> Value:
     """Return the population stability index in nats; 0 means equal shares.
 
     Args:
-        reference: Counts per bin, shape (k,).
-        current: Counts over the same bins, shape (k,).
-        prior: Pseudo-count per bin; keeps an empty bin's cost finite.
+        reference: Counts per bin, shape (k,), or (..., k) for as many distances.
+        current: Counts over the same bins, of the same shape.
+        prior: Pseudo-count per bin; keeps an empty bin's cost finite. A bin that is empty on both
+            sides is no bin: with a prior it would count where sizes differ.
 
     Raises:
         BinMismatchError: The shapes differ.
@@ -100,11 +110,14 @@ def psi(reference: Counts, current: Counts, *, prior: float = 0.5) -> float:
 
     Reference: Jeffreys (1946), Proc. R. Soc. A 186:453 (divergence and prior).
     """
-    p, q = ((c + prior) / (c + prior).sum() for c in _checked(reference, current))
-    return float(np.sum((q - p) * np.log(q / p)))
+    left, right = _checked(reference, current)
+    held = left + right > 0
+    p, q = (c + prior * held for c in (left, right))
+    p, q = (c / c.sum(axis=-1, keepdims=True) for c in (p, q))
+    return _sum((q - p) * np.log(np.where(held, q, 1) / np.where(held, p, 1)))
 
 
-def jensen_shannon(reference: Counts, current: Counts) -> float:
+def jensen_shannon(reference: Counts, current: Counts) -> Value:
     """Return the Jensen-Shannon divergence in nats, 0 to ln 2.
 
     The divergence, not its square root. Arguments and errors as in `psi`.
@@ -116,14 +129,14 @@ def jensen_shannon(reference: Counts, current: Counts) -> float:
     p, q = _shares(reference, current)
     middle = (p + q) / 2
 
-    def relative_entropy(share: Counts) -> float:
+    def relative_entropy(share: Counts) -> Value:
         held = share > 0
-        return float(np.sum(share[held] * np.log(share[held] / middle[held])))
+        return _sum(share * np.log(np.where(held, share, 1) / np.where(held, middle, 1)))
 
-    return max(0.0, (relative_entropy(p) + relative_entropy(q)) / 2)
+    return np.maximum(0.0, (relative_entropy(p) + relative_entropy(q)) / 2)
 
 
-def ks(reference: Counts, current: Counts) -> float:
+def ks(reference: Counts, current: Counts) -> Value:
     """Return the Kolmogorov-Smirnov distance over the bins' upper ends, 0 to 1.
 
     Ordered bins. Never above the distance of the raw rows, and below it by at most the largest
@@ -134,17 +147,17 @@ def ks(reference: Counts, current: Counts) -> float:
     Reference: Smirnov (1948), Ann. Math. Statist. 19:279.
     """
     p, q = _shares(reference, current)
-    return float(np.max(np.abs(np.cumsum(p - q))))
+    return np.asarray(np.abs(np.cumsum(p - q, axis=-1)).max(axis=-1))[()]
 
 
-def wasserstein(reference: Counts, current: Counts, positions: Positions) -> float:
+def wasserstein(reference: Counts, current: Counts, positions: Positions) -> Value:
     """Return the 1-Wasserstein distance in standard deviations of the reference, from 0.
 
     Ordered bins. A reference without spread is measured in the positions' own unit.
 
     Args:
-        reference: Counts per bin, shape (k,).
-        current: Counts over the same bins, shape (k,).
+        reference: Counts per bin, shape (k,), or (..., k) for as many distances.
+        current: Counts over the same bins, of the same shape.
         positions: Where each bin's rows are taken to lie, ascending, shape (k,).
 
     Raises:
@@ -157,15 +170,15 @@ def wasserstein(reference: Counts, current: Counts, positions: Positions) -> flo
     Reference: Vallender (1974), Theory Probab. Appl. 18:784 (the area between two CDFs).
     """
     p, q = _shares(reference, current)
-    if positions.shape != p.shape:
+    if positions.shape != p.shape[-1:]:
         raise BinMismatchError(p.shape, positions.shape)
-    mean = float(p @ positions)
-    spread = math.sqrt(float(p @ (positions - mean) ** 2))
-    area = float(np.abs(np.cumsum(p - q))[:-1] @ np.diff(positions))
-    return area / (spread or 1.0)
+    mean = _sum(p * positions)
+    spread = np.sqrt(_sum(p * (positions - np.expand_dims(mean, -1)) ** 2))
+    area = _sum(np.abs(np.cumsum(p - q, axis=-1))[..., :-1] * np.diff(positions))
+    return area / np.where(spread == 0, 1.0, spread)
 
 
-def hellinger(reference: Counts, current: Counts) -> float:
+def hellinger(reference: Counts, current: Counts) -> Value:
     """Return the Hellinger distance, 0 to 1. Arguments and errors as in `psi`.
 
     Error: .5 % or 2e-5 on continuous features; for others see the module.
@@ -173,10 +186,10 @@ def hellinger(reference: Counts, current: Counts) -> float:
     Reference: Le Cam and Yang (2000), Asymptotics in Statistics, section 3.1.
     """
     p, q = _shares(reference, current)
-    return math.sqrt(float(np.sum((np.sqrt(p) - np.sqrt(q)) ** 2)) / 2)
+    return np.sqrt(_sum((np.sqrt(p) - np.sqrt(q)) ** 2) / 2)
 
 
-def total_variation(reference: Counts, current: Counts) -> float:
+def total_variation(reference: Counts, current: Counts) -> Value:
     """Return the share of rows that would have to change bins, 0 to 1.
 
     Arguments and errors as in `psi`.
@@ -186,10 +199,10 @@ def total_variation(reference: Counts, current: Counts) -> float:
     Reference: Levin, Peres and Wilmer (2009), Markov Chains and Mixing Times, section 4.1.
     """
     p, q = _shares(reference, current)
-    return float(np.sum(np.abs(p - q))) / 2
+    return _sum(np.abs(p - q)) / 2
 
 
-def cramer_von_mises(reference: Counts, current: Counts) -> float:
+def cramer_von_mises(reference: Counts, current: Counts) -> Value:
     """Return the mean squared gap of the two CDFs, 0 to 1/3, or to 2/3 where rows share bins.
 
     Ordered bins. For equal sizes this is the two-sample T of Anderson divided by nm/(n+m); for
@@ -201,10 +214,10 @@ def cramer_von_mises(reference: Counts, current: Counts) -> float:
     Reference: Anderson (1962), Ann. Math. Statist. 33:1148.
     """
     p, q = _shares(reference, current)
-    return float((p + q) / 2 @ np.cumsum(p - q) ** 2)
+    return _sum((p + q) / 2 * np.cumsum(p - q, axis=-1) ** 2)
 
 
-def chi_square(reference: Counts, current: Counts) -> float:
+def chi_square(reference: Counts, current: Counts) -> Value:
     """Return the two-sample chi-square statistic divided by nm/(n+m), from 0.
 
     Two-sample: the reference is counted too, not taken for the truth. The division makes it an
@@ -215,13 +228,12 @@ def chi_square(reference: Counts, current: Counts) -> float:
     Reference: Pearson (1911), Biometrika 8:250.
     """
     left, right = _checked(reference, current)
-    n, m = left.sum(), right.sum()
+    n, m = (side.sum(axis=-1, keepdims=True) for side in (left, right))
     pooled = (left + right) / (n + m)
-    held = pooled > 0
-    return float(np.sum((left / n - right / m)[held] ** 2 / pooled[held]))
+    return _sum((left / n - right / m) ** 2 / np.where(pooled > 0, pooled, 1))
 
 
-def g_test(reference: Counts, current: Counts) -> float:
+def g_test(reference: Counts, current: Counts) -> Value:
     """Return the two-sample G statistic (likelihood ratio) divided by nm/(n+m), from 0.
 
     Arguments and errors as in `psi`.
@@ -231,13 +243,14 @@ def g_test(reference: Counts, current: Counts) -> float:
     Reference: Wilks (1935), Ann. Math. Statist. 6:190.
     """
     left, right = _checked(reference, current)
-    n, m = left.sum(), right.sum()
+    n, m = (side.sum(axis=-1, keepdims=True) for side in (left, right))
     pooled = (left + right) / (n + m)
-    gain = 0.0
+    gain: Value = 0.0
     for counts, size in ((left, n), (right, m)):
         held = counts > 0
-        gain += float(np.sum(counts[held] * np.log(counts[held] / (size * pooled[held]))))
-    return max(0.0, float(2 * gain * (n + m) / (n * m)))
+        gain += _sum(counts * np.log(np.where(held, counts, 1) / np.where(held, size * pooled, 1)))
+    found: Value = np.maximum(0.0, 2 * gain * ((n + m) / (n * m))[..., 0])
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +265,8 @@ class Statistic:
         positioned: The function takes `positions`.
         coarse: Uses about ten groups of bins rather than about a hundred bins. What sums a cost
             per bin gains noise with each bin; what reads the CDF loses detail with fewer.
+        stacked: The function takes stacks of counts, too, and bins that are empty on both sides
+            change nothing.
     """
 
     name: str
@@ -260,17 +275,22 @@ class Statistic:
     ordered: bool = False
     positioned: bool = False
     coarse: bool = True
+    stacked: bool = False
 
     def measure(self, reference: Counts, current: Counts, positions: Positions) -> float:
         """Return the distance; `positions` is ignored unless the function takes it."""
+        return float(self.measured(reference, current, positions))
+
+    def measured(self, reference: Counts, current: Counts, positions: Positions) -> Value:
+        """Return what the function does, of stacks as many distances."""
         if self.positioned:
-            return float(self.function(reference, current, positions))
-        return float(self.function(reference, current))
+            return self.function(reference, current, positions)
+        return self.function(reference, current)
 
 
 STATISTICS: Mapping[str, Statistic] = MappingProxyType(
     {
-        one.name: one
+        one.name: replace(one, stacked=True)
         for one in (
             Statistic("psi", psi, unit="nats"),
             Statistic("jensen_shannon", jensen_shannon, unit="nats"),

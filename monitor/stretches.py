@@ -57,7 +57,7 @@ from monitor.budget import Plan, factor, tail
 from monitor.limits import (
     SHIFTS,
     Calibration,
-    distance,
+    distances,
     latest_length,
     mixed,
     seasonal,
@@ -75,7 +75,7 @@ from monitor.looks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from monitor.bins import ColumnEdges
     from monitor.clusters import Clustering
@@ -260,18 +260,18 @@ def _calibrated(
     inside, outside = inside[used], outside[used]
     rows = float(np.median(inside[:, :-1].sum(axis=1)))
     bound = partial(
-        distance, chosen, edges, positions=edges.positions(column.minimum, column.maximum)
+        distances, chosen, edges, positions=edges.positions(column.minimum, column.maximum)
     )
     curve = _curve(bound, column.counts, rows)
 
-    def squared(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> Any:
-        return np.interp([bound(left, right) for left, right in pairs], curve, SHIFTS) ** 2
+    def squared(reference: npt.NDArray[Any], current: npt.NDArray[Any]) -> Any:
+        return np.interp(bound(reference, current), curve, SHIFTS) ** 2
 
     # Seeded by nothing but a constant: a reference built twice is the same.
     drawn = np.random.default_rng(0).multinomial(
         max(1, int(rows)), column.counts / column.usable, size=_DRAWS
     )
-    by_counting = squared((column.counts, draw) for draw in drawn)
+    by_counting = squared(column.counts, drawn)
     directions = _directions(edges, inside, outside)
     whole = np.broadcast_to(column.counts, drawn.shape)
     free = _directions(edges, _with_empty(drawn), _with_empty(whole))
@@ -289,7 +289,7 @@ def _calibrated(
     )
     return Calibration(
         statistic=chosen.name,
-        mean=float(np.mean(squared(zip(outside[:, :-1], inside[:, :-1], strict=True)))),
+        mean=float(np.mean(squared(outside[:, :-1], inside[:, :-1]))),
         factor=factor(
             directions=directions,
             freedom=freedom * directions,
@@ -316,7 +316,7 @@ def _calibrated(
 
 
 def _curve(
-    distance: Callable[[npt.NDArray[Any], npt.NDArray[Any]], float],
+    distances: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[np.float64]],
     counts: npt.NDArray[Any],
     rows: float,
 ) -> npt.NDArray[np.float64]:
@@ -327,11 +327,9 @@ def _curve(
     """
     # Summed as whole numbers: an empty bin at either end then has no width at all.
     ends = special.ndtri(np.cumsum(counts)[:-1] / counts.sum())
-    values = []
-    for shift in SHIFTS:
-        moved = [np.diff(special.ndtr(ends - way * shift), prepend=0, append=1) for way in (-1, 1)]
-        values.append(np.mean([distance(counts, rows * share) for share in moved]))
-    rising = np.maximum.accumulate(values)
+    moved = special.ndtr(ends + np.multiply.outer((-1, 1), SHIFTS)[..., None])
+    shares = np.diff(moved, prepend=0, append=1, axis=-1).reshape(-1, len(counts))
+    rising = np.maximum.accumulate(distances(counts, rows * shares).reshape(2, -1).mean(axis=0))
     # Saturated stretches rise by a hair.
     return np.asarray(rising + 1e-12 * max(rising[-1], 1e-12) * np.arange(len(SHIFTS)))
 
