@@ -123,4 +123,12 @@ def online_against_offline(store: Audited, view: FeatureView, redactor: Redactor
     if not found.rows:
         note += "; neither side holds a usable row"
     cells = found.rows * len(view.features)
-    return Check("I1", view.name, cells, found.mismatches, found.examples, note)
+    return Check(
+        "I1",
+        view.name,
+        cells,
+        found.mismatches,
+        found.examples,
+        note,
+        features=found.features,
+    )

@@ -8,7 +8,7 @@ held, and DuckDB spills that within the limits of feature_store.yaml.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +37,13 @@ class Compared:
     Attributes:
         rows: Keys that at least one side may use.
         mismatches: Kind -> cells.
+        features: Each feature with mismatches: kind -> cells.
         examples: The worst of each kind.
     """
 
     rows: int
     mismatches: Mapping[str, int]
+    features: Mapping[str, Mapping[str, int]]
     examples: Sequence[Mapping[str, Any]]
 
 
@@ -82,20 +84,24 @@ def compare(
             raise failures[0] from None
         raise
     rows = 0
-    mismatches: Counter[str] = Counter()
+    features: defaultdict[str, dict[str, int]] = defaultdict(dict)
     examples: list[Mapping[str, Any]] = []
     width = len(view.features)
     for kind, count, *figures in groups:
         rows += count
         worst: list[tuple[float, int, dict[str, Any]]] = []
         for number, (cells, found) in enumerate(zip(figures[:width], figures[width:], strict=True)):
-            mismatches[kind] += cells
+            if cells:
+                features[view.features[number].name][kind] = cells
             worst += [(-item["weight"], number, item) for item in found or ()]
         worst.sort(key=lambda item: (item[0], item[1], repr(item[2])))
         examples += [
             _example(view, kind, number, item, redactor) for _, number, item in worst[:EXAMPLES]
         ]
-    return Compared(rows, dict(+mismatches), examples)
+    mismatches: Counter[str] = Counter()
+    for kinds in features.values():
+        mismatches.update(kinds)
+    return Compared(rows, dict(mismatches), features, examples)
 
 
 def _schema(view: FeatureView) -> pa.Schema:

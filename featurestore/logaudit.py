@@ -71,7 +71,7 @@ def served_against_offline(
     now = store.bundle(service)
     slices = _Slices(files, window, now)
     tally, notes = _replayed(store, service, now, slices, redactor), list[str]()
-    cells, mismatches, examples = tally.cells, tally.mismatches, tally.examples()
+    cells, features, examples = tally.cells, tally.features, tally.examples()
     void = [f"{dropped} vectors of this window were dropped"] if dropped else []
     for contract, rows in sorted(slices.elsewhere.items()):
         try:
@@ -81,13 +81,19 @@ def served_against_offline(
             void.append(f"{rows} rows were served under contract {contract[:12]}: {why}")
             continue
         more = _replayed(store, service, then, _Slices(files, window, then), redactor)
-        cells, mismatches = cells + more.cells, mismatches + more.mismatches
-        examples = examples + more.examples()
+        cells, examples = cells + more.cells, examples + more.examples()
+        for name, kinds in more.features.items():
+            features[name].update(kinds)
         notes.append(f"{rows} rows were served under contract {contract[:12]}, and replayed by it")
     if not cells and not void:
         notes.append("nothing was logged")
     said = f"void: {'; '.join(void)}" if void else ""
-    return Check("I2", service, cells, dict(+mismatches), examples, "; ".join(notes), said)
+    mismatches: Counter[str] = Counter()
+    for kinds in features.values():
+        mismatches.update(kinds)
+    return Check(
+        "I2", service, cells, dict(mismatches), examples, "; ".join(notes), said, dict(features)
+    )
 
 
 def _replayed(
@@ -226,7 +232,7 @@ class _Tally:
     plan: ServicePlan
     redactor: Redactor
     cells: int = 0
-    mismatches: Counter[str] = field(default_factory=Counter)
+    features: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     _worst: defaultdict[str, list[tuple[float, dict[str, Any]]]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -254,7 +260,7 @@ class _Tally:
             weights = _weights(was, now)
             for kind in np.unique(kinds):
                 these = np.flatnonzero(kinds == kind)
-                self.mismatches[str(kind)] += len(these)
+                self.features[output.name][str(kind)] += len(these)
                 these = these[np.argsort(-weights[these], kind="stable")][:EXAMPLES]
                 worst = self._worst[str(kind)]
                 worst += [

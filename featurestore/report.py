@@ -42,6 +42,7 @@ class Check:
         examples: The worst few of each kind, with both values and where each is from.
         note: What was left out, or why there was nothing to compare.
         void: Why nothing can be said, whatever was compared; empty otherwise.
+        features: Of I1 and I2, each feature with mismatches: kind -> cells.
     """
 
     invariant: str
@@ -51,6 +52,7 @@ class Check:
     examples: Sequence[Mapping[str, Any]] = ()
     note: str = ""
     void: str = ""
+    features: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -74,6 +76,7 @@ class Check:
             "outcome": self.outcome,
             "cells": self.cells,
             "mismatches": dict(self.mismatches),
+            "features": {name: dict(kinds) for name, kinds in self.features.items()},
             "examples": _plain(self.examples),
             "note": note,
         }
@@ -126,6 +129,8 @@ class AuditReport:
             parts = [f"{check['subject']}: {check['cells']} cells"]
             kinds = ", ".join(f"{count} {kind}" for kind, count in check["mismatches"].items())
             parts += [text for text in (kinds, check["note"]) if text]
+            worst = sorted(check["features"].items(), key=lambda one: -sum(one[1].values()))
+            parts += [f"most in {_listed(worst)}"] if worst else []
             verdict = _VERDICTS[check["outcome"]]
             lines.append(f"  {check['invariant']:<3} {verdict}  {'; '.join(parts)}")
             lines += [
@@ -133,6 +138,12 @@ class AuditReport:
                 for example in check["examples"]
             ]
         return "\n".join(lines)
+
+
+def _listed(features: Sequence[tuple[str, Mapping[str, int]]]) -> str:
+    """Name the first few features with their cells, and count the others."""
+    named = ", ".join(f"{name} ({sum(kinds.values())})" for name, kinds in features[:EXAMPLES])
+    return named + (f" and {len(features) - EXAMPLES} more" if len(features) > EXAMPLES else "")
 
 
 class Redactor:

@@ -162,6 +162,7 @@ class Auditor:
                     one["mismatches"],
                     one["ok"],
                     one["note"],
+                    one["features"],
                 )
                 for one in checks
             ),

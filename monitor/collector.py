@@ -168,6 +168,14 @@ def _audit(monitor: MonitorState, out: _Exposition) -> None:
         kinds = metrics.AUDIT_KINDS.get(check.invariant, ())
         for kind in dict.fromkeys((*kinds, *check.mismatches)):
             out.add(metrics.AUDIT_MISMATCHES, [*labels, kind], check.mismatches.get(kind, 0))
+    skews = [
+        (cells, (monitor.name, check.invariant, check.subject, feature, kind))
+        for check in monitor.audit.checks
+        for feature, kinds in check.features.items()
+        for kind, cells in kinds.items()
+    ]
+    for cells, skewed in sorted(skews, key=lambda one: (-one[0], one[1]))[: metrics.MOST_SKEWED]:
+        out.add(metrics.AUDIT_SKEW, skewed, cells)
 
 
 def _shown(monitor: MonitorState, out: _Exposition) -> tuple[set[str], set[str]]:

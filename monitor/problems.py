@@ -117,6 +117,7 @@ def _lasting(watermark: datetime | None, since: datetime) -> str:
 
 def _violated(monitor: MonitorState, check: AuditCheck, number: int) -> Problem:
     counted = ", ".join(f"{count:,} {kind}" for kind, count in check.mismatches.items() if count)
+    counted += _skewed(check)
     what = f"of {check.cells:,} cells compared: {counted}" if counted else "nothing can be said"
     note = f" ({check.note})" if check.note else ""
     ended = monitor.audit.at if monitor.audit else None
@@ -132,6 +133,15 @@ def _violated(monitor: MonitorState, check: AuditCheck, number: int) -> Problem:
         evidence=(),
         steps=(Step(Tone.BROKEN, "The audit ended (wall clock).", ended),),
     )
+
+
+def _skewed(check: AuditCheck) -> str:
+    """Name the features that mismatch, the worst first."""
+    cells = {name: sum(kinds.values()) for name, kinds in check.features.items()}
+    worst = sorted(cells, key=lambda name: (-cells[name], name))
+    named = ", ".join(f"{name} ({cells[name]:,})" for name in worst[:NAMED])
+    rest = f" and {len(worst) - NAMED} more" if len(worst) > NAMED else ""
+    return f"; in {named}{rest}" if worst else ""
 
 
 def _episode(episode: EpisodeRecord, state: State) -> Problem:

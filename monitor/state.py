@@ -75,6 +75,7 @@ class AuditCheck:
         mismatches: Kind to cells that differed.
         holds: Whether something was compared and all of it was the same.
         note: What was left out, or why there was nothing to compare.
+        features: Of I1 and I2, each feature with mismatches: kind to cells.
     """
 
     invariant: str
@@ -83,6 +84,7 @@ class AuditCheck:
     mismatches: Mapping[str, int]
     holds: bool
     note: str = ""
+    features: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def void(self) -> bool:

@@ -319,7 +319,14 @@ def drifting() -> State:
             datetime(2026, 1, 2, 3, tzinfo=UTC),
             (
                 AuditCheck("I1", "weather", 18, {}, holds=True),
-                AuditCheck("I2", "late_arrival", 70_659, {"value": 12}, holds=False),
+                AuditCheck(
+                    "I2",
+                    "late_arrival",
+                    70_659,
+                    {"value": 12},
+                    holds=False,
+                    features={"distance": {"value": 4}, "weather__temp": {"value": 8}},
+                ),
                 AuditCheck("I11", "late_arrival", 28_100, {}, holds=True),
             ),
         ),

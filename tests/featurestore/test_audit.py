@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -63,6 +64,9 @@ def check(store, invariant, subject):
     report = store.audit("purchase")
     (found,) = [c for c in report.checks if (c.invariant, c.subject) == (invariant, subject)]
     assert report.ok is all(c.ok for c in report.checks)
+    if invariant in {"I1", "I2"}:  # every cell is of a feature
+        assert sum(map(Counter, found.features.values()), Counter()) == found.mismatches
+        assert {one["feature"] for one in found.examples} <= set(found.features)
     return found
 
 
@@ -187,6 +191,8 @@ def test_i2_names_a_vector_that_training_would_not_see(stocked):
         5.000000000000001,
         5.0,
     )
+    assert found.features == {"share": {"value": 1}}
+    assert "1 value; most in share (1)" in stocked.audit("purchase").to_text()
 
 
 def test_i2_names_an_expired_value_that_was_served_all_the_same(stocked, monkeypatch):
@@ -242,6 +248,11 @@ def test_the_worst_of_each_kind_are_shown_first(stocked):
     overwrite(stocked, **{**GOOD, **two})
     found = check(stocked, "I1", "users")
     assert found.mismatches == {"missing offline": 21, "value": 2}
+    assert found.features == {
+        "spend": {"missing offline": 7},
+        "visits": {"missing offline": 7, "value": 2},
+        "city": {"missing offline": 7},
+    }
     assert [e["online"] for e in found.examples if e["kind"] == "value"] == [4, 2**53 + 3]
     assert len([e for e in found.examples if e["kind"] == "missing offline"]) == 5
     assert found.examples[0]["source"] == "data/sources/users.parquet"

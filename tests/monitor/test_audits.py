@@ -27,13 +27,14 @@ REPORT = {
             "subject": "prices",
             "cells": 600,
             "mismatches": {"value": 2},
+            "features": {"price": {"value": 2}},
             "examples": [],
             "note": "",
             "ok": False,
         }
     ],
 }
-CHECK = AuditCheck("I2", "prices", 600, {"value": 2}, holds=False)
+CHECK = AuditCheck("I2", "prices", 600, {"value": 2}, holds=False, features={"price": {"value": 2}})
 SINCE = datetime(2024, 1, 1, tzinfo=UTC)
 ASKED = Asked("m", "prices", timedelta(hours=1), SINCE)
 
