@@ -38,6 +38,7 @@ HISTORY = datetime(2013, 1, 1, tzinfo=UTC)
 START = datetime(2013, 3, 1, tzinfo=NEW_YORK)
 END = datetime(2014, 1, 1, tzinfo=NEW_YORK)
 UP_ADDRESSES = ("127.0.0.1:9464", "127.0.0.1:9465", "127.0.0.1:9466")
+EDGE_ADDRESSES = ("127.0.0.1:9467", "127.0.0.1:9468")
 
 # Piped output has no width of its own; the table wants about this much.
 console = Console() if sys.stdout.isatty() else Console(width=120)
@@ -141,14 +142,14 @@ def tell(repo: Path, until: datetime, share: float) -> list[Month]:
 
 
 def keep_up(repo: Path) -> None:
-    """Keep both servers running on the demo's state until Ctrl-C.
+    """Keep daemon, pipeline and serving edge running on the demo's state until Ctrl-C.
 
     Raises:
         UserError: There is no state yet.
     """
     if not (repo / "data" / "monitor").is_dir():
         raise UserError(f"{repo / 'data'} holds no state yet; run: make demo")
-    with servers(repo, list(UP_ADDRESSES)):
+    with servers(repo, list(UP_ADDRESSES), at_rest=True), edge(repo, list(EDGE_ADDRESSES)):
         console.print(_where_next(repo), soft_wrap=True)
         console.print("Running until Ctrl-C.")
         try:
@@ -159,13 +160,17 @@ def keep_up(repo: Path) -> None:
 
 
 @contextmanager
-def servers(repo: Path, addresses: list[str]) -> Iterator[None]:
-    """Run the pipeline server and the monitor daemon on the state of `repo`."""
+def servers(repo: Path, addresses: list[str], *, at_rest: bool = False) -> Iterator[None]:
+    """Run the pipeline server and the monitor daemon on the state of `repo`.
+
+    At rest, when nothing is replayed, the daemon audits the store now and then.
+    """
     http, monitor, pipeline = addresses
     environment = {
         "STEADFEAST_MONITOR_HTTP": http,
         "STEADFEAST_MONITOR_GRPC": monitor,
         "STEADFEAST_PIPELINE_GRPC": pipeline,
+        "STEADFEAST_AUDIT": "1h" if at_rest else "never",
     }
     with ExitStack() as stack:
         for name, verb, address in (
@@ -175,6 +180,16 @@ def servers(repo: Path, addresses: list[str]) -> Iterator[None]:
             command = [_steadfeast(), name, verb, "--config", str(repo / "steadfeast.yaml")]
             log = repo / "data" / f"{name}.log"
             stack.enter_context(running(name, command, address, log, environment))
+        yield
+
+
+@contextmanager
+def edge(repo: Path, addresses: list[str]) -> Iterator[None]:
+    """Serve features from the state of `repo`, over gRPC and HTTP."""
+    at, http = addresses
+    command = [_steadfeast(), "store", "serve", "--config", str(repo / "steadfeast.yaml"),
+               "--grpc", at, "--http", http]  # fmt: skip
+    with running("edge", command, at, repo / "data" / "edge.log", {}):
         yield
 
 
@@ -197,7 +212,8 @@ def _where_next(repo: Path) -> str:
     lines = {
         "make up": "keeps the daemon and the pipeline running on this state; then",
         f"http://{http}/": "is the page: monitors, features, episodes, retrainings,",
-        f"http://{http}/metrics": "what Prometheus scrapes, and",
+        f"http://{http}/metrics": "what Prometheus scrapes, as it does of the serving edge",
+        f"http://{EDGE_ADDRESSES[1]}/metrics": "that answers requests for features, and",
         "grafana/": "has dashboards, rules and provisioning for Grafana",
         os.path.relpath(
             repo / "data"

@@ -44,6 +44,15 @@ BURN_RATES = (
     ("Slow", 1.0, "3d", "6h", "warning"),
 )
 
+SKEWED = (
+    '{{ range $i, $one := printf "topk(3, sum by (feature) ('
+    + m.AUDIT_SKEW
+    + '{monitor=%q, invariant=%q, subject=%q}))" $labels.monitor $labels.invariant '
+    "$labels.subject | query }}{{ if $i }},{{ else }}; most in{{ end }} {{ .Labels.feature }} "
+    "({{ .Value }}){{ end }}"
+)
+"""Template that names the features that an invariant fails for, the three worst."""
+
 HEAD = "# Built by grafana/build.py; edit grafana/alerts.py.\n"
 
 
@@ -102,7 +111,9 @@ ALERTS = (
         lasting="0m",
         severity="critical",
         summary="Serving and training disagree: {{ $labels.invariant }} of {{ $labels.subject }}",
-        description="The last audit found {{ $value }} cells that differ. Neither the drift "
+        description="The last audit found {{ $value }} cells that differ"
+        + SKEWED
+        + ". Neither the drift "
         "figures nor a retraining can be trusted before it is explained.",
         dashboard=OVERVIEW,
     ),
@@ -158,7 +169,8 @@ ALERTS = (
     ),
     Rule(
         name="SteadfeastNoVerdict",
-        expr=f"count by (monitor) ({m.DRIFT_LEVEL} == 1) == count by (monitor) ({m.DRIFT_LEVEL})",
+        expr=f"count by (monitor) ({m.DRIFT_LEVEL} == 1) == count by (monitor) ({m.DRIFT_LEVEL}) "
+        f"unless on (monitor) {m.MONITOR_SUPERSEDED} == 1",
         lasting="1h",
         severity="warning",
         summary="No feature of {{ $labels.monitor }} can be judged",

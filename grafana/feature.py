@@ -87,13 +87,22 @@ def feature() -> Any:
             ),
             lines(
                 "Skew by kind",
-                "Cells in which serving and training differed in the last audit, by kind of skew; "
-                "of the monitor's service, not of one feature.",
+                "Cells of this feature in which serving and training differed in the last audit, "
+                "by kind of skew. 0 is an audit that found none; no data, that there was no audit.",
+                query(
+                    f"sum by (monitor, invariant, subject, kind) ({m.AUDIT_SKEW}{FEATURE}) "
+                    f"or on (monitor) 0 * {m.AUDIT_AT}{MONITOR}",
+                    "{{monitor}} {{invariant}} {{subject}} {{kind}}",
+                ),
+            ),
+            lines(
+                "Skew of all features",
+                "The same of the whole service, with what is not of a feature: lost rows, rows "
+                "that went back, mixed contracts.",
                 query(
                     f"{m.AUDIT_MISMATCHES}{MONITOR}",
                     "{{invariant}} {{subject}} {{kind}}",
                 ),
-                width=24,
             ),
             rows(
                 "Windows",

@@ -167,7 +167,7 @@ class MonitorConfig(Section):
         causes: Labels of other systems' alerts that are causes to retrain, as Alertmanager's
             webhook tells them: an alert is one if it has every label of any entry.
         audit: How often the store's invariants are checked on the current window, wall clock;
-            none means never.
+            none, or `never`, means never.
     """
 
     service: str
@@ -193,6 +193,12 @@ class MonitorConfig(Section):
     causes: tuple[Annotated[dict[str, str], Field(min_length=1)], ...] = ()
     audit: Duration | None = None
     performance: PerformanceConfig | None = PerformanceConfig()
+
+    @field_validator("audit", mode="before")
+    @classmethod
+    def _never(cls, audit: object) -> object:
+        # A variable of the environment cannot say none.
+        return None if audit == "never" else audit
 
     @model_validator(mode="after")
     def _whole_buckets(self) -> Self:

@@ -27,7 +27,7 @@ from prometheus_client.core import (
 from monitor.detect import Level
 from monitor.distribution import MOST_BARS
 from monitor.looks import WEIGHTS
-from monitor.measures import MEASURES
+from monitor.measures import MEASURES, Task
 from monitor.segments import MOST, OTHERS
 from monitor.statistics import STATISTICS
 from protos.steadfeast.v1.pipeline_pb2 import RunState
@@ -43,6 +43,8 @@ MOST_FEATURES = 2000
 """Features of a monitor that are exported; of more, those nearest to or over their thresholds."""
 MOST_SPREADS = 200
 """Of them, those that are exported with their distributions."""
+MOST_SKEWED = 50
+"""Series of a monitor that say which features serving and training disagree about: the worst."""
 
 BUILD_INFO = "steadfeast_build_info"
 IDLE = "steadfeast_idle"
@@ -84,6 +86,7 @@ AUDIT_HOLDS = "steadfeast_audit_holds"
 AUDIT_VOID = "steadfeast_audit_void"
 AUDIT_CELLS = "steadfeast_audit_cells"
 AUDIT_MISMATCHES = "steadfeast_audit_mismatches"
+AUDIT_SKEW = "steadfeast_audit_feature_mismatches"
 PERFORMANCE = "steadfeast_performance_"  # and the figure's name
 PERFORMANCE_REFERENCE = "steadfeast_performance_reference_"  # and the figure's name
 PERFORMANCE_ESTIMATED = "steadfeast_performance_estimated_"  # and the figure's name
@@ -379,6 +382,13 @@ METRICS: Mapping[str, Described] = {
             "monitor invariant subject kind",
             "Cells that differed between serving and training, by the kind of skew.",
         ),
+        _gauge(
+            AUDIT_SKEW,
+            "cells",
+            "monitor invariant subject feature kind",
+            f"Which features these cells are of; only features with any, and the {MOST_SKEWED} "
+            "largest counts.",
+        ),
         *(figure(PERFORMANCE, name, one.unit) for name, one in MEASURES.items()),
         *(figure(PERFORMANCE_REFERENCE, name, one.unit) for name, one in MEASURES.items()),
         *(figure(PERFORMANCE_ESTIMATED, name, MEASURES[name].unit) for name in ESTIMATED_FIGURES),
@@ -490,14 +500,45 @@ SAMPLES: Mapping[str, Described] = {
 """Every name that a query may use, to its metric."""
 
 
+_REGRESSION = [name for name, one in MEASURES.items() if one.task is Task.REGRESSION]
+
+SPARSE: Mapping[str, str] = {
+    MONITOR_INCIDENT_OPENED: "while an incident of the kind is open",
+    EPISODE_OPENED: "while an episode of the kind is open",
+    EPISODE_ACKNOWLEDGED: "while an episode of the kind is open",
+    OUTBOX_OLDEST: "while a trigger waits to be delivered",
+    RUN_CHANGED: "for the states that a run is in",
+    VIEW_AGE_LIMIT: "for views with a `max_age`",
+    VIEW_STALE: "for views with a `max_age`",
+    AUDIT_SKEW: "for features that serving and training disagree about",
+    PERFORMANCE_BOUND: "for the figures of the model's task",
+    **{
+        prefix + name: "for a model that predicts numbers"
+        for name in _REGRESSION
+        for prefix in (PERFORMANCE, PERFORMANCE_REFERENCE, PERFORMANCE_ESTIMATED)
+        if prefix + name in METRICS
+    },
+    **{
+        distance(name, "").name: "for features whose verdict it decided"
+        for name in (*STATISTICS, *WEIGHTS)
+    },
+}
+"""Metrics that a healthy daemon may have no sample of, and when there is one.
+
+A panel or a rule may be without data for these and for no others: the tests ask every query of
+the demo's Prometheus.
+"""
+
+
 def document() -> str:
-    """Return `docs/metrics.md`: every metric in a table."""
+    """Return `docs/metrics.md`: every metric in a table, and which may have no sample."""
     rows = (
         f"| `{one.name}` | {one.type} | {one.unit} | "
         f"{', '.join(f'`{label}`' for label in one.labels)} | {one.help} |"
         for one in METRICS.values()
     )
-    return "\n".join((_DOCUMENT.strip(), *rows, ""))
+    sparse = (f"| `{name}` | {when} |" for name, when in SPARSE.items())
+    return "\n".join((_DOCUMENT.strip(), *rows, _SPARSE.rstrip(), *sparse, ""))
 
 
 _DOCUMENT = f"""
@@ -526,4 +567,14 @@ figure is read off the last committed state at the time of the scrape.
 
 | name | type | unit | labels | meaning |
 | --- | --- | --- | --- | --- |
+"""
+
+_SPARSE = """
+## When there is a sample
+
+A panel without data can be good news. A healthy daemon has a sample of every metric above, but of
+these only at times; the panels that ask for them are the ones that may be empty.
+
+| name | there is a sample |
+| --- | --- |
 """

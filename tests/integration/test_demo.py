@@ -6,6 +6,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
+import urllib.request
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,8 +15,15 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from boards_world import panels, rules
 from demo_world import ROOT, Told, steadfeast, tell
+from prometheus_world import scraping
 from sklearn.metrics import roc_auc_score
+
+from demo.__main__ import edge, servers
+from demo.processes import free_addresses
+from demo.replay import REQUEST_COLUMNS
+from monitor.metrics import AUDIT_AT, AUDIT_CELLS, SPARSE
 
 SHARE = 0.35
 
@@ -124,6 +133,56 @@ def test_served_vectors_equal_their_replay(told):
         steadfeast("store", "audit", "late_arrival", "--json", cwd=told.repo, COLUMNS="200")
     )
     assert report["ok"] is True
+
+
+@pytest.fixture(scope="module")
+def watched(told, service_binary, tmp_path_factory):
+    """A Prometheus on what `make up` runs, with the rules; some requests have been served."""
+    binary = service_binary("prometheus")
+    daemon, (grpc_address, http) = free_addresses(3), free_addresses(2)
+    with (
+        servers(told.repo, daemon, at_rest=True),
+        edge(told.repo, [grpc_address, http]),
+        scraping(
+            binary, f"http://{daemon[0]}", tmp_path_factory.mktemp("prometheus"), others=[http]
+        ) as prometheus,
+    ):
+        rows = ds.dataset(told.repo / "data" / "served" / "late_arrival").head(2).to_pylist()
+        entities = {name: [row[name] for row in rows] for name in REQUEST_COLUMNS}
+        body = json.dumps({"feature_service": "late_arrival", "entities": entities}, default=str)
+        request = urllib.request.Request(f"http://{http}/get-online-features", body.encode())
+        deadline = time.monotonic() + 100
+        audited = f"{AUDIT_AT} and on (monitor) {AUDIT_CELLS}"
+        served = "steadfeast_serving_requests_total > 2"
+        while not (prometheus.query(audited) and prometheus.query(served)):
+            assert time.monotonic() < deadline
+            urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
+            time.sleep(0.3)
+        yield prometheus
+
+
+@pytest.mark.service("prometheus")
+def test_every_panel_has_data_on_the_demos_prometheus(watched):
+    """For every value of every variable; what is empty is so for want of a metric of `SPARSE`."""
+    asked = panels(watched)
+    empty = {one for one in asked if not one.answered(watched)}
+    sparse = {*SPARSE, "ALERTS"}
+    wrong = {f"{one.where}: {one.expr}" for one in empty if not one.missing(watched) & sparse}
+    assert not wrong
+    assert len(asked) > len(empty) > 0
+
+
+@pytest.mark.service("prometheus")
+def test_every_rule_finds_what_it_reads(watched):
+    """Prometheus judges each; a rule that reads a series that nobody exports would never fire."""
+    judged = [rule for group in watched.get("rules")["groups"] for rule in group["rules"]]
+    assert {(rule["name"], rule["health"]) for rule in judged} == {
+        (one.where, "ok") for one in rules()
+    }
+    missing = {(one.where, name) for one in rules() for name in one.missing(watched)}
+    assert {name for _, name in missing} <= set(SPARSE)
+    speaking = {alert["labels"]["alertname"] for alert in watched.get("alerts")["alerts"]}
+    assert speaking <= {"SteadfeastDriftEpisode", "SteadfeastPerformanceDrop"}
 
 
 def test_nothing_is_left_running(told):

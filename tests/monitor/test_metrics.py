@@ -17,7 +17,7 @@ from monitor import metrics
 from monitor.collector import StateCollector
 from monitor.detect import Level
 from monitor.page import SHOWN, page
-from monitor.state import State
+from monitor.state import OutboxState, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +91,12 @@ def test_every_figure_of_the_state_is_exported(drifting):
         (metrics.AUDIT_CELLS, *replayed.items()): 70_659,
         (metrics.AUDIT_MISMATCHES, *replayed.items(), ("kind", "value")): 12,
         (metrics.AUDIT_MISMATCHES, *replayed.items(), ("kind", "missing online")): 0,
+        (
+            metrics.AUDIT_SKEW,
+            *replayed.items(),
+            ("feature", "weather__temp"),
+            ("kind", "value"),
+        ): 8,
         (metrics.GATE_VALUE, *flights.items(), ("gate", "auc")): 0.771,
         (metrics.GATE_LIMIT, *flights.items(), ("gate", "auc")): 0.752,
         (metrics.GATE_PASSED, *flights.items(), ("gate", "auc")): 1,
@@ -193,6 +199,50 @@ def test_of_ten_thousand_features_the_worst_are_exported(drifting):
     assert spreads == set(names[: metrics.MOST_SPREADS])
     assert value(state, "steadfeast_series_suppressed", monitor=monitor.name) > 8000 * 11
     assert len(found) < 2000 * metrics.SERIES_PER_FEATURE + 200 * metrics.BARS_PER_FEATURE + 1000
+
+
+def test_of_ten_thousand_skewed_features_the_worst_are_exported(drifting):
+    (monitor, *_) = drifting.monitors.values()
+    skew = {f"f{number:05}": {"stale": number, "value": 1} for number in range(10_000)}
+    checks = tuple(dataclasses.replace(one, features=skew) for one in monitor.audit.checks[1:2])
+    audit = dataclasses.replace(monitor.audit, checks=checks)
+    wide = dataclasses.replace(monitor, audit=audit)
+    found = {
+        dict(labels)["feature"]: cells
+        for (name, labels), cells in samples(
+            dataclasses.replace(drifting, monitors={monitor.name: wide})
+        ).items()
+        if name == metrics.AUDIT_SKEW
+    }
+    worst = range(10_000 - metrics.MOST_SKEWED, 10_000)
+    assert found == {f"f{number:05}": number for number in worst}
+
+
+def test_a_healthy_daemon_lacks_what_is_said_to_be_sparse(drifting):
+    """All metrics but those of the table, and the table holds none that is always there."""
+    (flights, *_) = drifting.monitors.values()
+    whole = tuple(
+        dataclasses.replace(one, mismatches={}, features={}) for one in flights.audit.checks
+    )
+    calm = dataclasses.replace(
+        flights,
+        verdicts=(),
+        incidents=(),
+        max_age={},
+        audit=dataclasses.replace(flights.audit, checks=whole),
+    )
+    judged = dataclasses.replace(calm, verdicts=flights.verdicts)
+    closed = tuple(one for one in drifting.episodes if not one.open)
+    rest = {"episodes": closed, "outbox": OutboxState()}
+    found = {
+        name
+        for monitor in (calm, judged)
+        for name, _ in samples(dataclasses.replace(drifting, monitors={"flights": monitor}, **rest))
+    }
+    exported = {metrics.SAMPLES[name].name for name in found}
+    assert set(metrics.METRICS) - exported <= set(metrics.SPARSE)
+    here = {metrics.RUN_CHANGED, metrics.PERFORMANCE_BOUND, metrics.DRIFT + "psi"}
+    assert set(metrics.SPARSE) & exported == here  # not for every label
 
 
 def test_of_ten_thousand_features_the_page_shows_the_worst(drifting):
