@@ -5,13 +5,14 @@ Above `errors` alone; imports no Feast. `vectors` makes answers, `served` logs t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 Columns = tuple[
     pa.Table, "Mapping[str, np.ndarray[Any, np.dtype[np.uint8]]]", "Mapping[str, pa.Array]"
@@ -30,8 +31,12 @@ class Later(Protocol):
     def rows(self) -> int:
         """Number of rows."""
 
-    def settle(self) -> Columns:
-        """Make all columns."""
+    @property
+    def kind(self) -> Hashable:
+        """What has the same kind can be settled together."""
+
+    def settle(self, more: Sequence[Any] = ()) -> Columns:
+        """Make all columns, of this and then of more of its kind."""
 
     def lists(self) -> dict[str, list[Any]] | None:
         """Make what `to_dict` returns; None if it is to be made from the columns."""
@@ -134,3 +139,50 @@ class OnlineFeatures:
             return arrays
         table = self.table
         return {name: table.column(name).to_numpy(zero_copy_only=False) for name in self.features}
+
+
+class Settled(NamedTuple):
+    """Several answers with the same columns, as one table.
+
+    Attributes:
+        members: Which of the answers they are, ascending.
+        table: Entity columns, then features; the rows of each member after those of the last.
+        event_times: Feature view -> when each row's value is from.
+    """
+
+    members: list[int]
+    table: pa.Table
+    event_times: dict[str, pa.ChunkedArray]
+
+
+def settled(answers: Sequence[OnlineFeatures]) -> Iterator[Settled]:
+    """Make the columns of many answers, those that can be together at once.
+
+    A thousand answers of one row cost little more than one of a thousand rows, where each by
+    itself would pay for every Arrow array. An answer that has no columns yet has none afterwards.
+    """
+    packed = [one.packed for one in answers]
+    alike: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for i, later in enumerate(packed):
+        alike[i if later is None else later.kind].append(i)
+    parts: defaultdict[Hashable, list[tuple[list[int], Columns]]] = defaultdict(list)
+    for members in alike.values():
+        first, *more = (packed[i] for i in members)
+        if first is None:
+            one = answers[members[0]]
+            columns = one.table, one.statuses, one.event_times
+        else:
+            columns = first.settle(more)
+        parts[columns[0].schema, tuple(columns[2])].append((members, columns))
+    for some in parts.values():
+        members = [i for group, _ in some for i in group]
+        table = pa.concat_tables([columns[0] for _, columns in some])
+        times = {
+            view: pa.chunked_array([columns[2][view] for _, columns in some])
+            for view in some[0][1][2]
+        }
+        if members != sorted(members):
+            places = np.repeat(members, [answers[i].rows for i in members])
+            order = pa.array(np.argsort(places, kind="stable"))
+            table, times = table.take(order), {view: t.take(order) for view, t in times.items()}
+        yield Settled(sorted(members), table, times)

@@ -1,8 +1,8 @@
 """The invariants that can be checked on live data, over every key and every logged vector.
 
-Above `compare`, `logaudit` and `logchecks`, below `store`, which offers it. Set at a time, within a bound of
-memory: both sides of I1 stream into DuckDB and meet in one full join. A check that had nothing to
-compare is void: it has shown nothing, and says so.
+Above `compare`, `logaudit` and `logchecks`, below `store`, which offers it. Set at a time, within a
+bound of memory: both sides of I1 stream into DuckDB and meet in one full join. A check that had
+nothing to compare is void: it has shown nothing, and says so.
 
 - I1: the online store against the newest offline row at the watermark, TTL applied to both.
   Kinds: missing online, missing offline, stale (an older row than offline's), ahead (one from

@@ -59,6 +59,7 @@ NO_TIME = -(2**63)
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
+_MOST_TTL = 2**62
 _CHECK = 4
 _RESIDUE = 0x2144DF1C  # CRC-32 of anything followed by its own CRC-32, little-endian
 _SIGN = np.uint64(1 << 63)
@@ -77,8 +78,10 @@ def usable(event_us: Micros, ttl_us: int, at_us: int | NDArray[np.int64]) -> Any
     known = event_us <= at_us
     if ttl_us == 0:
         return known
-    # One time is a Python integer, which has no end; below all times means the same.
-    oldest = max(at_us - ttl_us, NO_TIME) if isinstance(at_us, int) else at_us - ttl_us
+    # One time is a Python integer, which has no end; below all times means the same. From an array
+    # at most 146,000 years are taken, which is before the first date there is.
+    one = isinstance(at_us, int)
+    oldest = max(at_us - ttl_us, NO_TIME) if one else at_us - min(ttl_us, _MOST_TTL)
     return known & (event_us >= oldest)
 
 

@@ -1,8 +1,8 @@
 """Vectors that were served, and the log of every one of them.
 
 Above `logfiles`; imports no Feast, so that what only reads the log starts at once. The hot path
-pays for one list append: a thread of the log's own, alive while rows wait, does the Arrow work and
-writes each file by rename, so that a reader sees all of a file or nothing.
+pays for one list append: a thread of the log's own, alive while rows wait, does the Arrow work, for
+all that wait at once, and writes each file by rename, so that a reader sees all of it or nothing.
 
 When `rows_waiting` rows of a service wait, because the disk is slower than the requests, the
 policy decides: "block" makes requests wait, "drop" leaves their vectors out and counts them. Each
@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import chain, groupby
 from threading import Condition, RLock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,12 +30,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from featurestore.answers import settled
 from featurestore.errors import LogUnavailableError
 from featurestore.logfiles import Run, between, collected, microseconds, named, write
 from featurestore.rows import TIMESTAMP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from featurestore.answers import OnlineFeatures
@@ -315,11 +317,8 @@ class ServedLog:
         if not items and not dropped:
             return False
         try:
-            for alike in _alike(items or [lost]) if kind == "served" else [items]:
-                if kind == "labels":
-                    table = pa.concat_tables(alike).combine_chunks()
-                else:
-                    table = _served_table(alike) if items else _served_table(alike).slice(0, 0)
+            for alike, whole in _tables(items or [lost]) if kind == "served" else _labels(items):
+                table = whole if items else whole.slice(0, 0)
                 self._write(kind, service, buffer, table, dropped=dropped, gap=gap)
                 with self._lock:
                     buffer.told += dropped
@@ -327,7 +326,8 @@ class ServedLog:
                     self._failure = None
                     self._changed.notify_all()
                 dropped, gap = 0, None
-                items = [item for item in items if not any(item is one for one in alike)]
+                there = set(map(id, alike))
+                items = [item for item in items if id(item) not in there]
         except OSError:
             with self._lock:
                 buffer.items = items + buffer.items
@@ -363,42 +363,39 @@ class ServedLog:
         buffer.written += table.num_rows
 
 
-def _alike(items: list[_Served]) -> list[list[_Served]]:
-    """Group vectors by their columns: a rollout serves two contracts, and so two sets, at once."""
-    groups: defaultdict[Any, list[_Served]] = defaultdict(list)
-    for item in items:
-        groups[item.features.table.schema, tuple(item.features.event_times)].append(item)
-    return list(groups.values())
+def _labels(items: list[pa.Table]) -> Iterator[tuple[list[pa.Table], pa.Table]]:
+    if items:
+        yield items, pa.concat_tables(items).combine_chunks()
 
 
-def _served_table(items: list[_Served]) -> pa.Table:
-    """One table from the calls that wait, all with the same columns."""
-    rows = [item.features.rows for item in items]
-
-    def repeated(values: list[str]) -> pa.Array:
-        return pa.array(np.repeat(np.array(values, dtype=object), rows), pa.string())
-
-    times = np.repeat(np.array([item.request_time for item in items], dtype=np.int64), rows)
-    columns: dict[str, Any] = {
-        "request_id": _stacked(_column(item.request_ids, pa.string()) for item in items),
-        "request_time": pa.array(times).cast(TIMESTAMP),
-        "model": repeated([item.model for item in items]),
-        "model_version": repeated([item.model_version for item in items]),
-        "contract": repeated([item.features.contract for item in items]),
-    }
-    vectors = pa.concat_tables([item.features.table for item in items])
-    columns |= zip(vectors.column_names, vectors.columns, strict=True)
-    for view in items[0].features.event_times:
-        columns[f"{view}__event_timestamp"] = _stacked(
-            _column(item.features.event_times[view], TIMESTAMP) for item in items
-        )
-    columns["prediction"] = _stacked(
-        pa.nulls(count, pa.float64())
-        if item.predictions is None
-        else _column(item.predictions, pa.float64())
-        for item, count in zip(items, rows, strict=True)
-    )
-    return pa.table(columns).combine_chunks()
+def _tables(items: list[_Served]) -> Iterator[tuple[list[_Served], pa.Table]]:
+    """Make one table of all calls with the same columns; two contracts in a rollout have two."""
+    for members, vectors, event_times in settled([item.features for item in items]):
+        some = [items[i] for i in members]
+        rows = [item.num_rows for item in some]
+        columns: dict[str, Any] = {
+            "request_id": _joined([item.request_ids for item in some], pa.string()),
+            "request_time": pa.array(
+                np.repeat([item.request_time for item in some], rows), TIMESTAMP
+            ),
+        }
+        for name, values in (
+            ("model", [item.model for item in some]),
+            ("model_version", [item.model_version for item in some]),
+            ("contract", [item.features.contract for item in some]),
+        ):
+            columns[name] = pa.array(np.repeat(np.array(values, object), rows), pa.string())
+        columns |= zip(vectors.column_names, vectors.columns, strict=True)
+        columns |= {
+            f"{view}__event_timestamp": _column(times, TIMESTAMP)
+            for view, times in event_times.items()
+        }
+        given = [
+            [None] * item.num_rows if item.predictions is None else item.predictions
+            for item in some
+        ]
+        columns["prediction"] = _joined(given, pa.float64())
+        yield some, pa.table(columns).combine_chunks()
 
 
 def _column(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
@@ -410,8 +407,12 @@ def _column(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
     return pa.array(values, kind)
 
 
-def _stacked(columns: Iterable[pa.Array | pa.ChunkedArray]) -> pa.ChunkedArray:
+def _joined(columns: Iterable[Any], kind: pa.DataType) -> pa.ChunkedArray:
+    """Columns as of `_column`, one after the other; what can be joined before Arrow is."""
     chunks: list[pa.Array] = []
-    for column in columns:
-        chunks += column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    return pa.chunked_array(chunks)
+    for plain, group in groupby(columns, lambda values: isinstance(values, (list, tuple))):
+        some = list(group)
+        for values in [list(chain.from_iterable(some))] if plain else some:
+            column = _column(values, kind)
+            chunks += column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    return pa.chunked_array(chunks, kind)

@@ -6,9 +6,9 @@ rule is the shared comparator `rows.usable`, and the executors are those that tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,6 @@ from featurestore.service import TIMESTAMP, ServicePlan, StoredView
 from featurestore.training import typed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from feast.repo_config import RepoConfig
 
     from featurestore.contract import Contract
@@ -31,7 +29,11 @@ if TYPE_CHECKING:
 
 PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = (np.uint8(code) for code in (1, 2, 3, 4))
 
+EntityRows: TypeAlias = pa.Table | Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+"""What a request may give: a table, a mapping for each row, or a mapping of columns."""
+
 Codes = np.ndarray[Any, np.dtype[np.uint8]]
+Micros = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,15 @@ def read(
 
 
 def assemble(
-    bundle: Bundle, entities: pa.Table, reads: Sequence[PackedRead], at: int
+    bundle: Bundle, entities: pa.Table, reads: Sequence[PackedRead], at: int | Micros
 ) -> tuple[pa.Table, dict[str, Codes], dict[str, pa.Array]]:
     """Return table, statuses and event times of a request, from what each view has stored.
+
+    Args:
+        bundle: The service.
+        entities: What `entity_rows` returns; n rows.
+        reads: What is stored for them, one per view of the service.
+        at: What TTLs are measured from, µs since the epoch: one time, or one per row, shape (n,).
 
     Raises:
         OnDemandError: A function returned something other than it declares.
@@ -91,16 +99,22 @@ def assemble(
     return table, statuses, event_times
 
 
-def entity_rows(
-    plan: ServicePlan,
-    rows: pa.Table | Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
-) -> pa.Table:
+def rows_in(given: EntityRows) -> int:
+    """Return how many rows a request asks for."""
+    if isinstance(given, Mapping):
+        return max(map(len, given.values()), default=0)
+    return len(given)
+
+
+def entity_rows(plan: ServicePlan, rows: EntityRows) -> pa.Table:
     """Return the join keys and request fields of a request as typed columns.
 
     Raises:
         EntityRowsError: A column is missing or of a wrong type.
     """
     types = plan.entity_columns
+    if not types:  # of views without entities: rows, and no column
+        return pa.table({"": pa.nulls(rows_in(rows))}).select([])
     if isinstance(rows, pa.Table):
         for name in types:
             if name not in rows.column_names:
@@ -132,7 +146,7 @@ def _exact(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _view(
-    view: StoredView, got: PackedRead, at: int
+    view: StoredView, got: PackedRead, at: int | Micros
 ) -> tuple[dict[tuple[str, str], pa.Array], Codes, pa.Array]:
     """Judge one view: values that may be used at `at`, a status per row, event times."""
     found = got.found
@@ -162,12 +176,12 @@ def _statuses(values: pa.Array, states: Codes | None) -> Codes:
     return codes
 
 
-def _microseconds(times: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _microseconds(times: pa.Array) -> Micros:
     """Microseconds since the epoch; the least of all where there is no time."""
     values = times.view(pa.int64())
     if values.null_count:
         values = values.fill_null(-(2**63))
-    micros: np.ndarray[Any, np.dtype[np.int64]] = values.to_numpy()
+    micros: Micros = values.to_numpy()
     return micros
 
 

@@ -30,7 +30,8 @@ from featurestore.online import PackedOnlineStore
 from featurestore.removal import collect_garbage, erase_files
 from featurestore.replay import replay
 from featurestore.served import ServedLog
-from featurestore.vectors import EntityRows, Reader, rows_in
+from featurestore.serving import EntityRows, rows_in
+from featurestore.vectors import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,9 +8,9 @@ request all the same: what could fail later (an older layout, an on-demand view)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from itertools import chain, groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,18 +22,16 @@ from featurestore.online.columns import space_of
 from featurestore.online.packing import plan_of, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from feast.repo_config import RepoConfig
     from numpy.typing import NDArray
 
+    from featurestore.answers import Columns
     from featurestore.blocks import Decoder, Judged
     from featurestore.online import PackedOnlineStore
     from featurestore.service import StoredView
-    from featurestore.serving import Bundle, Codes
-
-EntityRows: TypeAlias = pa.Table | Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
-"""What a request may give: a table, a mapping for each row, or a mapping of columns."""
+    from featurestore.serving import Bundle, EntityRows
 
 _LISTED_ROWS = 256  # a table of fewer rows is encoded faster value by value
 _NONE = np.zeros(5, np.int64)
@@ -109,10 +107,10 @@ class Request:
 
     __slots__ = (
         "_at",
-        "_columns",
         "_entities",
         "_judged",
         "_layouts",
+        "_listed",
         "_reader",
         "fetched",
         "rows",
@@ -122,13 +120,13 @@ class Request:
         self._reader, self._at = reader, at
         self._entities: pa.Table | None = None
         self._judged: list[Judged] | None = None
-        self._columns = _listed(reader.bundle.plan.keys, given)
+        self._listed = _listed(reader.bundle.plan.keys, given)
         keys: list[list[bytes | None] | None] = [None]
-        if self._columns is not None:
-            self.rows = len(next(iter(self._columns.values())))
-            keys = [source.keys(self._columns, self.rows) for source in reader.sources]
+        if self._listed is not None:
+            self.rows = len(next(iter(self._listed.values())))
+            keys = [source.keys(self._listed, self.rows) for source in reader.sources]
         if None in keys:
-            self._columns = None
+            self._listed = None
             self._entities = serving.entity_rows(reader.bundle.plan, given)
             self.rows = self._entities.num_rows
             keys = [
@@ -157,22 +155,27 @@ class Request:
 
     def keys(self) -> dict[str, list[Any]]:
         """Return the key columns as lists."""
-        if self._columns is not None:
-            return {name: list(column) for name, column in self._columns.items()}
+        if self._listed is not None:
+            return {name: list(column) for name, column in self._listed.items()}
         table = self._entities
         return {} if table is None else table.to_pydict()
 
-    def settle(self) -> tuple[pa.Table, dict[str, Codes], dict[str, pa.Array]]:
+    @property
+    def kind(self) -> Reader:
+        """Requests of one reader can be settled together."""
+        return self._reader
+
+    def settle(self, more: Sequence[Request] = ()) -> Columns:
         """Return the table, the statuses and the event times, by `serving`."""
-        reader = self._reader
-        if self._entities is None:
-            self._entities = serving.entity_rows(reader.bundle.plan, self._columns or {})
-        layouts = reader.online.layouts
+        reader, layouts, every = self._reader, self._reader.online.layouts, (self, *more)
         reads = [
-            unpack(source.plan, layouts, rows, source.names)
-            for source, rows in zip(reader.sources, self.fetched, strict=True)
+            unpack(source.plan, layouts, list(chain.from_iterable(rows)), source.names)
+            for source, *rows in zip(reader.sources, *(one.fetched for one in every), strict=True)
         ]
-        return serving.assemble(reader.bundle, self._entities, reads, self._at)
+        at: int | NDArray[np.int64] = self._at
+        if more:
+            at = np.repeat([one._at for one in every], [one.rows for one in every])  # noqa: SLF001
+        return serving.assemble(reader.bundle, _entities(every), reads, at)
 
     def judged(self) -> list[Judged] | None:
         """Return what each view says; None when a type has no NumPy form."""
@@ -210,18 +213,27 @@ class Request:
         return dict(zip(self._reader.names, self._reader.in_order(flat), strict=True))
 
 
-def rows_in(given: EntityRows) -> int:
-    """Return how many rows a request asks for."""
-    if isinstance(given, dict):
-        return max(map(len, given.values()), default=0)
-    return len(given)
+def _entities(requests: Sequence[Request]) -> pa.Table:
+    """Return the key columns of requests of one reader, one request after the other."""
+    plan = requests[0].kind.bundle.plan
+    pieces = []
+    for listed, some in groupby(requests, lambda one: one._listed is not None):  # noqa: SLF001
+        if listed:
+            columns = [request.keys() for request in some]
+            joined = {n: list(chain.from_iterable(c[n] for c in columns)) for n in columns[0]}
+            pieces.append(serving.entity_rows(plan, joined))
+        else:
+            pieces += [request._entities for request in some]  # noqa: SLF001
+    return pa.concat_tables(pieces)
 
 
 def _listed(keys: Mapping[str, pa.DataType], given: EntityRows) -> dict[str, Any] | None:
     """Return the key columns as lists, where that is the cheaper way.
 
-    What is wrong with them is left to the slow way, which says it.
+    What is wrong with them is left to the slow way, which says it; so is a service without keys.
     """
+    if not keys:
+        return None
     try:
         if isinstance(given, pa.Table):
             schema = given.schema
@@ -232,7 +244,7 @@ def _listed(keys: Mapping[str, pa.DataType], given: EntityRows) -> dict[str, Any
             columns = {name: given[name] for name in keys}
             if len({len(column) for column in columns.values()}) == 1:
                 return columns
-        elif keys:
+        else:
             rows = cast("Sequence[Mapping[str, Any]]", given)
             return {name: [row[name] for row in rows] for name in keys}
     except KeyError:

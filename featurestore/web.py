@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from featurestore.edge import MAX_REQUEST_BYTES, Figures, answer_of
 from featurestore.errors import EntityRowsError, RequestError, SteadfeastError
-from featurestore.vectors import rows_in
+from featurestore.serving import rows_in
 from featurestore.wire import answer
 
 if TYPE_CHECKING:

@@ -288,6 +288,30 @@ small = FeatureService(name="small", features=[users[["spend"]], market])""",
     assert [c.ok for c in report.checks if c.subject == "market"] == [True], report.to_text()
 
 
+def test_a_service_without_any_entity_answers_each_row_asked_for(shop):
+    shop.edit(
+        "features.py",
+        'small = FeatureService(name="small", features=[users[["spend"]]])',
+        """market = FeatureView(
+    name="market", entities=[], schema=[Field(name="price", dtype=Float32)],
+    source=FileSource(path="data/sources/items.parquet", timestamp_field="at"),
+)
+small = FeatureService(name="small", features=[market])""",
+    )
+    shop.write([], [item("a", NOON - HOUR, price=1.5), item("b", NOON, price=2.5)])
+    with Store.open(shop.config) as store:
+        store.apply()
+        store.materialize(NOON)
+        for given in (pa.table({"x": [1, 2]}), {"x": [1, 2]}, [{"x": 1}, {}]):
+            got = store.online_features("small", given, request_time=NOON)
+            assert got.to_dict() == {"price": [2.5, 2.5]}
+            store.served.append("small", got, request_ids=["r", "s"], request_time=NOON)
+        assert store.online_features("small", {}, request_time=NOON).rows == 0
+        report = store.audit("small")
+        assert [c.cells for c in report.checks if c.invariant == "I2"] == [6]
+        assert report.ok, report.to_text()
+
+
 def test_a_stream_writes_past_materialization(shop):
     shop.write([user(1, NOON, spend=4.0)], [])
     row = pa.Table.from_pylist([user(1, NOON + HOUR, spend=9.0)], shop.USERS)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurestore import Store
+from featurestore.answers import settled
 from featurestore.errors import CorruptRowError, EntityRowsError
 from featurestore.rows import NO_TIME, usable
 from featurestore.service import Output, ServicePlan, StoredView
@@ -80,12 +81,8 @@ def _columns(types, n):
     return st.fixed_dictionaries(values)
 
 
-@pytest.mark.parametrize("online", ["sqlite"], indirect=True)
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(data=st.data())
-def test_numpy_lists_and_json_say_what_arrow_says(online, data):
+def _drawn(online, data):
+    """Store rows of both views, some of them missing; return a service of some features."""
     online.store.teardown(online.config, VIEWS, [])
     names = {"driver": list("abc"), "trip": [1, -2, 2**63 - 1]}
     for view, types in (
@@ -103,15 +100,57 @@ def test_numpy_lists_and_json_say_what_arrow_says(online, data):
     every = [("drivers", n) for n in TYPES] + [("trips", "rate"), ("trips", "small")]
     if data.draw(st.booleans()):
         every.append(("drivers", "path"))
-    chosen = data.draw(st.lists(st.sampled_from(every), min_size=1, unique=True))
-    rows = [
+    return _bundle(data.draw(st.lists(st.sampled_from(every), min_size=1, unique=True)))
+
+
+def _asked(data, least=1):
+    return [
         {
             "driver": data.draw(st.sampled_from("abcd")),
             "trip": data.draw(st.sampled_from([1, -2, 9])),
         }
-        for _ in range(data.draw(st.integers(1, 5)))
+        for _ in range(data.draw(st.integers(least, 5)))
     ]
-    bundle = _bundle(chosen)
+
+
+@pytest.mark.parametrize("online", ["sqlite"], indirect=True)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_many_answers_made_together_are_what_each_would_be_by_itself(online, data):
+    bundle = _drawn(online, data)
+    readers = [Reader(online.store, online.config, bundle) for _ in range(2)]
+    answers, tables, times = [], [], []
+    for _ in range(data.draw(st.integers(1, 6))):
+        rows, at = _asked(data, least=0), BASE + data.draw(st.integers(-1, 9))
+        columns = {name: [row[name] for row in rows] for name in bundle.plan.keys}
+        typed = {name: pa.array(column, bundle.plan.keys[name]) for name, column in columns.items()}
+        form = data.draw(st.sampled_from([columns, pa.table(typed)]))
+        reader = data.draw(st.sampled_from(readers))
+        alone = reader.read(form, at)
+        tables.append(alone.table)
+        times.append(alone.event_times)
+        answers.append(reader.read(form, at))
+        if data.draw(st.booleans()):
+            answers[-1].table  # noqa: B018 - an answer somebody has made columns of
+    packed = [answer.packed is not None for answer in answers]
+    (got,) = settled(answers)
+    assert got.members == list(range(len(answers)))
+    assert repr(got.table.to_pydict()) == repr(pa.concat_tables(tables).to_pydict())
+    assert got.table.schema == tables[0].schema
+    for view, column in got.event_times.items():
+        assert column.to_pylist() == [time for one in times for time in one[view].to_pylist()]
+    assert [answer.packed is not None for answer in answers] == packed
+
+
+@pytest.mark.parametrize("online", ["sqlite"], indirect=True)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_numpy_lists_and_json_say_what_arrow_says(online, data):
+    bundle, rows = _drawn(online, data), _asked(data)
     reader = Reader(online.store, online.config, bundle)
     at = BASE + data.draw(st.integers(-1, 9))
     columns = {name: [row[name] for row in rows] for name in bundle.plan.keys}
