@@ -106,6 +106,22 @@ def model() -> Any:
                 renamed={"Value #A": "challenger", "Value #B": "asked for", "Value #C": "passed"},
                 units={"passed": "bool_yes_no"},
             ),
+            lines(
+                "Challenger and champion, run by run",
+                "What the challenger of the last run and the champion of then measured on the same "
+                "held-out rows, and what was asked for. A step is a run; the marks say how it "
+                "ended.",
+                query(
+                    f"{m.GATE_VALUE}{MONITOR} and on (monitor, gate) {m.GATE_CHAMPION}",
+                    "{{monitor}} challenger",
+                ),
+                query(f"{m.GATE_CHAMPION}{MONITOR}", "{{monitor}} champion"),
+                query(
+                    f"{m.GATE_LIMIT}{MONITOR} and on (monitor, gate) {m.GATE_CHAMPION}",
+                    "{{monitor}} asked for",
+                ),
+                minimum=None,
+            ),
             rows(
                 "Retrain history",
                 "When a run last came into each state (wall clock), and how many runs are in it.",

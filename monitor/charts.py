@@ -92,6 +92,25 @@ class Chart:
     beside: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """A run that came to its gates.
+
+    Attributes:
+        at: When, event time.
+        challenger: What its model measured.
+        champion: What the live model measured on the same rows; None without one.
+        promoted: Whether the challenger was.
+        outcome: How it ended, in words.
+    """
+
+    at: datetime
+    challenger: float
+    champion: float | None
+    promoted: bool
+    outcome: str
+
+
 def number(value: float) -> str:
     """Write `value` with three significant digits, without an exponent where it can be read."""
     if value == 0 or not math.isfinite(value):
@@ -146,27 +165,57 @@ def figures(
         box: Where to draw.
     """
     values = [value for line in (history, estimated) for _, value in _present(line)]
-    shown = [*values, *([] if expected is None else [expected])] or [0.0, 1.0]
-    low, high = min(shown), max(shown)
+    y, ticks = _linear([*values, *([] if expected is None else [expected])], box)
+    drawn = _chart(history, box, y, ticks, limit=expected, limit_label="when trained")
+    thought = _present(estimated)
+    if not thought:
+        return drawn
+    beside = _chart(estimated, box, y, ticks).path
+    at, value = thought[-1]
+    summary = f"{drawn.summary} Estimated {number(value)} on {day(at)}."
+    return replace(drawn, beside=beside, summary=summary)
+
+
+def contests(runs: Sequence[Contest], box: Box = LARGE) -> Chart:
+    """Draw what challengers and champions measured, run by run; one kept back is marked bad.
+
+    Args:
+        runs: At least one, oldest first.
+        box: Where to draw.
+    """
+    shown = [value for one in runs for value in (one.challenger, one.champion) if value is not None]
+    y, ticks = _linear(shown, box)
+    drawn = _chart([(one.at, one.challenger) for one in runs], box, y, ticks)
+    champions = _chart([(one.at, one.champion) for one in runs], box, y, ticks)
+    points = [
+        replace(point, bad=not one.promoted, label=f"{day(one.at)}: {_told(one)}")
+        for point, one in zip(drawn.points, runs, strict=True)
+    ]
+    kept = sum(not one.promoted for one in runs)
+    rest = f"; {kept} of {len(runs)} not promoted" if len(runs) > 1 else ""
+    summary = f"{_told(runs[-1])} on {day(runs[-1].at)}{rest}."
+    return replace(drawn, beside=champions.path, points=tuple(points), summary=summary)
+
+
+def _told(run: Contest) -> str:
+    against = "" if run.champion is None else f" against {number(run.champion)} of the champion"
+    return f"{number(run.challenger)}{against}, {run.outcome}"
+
+
+def _present(history: History) -> list[tuple[datetime, float]]:
+    return [(at, value) for at, value in history if value is not None and math.isfinite(value)]
+
+
+def _linear(values: Sequence[float], box: Box) -> tuple[Callable[[float], float], list[float]]:
+    """Return an axis that has room for `values`, and its ticks."""
+    low, high = (choose(values, default=at) for choose, at in ((min, 0.0), (max, 1.0)))
     pad = 0.15 * (high - low) or 0.05 * abs(high) or 0.5
     low, high = low - pad, high + pad
 
     def y(value: float) -> float:
         return round(box.y0 - (value - low) / (high - low) * (box.y0 - box.y1), 1)
 
-    ticks = _round_values(low, high)
-    drawn = _chart(history, box, y, ticks, limit=expected, limit_label="when trained")
-    thought = _present(estimated)
-    if not thought:
-        return drawn
-    beside = _chart(estimated, box, y, ticks, limit=None, limit_label="").path
-    at, value = thought[-1]
-    summary = f"{drawn.summary} Estimated {number(value)} on {day(at)}."
-    return replace(drawn, beside=beside, summary=summary)
-
-
-def _present(history: History) -> list[tuple[datetime, float]]:
-    return [(at, value) for at, value in history if value is not None and math.isfinite(value)]
+    return y, _round_values(low, high)
 
 
 def _round_values(low: float, high: float) -> list[float]:
@@ -183,8 +232,8 @@ def _chart(
     y: Callable[[float], float],
     ticks: Sequence[float],
     *,
-    limit: float | None,
-    limit_label: str,
+    limit: float | None = None,
+    limit_label: str = "",
     over_is_bad: bool = False,
 ) -> Chart:
     """Draw `history` on the axis that `y` stands for, whatever its scale."""

@@ -306,3 +306,4 @@ def _consequences(monitor: str, state: State, out: _Exposition) -> None:
         out.add(metrics.GATE_PASSED, labels, gate.passed)
         out.add(metrics.GATE_VALUE, labels, gate.value)
         out.add(metrics.GATE_LIMIT, labels, gate.limit)
+        out.add(metrics.GATE_CHAMPION, labels, gate.champion if gate.HasField("champion") else None)

@@ -56,6 +56,10 @@ CREATE TABLE triggers (
     model VARCHAR NOT NULL, state VARCHAR NOT NULL, reason VARCHAR NOT NULL,
     episode_id VARCHAR NOT NULL, decided_at TIMESTAMPTZ NOT NULL, fired_at TIMESTAMPTZ,
     run BLOB, run_sequence BIGINT NOT NULL, run_ended BOOLEAN NOT NULL);
+-- Promotions that no trigger of ours asked for.
+CREATE TABLE promotions (
+    run_id VARCHAR, monitor VARCHAR, noticed_at TIMESTAMPTZ NOT NULL, run BLOB NOT NULL,
+    PRIMARY KEY (run_id, monitor));
 -- The requests of those that fired, as they are sent; `state` is pending, delivered or dead.
 CREATE TABLE outbox (
     request_id VARCHAR PRIMARY KEY, target VARCHAR NOT NULL, body BLOB NOT NULL,
@@ -94,6 +98,10 @@ LATER = (
         "reference_key VARCHAR NOT NULL, body VARCHAR NOT NULL, PRIMARY KEY (monitor, end_time))"
     ),
     "CREATE TABLE IF NOT EXISTS fields (name VARCHAR PRIMARY KEY, digest VARCHAR NOT NULL)",
+    (
+        "CREATE TABLE IF NOT EXISTS promotions (run_id VARCHAR, monitor VARCHAR, "
+        "noticed_at TIMESTAMPTZ NOT NULL, run BLOB NOT NULL, PRIMARY KEY (run_id, monitor))"
+    ),
 )
 """Tables that came later than the rest of this version; a file without one is none the worse."""
 

@@ -6,11 +6,15 @@ Above `journal`; `ledger` puts a message here with the decision that it comes fr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from monitor import messages
 from monitor.episodes import Alert, AlertKind, NotDecidableError, Severity, TriggerState
 from monitor.journal import Journal
 from protos.steadfeast.v1.pipeline_pb2 import Run
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 SEVERITIES = {
     "promoted": Severity.INFO,
@@ -124,6 +128,16 @@ class Deliveries(Journal):
                 told = [f"run {run.run_id} {state}", version, run.reason, note]
                 summary = ": ".join(filter(None, told))
                 self._tell(request, AlertKind.RUN, SEVERITIES[state], summary, resolved=True)
+
+    def add_promotion(self, monitor: str, run: Run, noticed_at: datetime) -> None:
+        """Keep a promotion that no trigger asked for; inside a transaction."""
+        self._rows(
+            "INSERT INTO promotions VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            run.run_id,
+            monitor,
+            noticed_at,
+            run.SerializeToString(),
+        )
 
     def revive(self, request: str, target: str) -> None:
         """Have a message that was given up delivered again, to `target`.

@@ -312,6 +312,11 @@ class Journal:
                 raise NotFoundError("trigger", request, known)
             return found[0]
 
+    def asked_for(self, request: str) -> bool:
+        """Say whether a request is of a trigger of ours."""
+        with self._lock:
+            return bool(self._rows("SELECT 1 FROM triggers WHERE request_id = ?", request))
+
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         return self._con.execute(query, list(values)).fetchall()
 

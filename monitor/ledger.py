@@ -308,6 +308,7 @@ class Ledger(Deliveries):
                     monitors={name: self._monitor(name, monitors[name]) for name in monitors},
                     episodes=tuple(reading.episodes(self._rows)),
                     triggers=tuple(reading.triggers(self._rows)),
+                    promotions=tuple(reading.promotions(self._rows)),
                     alerts=tuple(self.alerts_before(reading.LISTED)),
                     outbox=reading.outbox(self._rows),
                     counters=reading.counters(self._rows),

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from monitor.detect import Verdict
     from monitor.episodes import Alert, Trigger
     from monitor.profile import Window
-    from monitor.state import AuditEntry, EpisodeRecord, MonitorState, TriggerRecord
+    from monitor.state import (
+        AuditEntry,
+        EpisodeRecord,
+        MonitorState,
+        PromotionRecord,
+        TriggerRecord,
+    )
 
 CAUSES = {
     Kind.DRIFT: pipeline_pb2.CAUSE_KIND_DRIFT,
@@ -162,6 +168,13 @@ def trigger(value: TriggerRecord) -> monitor_pb2.Trigger:
         decided_at=timestamp(value.decided_at),
         attempts=value.attempts,
         run=value.run,
+    )
+
+
+def promotion(value: PromotionRecord) -> monitor_pb2.Promotion:
+    """Return a promotion that no trigger asked for."""
+    return monitor_pb2.Promotion(
+        monitor=value.monitor, noticed_at=timestamp(value.noticed_at), run=value.run
     )
 
 

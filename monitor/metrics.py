@@ -108,6 +108,7 @@ RUN_CHANGED = "steadfeast_run_changed_timestamp_seconds"
 GATE_VALUE = "steadfeast_gate_value"
 GATE_LIMIT = "steadfeast_gate_limit"
 GATE_PASSED = "steadfeast_gate_passed"
+GATE_CHAMPION = "steadfeast_gate_champion"
 OUTBOX_MESSAGES = "steadfeast_outbox_messages"
 OUTBOX_OLDEST = "steadfeast_outbox_oldest_timestamp_seconds"
 OUTBOX_ATTEMPTS = "steadfeast_outbox_attempts_total"
@@ -463,6 +464,12 @@ METRICS: Mapping[str, Described] = {
             "What it had to be: a limit of its own, or what the champion measured less a margin.",
         ),
         _gauge(GATE_PASSED, "0 or 1", "monitor gate", "Whether the last run passed the gate."),
+        _gauge(
+            GATE_CHAMPION,
+            "the gate's",
+            "monitor gate",
+            "What the champion of then measured on the same rows; of gates that compare with it.",
+        ),
         _gauge(OUTBOX_MESSAGES, "messages", "", "Triggers committed and not yet delivered."),
         _gauge(
             OUTBOX_OLDEST,

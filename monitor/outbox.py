@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from datetime import UTC
 from threading import Event, Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -170,6 +171,9 @@ class Outbox:
                 how = f": {run.reason}" if run.reason else ""
                 reason = f"version {run.model_version} promoted{how}"
                 self._evaluator.move(built, "first reference" if before is None else reason)
+                if not self._ledger.asked_for(run.request_id):
+                    noticed_at = self._ledger.held(name).watermark or run.as_of.ToDatetime(UTC)
+                    self._ledger.add_promotion(name, run, noticed_at)
 
     def _build(self, run: pipeline_pb2.Run) -> dict[str, Reference]:
         return self._evaluator.build(run)

@@ -14,9 +14,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from monitor import charts
+from monitor import charts, retraining
 from monitor.detect import Level
-from monitor.metrics import RUN_STATES
 from monitor.problems import problems
 from monitor.views import (
     BarView,
@@ -25,20 +24,16 @@ from monitor.views import (
     FigureView,
     MonitorView,
     Page,
-    RetrainView,
     SegmentView,
     Tone,
 )
 from monitor.words import (
     FIGURES,
-    RUN_TONES,
     TONES,
-    TRIGGER_TONES,
     WORDS,
     count,
     lasting,
     moment,
-    outcome,
     percent,
     share,
     stretch,
@@ -54,7 +49,7 @@ if TYPE_CHECKING:
     from monitor.detect import Verdict
     from monitor.distribution import Distribution
     from monitor.quality import Figures
-    from monitor.state import MonitorState, PastWindow, State, TriggerRecord
+    from monitor.state import MonitorState, PastWindow, State
     from monitor.views import Problem
 
 FULL_BAR = 2.0
@@ -94,7 +89,8 @@ def page(state: State, unhealthy: str, now: datetime) -> Page:
         made_at=now,
         problems=wrong,
         monitors=monitors,
-        retrains=tuple(_retrain(trigger, state) for trigger in state.triggers[:LISTED]),
+        retrains=retraining.history(state, LISTED),
+        contests=retraining.contests(state),
         closed=tuple(one for one in state.episodes if not one.open)[:LISTED],
         state=state,
     )
@@ -353,21 +349,4 @@ def bars(spread: Distribution) -> tuple[BarView, ...]:
             current_width=round(100 * (bar.current or 0.0) / longest, 1),
         )
         for bar in spread.bars
-    )
-
-
-def _retrain(trigger: TriggerRecord, state: State) -> RetrainView:
-    episodes = {one.episode_id: one for one in state.episodes}
-    cause = trigger.run.cause.summary if trigger.run is not None else ""
-    episode = episodes.get(trigger.episode_id)
-    run_state = RUN_STATES.get(trigger.run.state, "unknown") if trigger.run is not None else ""
-    return RetrainView(
-        at=trigger.decided_at,
-        monitor=trigger.monitor,
-        why=cause or (episode.summary if episode else trigger.episode_id),
-        trigger=trigger.state,
-        trigger_tone=TRIGGER_TONES[trigger.state],
-        run=run_state,
-        run_tone=RUN_TONES.get(run_state, Tone.UNKNOWN),
-        outcome=outcome(trigger.run) if trigger.run is not None else trigger.reason,
     )

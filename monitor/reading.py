@@ -26,6 +26,7 @@ from monitor.state import (
     MonitorState,
     OutboxState,
     PastWindow,
+    PromotionRecord,
     ReferenceInfo,
     TriggerRecord,
 )
@@ -207,6 +208,19 @@ def triggers(
             None if run is None else Run.FromString(run),
         )
         for id_, name, model, state, reason, episode, decided_at, attempts, run in found
+    ]
+
+
+def promotions(rows: Rows) -> list[PromotionRecord]:
+    """Return the last promotions that no trigger asked for, newest first."""
+    found = rows(
+        "SELECT monitor, noticed_at, run FROM promotions ORDER BY noticed_at DESC, rowid DESC "
+        "LIMIT ?",
+        LISTED,
+    )
+    return [
+        PromotionRecord(name, noticed_at.astimezone(UTC), Run.FromString(run))
+        for name, noticed_at, run in found
     ]
 
 

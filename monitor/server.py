@@ -122,6 +122,9 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
                     messages.episode(e) for e in state.episodes if e.open and e.monitor in known
                 ],
                 triggers=[messages.trigger(t) for t in state.triggers if t.monitor in known],
+                promotions=[
+                    messages.promotion(one) for one in state.promotions if one.monitor in known
+                ],
                 latest_event=messages.timestamp(state.latest_event),
                 idle=state.idle,
             )

@@ -228,6 +228,20 @@ class TriggerRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class PromotionRecord:
+    """A promotion that no trigger asked for: by hand, by a rollback, or of the first model.
+
+    Attributes:
+        noticed_at: Event time that the monitor had come to; before its first bucket, the run's
+            knowledge time.
+    """
+
+    monitor: str
+    noticed_at: datetime
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
 class AuditEntry:
     """One act of the audit log, as what people and outside causes did is kept; wall clock.
 
@@ -310,6 +324,7 @@ class State:
         monitors: By name, in the order of the configuration.
         episodes: All that are open and the last 100 that closed, newest first.
         triggers: The last 100, newest first.
+        promotions: The last 100 that no trigger asked for, newest first.
         alerts: The last 100, newest first.
         jobs: By name.
         idle: Every closed bucket is evaluated, the outbox is empty, no run is under way. Buckets
@@ -320,6 +335,7 @@ class State:
     monitors: Mapping[str, MonitorState] = field(default_factory=dict)
     episodes: tuple[EpisodeRecord, ...] = ()
     triggers: tuple[TriggerRecord, ...] = ()
+    promotions: tuple[PromotionRecord, ...] = ()
     alerts: tuple[Alert, ...] = ()
     jobs: Mapping[str, JobState] = field(default_factory=dict)
     outbox: OutboxState = OutboxState()

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
     from rich.console import RenderableType
 
+    from protos.steadfeast.v1.pipeline_pb2 import Run
+
 SHOWN = 10
 """Verdicts and triggers that are listed; the others are counted."""
 
@@ -64,6 +66,8 @@ def status(answer: monitor_pb2.GetStatusResponse) -> Iterator[RenderableType]:
         )
     for trigger in answer.triggers[:SHOWN]:
         yield Text(trigger_line(trigger))
+    for promotion in answer.promotions[:SHOWN]:
+        yield Text(promotion_line(promotion))
     if answer.idle:
         yield Text("idle: everything closed is evaluated, nothing is under way")
 
@@ -150,8 +154,24 @@ def trigger_line(trigger: monitor_pb2.Trigger) -> str:
         parts.append(trigger.reason)
     if trigger.HasField("run"):
         state = RunState.Name(trigger.run.state).removeprefix("RUN_STATE_").lower()
-        parts.append(f"run {trigger.run.run_id} {state}")
+        parts.append(f"run {trigger.run.run_id} {state}{_contest(trigger.run)}")
     return f"{_time(trigger.decided_at)} {': '.join(parts)}"
+
+
+def promotion_line(promotion: monitor_pb2.Promotion) -> str:
+    """Return a promotion that no trigger asked for, in a line."""
+    run = promotion.run
+    how = f": {run.reason}" if run.reason else ""
+    at = _time(promotion.noticed_at)
+    return f"{at} version {run.model_version} promoted{how}: run {run.run_id}{_contest(run)}"
+
+
+def _contest(run: Run) -> str:
+    """Return how the challenger did against the champion: `, auc 0.751 against 0.744`."""
+    gate = next((one for one in run.gates if one.HasField("champion")), None)
+    if gate is None:
+        return ""
+    return f", {gate.metric or gate.name} {gate.value:.3f} against {gate.champion:.3f}"
 
 
 def alert_line(alert: monitor_pb2.Alert) -> str:

@@ -174,7 +174,7 @@ class MonitorView:
 
 @dataclass(frozen=True, slots=True)
 class RetrainView:
-    """One trigger and its run."""
+    """One trigger and its run, or a promotion that no trigger asked for."""
 
     at: datetime
     monitor: str
@@ -183,6 +183,7 @@ class RetrainView:
     trigger_tone: Tone
     run: str
     run_tone: Tone
+    contest: str
     outcome: str
 
 
@@ -196,6 +197,7 @@ class Page:
         detail: What to make of it, in a sentence.
         event_time: The latest event that was seen; None before the first.
         made_at: When the page was made, wall clock.
+        contests: Per monitor a title, and what challengers and champions measured.
     """
 
     tone: Tone
@@ -206,5 +208,6 @@ class Page:
     problems: tuple[Problem, ...]
     monitors: tuple[MonitorView, ...]
     retrains: tuple[RetrainView, ...]
+    contests: tuple[tuple[str, Chart], ...]
     closed: tuple[EpisodeRecord, ...]
     state: State

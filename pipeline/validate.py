@@ -134,6 +134,7 @@ def model_gates(rows: HeldOut, champion: Champion | None, config: GatesConfig) -
             passed=value >= config.minimum,
             value=value,
             limit=config.minimum,
+            metric=config.metric,
             detail=f"{config.metric} {value:.4f} on {len(rows.labels)} held-out rows",
         )
     ]
@@ -161,6 +162,8 @@ def model_gates(rows: HeldOut, champion: Champion | None, config: GatesConfig) -
             passed=ours >= limit,
             value=ours,
             limit=limit,
+            champion=theirs,
+            metric=config.metric,
             detail=f"{config.metric} {ours:.4f} against {theirs:.4f} of champion "
             f"{champion.version} on {int(fair.sum())} rows, {how}",
         )

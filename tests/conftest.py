@@ -40,6 +40,7 @@ from monitor.state import (
     MonitorState,
     OutboxState,
     PastWindow,
+    PromotionRecord,
     ReferenceInfo,
     State,
     TriggerRecord,
@@ -344,7 +345,11 @@ def drifting() -> State:
         state=pipeline_pb2.RUN_STATE_PROMOTED,
         model_version="3",
         metrics={"auc": 0.771},
-        gates=[pipeline_pb2.Gate(name="auc", passed=True, value=0.771, limit=0.752)],
+        gates=[
+            pipeline_pb2.Gate(
+                name="auc", passed=True, value=0.771, limit=0.752, champion=0.757, metric="auc"
+            )
+        ],
         cause=cause,
     )
     promoted.updated_at.FromDatetime(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
@@ -405,6 +410,18 @@ def drifting() -> State:
             run=promoted,
         ),
     )
+    first = pipeline_pb2.Run(
+        run_id="run-0",
+        request_id="request-0",
+        model="late_arrival",
+        state=pipeline_pb2.RUN_STATE_PROMOTED,
+        model_version="1",
+        reason="by hand, in place of none",
+        gates=[
+            pipeline_pb2.Gate(name="auc", passed=True, value=0.74, limit=0.5, metric="auc"),
+        ],
+        cause=pipeline_pb2.Cause(summary="version 1 is champion by hand"),
+    )
     return State(
         project="airport",
         monitors={
@@ -414,6 +431,7 @@ def drifting() -> State:
         },
         episodes=episodes,
         triggers=triggers,
+        promotions=(PromotionRecord("flights", MONDAY - timedelta(days=130), first),),
         alerts=(
             Alert(
                 AlertKind.EPISODE,

@@ -51,6 +51,7 @@ QUIET = {
     "overview: Invariants B": "this world has no store to audit",
     "overview: Invariants C": "this world has no store to audit",
     "feature: Skew by kind A": "this world has no store to audit",
+    "feature: Skew of all features A": "this world has no store to audit",
     **{
         f"model: {figure} D": "the hold-out of this world has an AUC only"
         for figure in ("accuracy", "f1", "log loss", "calibration error")
@@ -76,6 +77,10 @@ QUIET = {
     "model: Challenger against champion A": "the pipeline of this world has no gates",
     "model: Challenger against champion B": "the pipeline of this world has no gates",
     "model: Challenger against champion C": "the pipeline of this world has no gates",
+    **{
+        f"model: Challenger and champion, run by run {letter}": "its runs have no gates"
+        for letter in "ABC"
+    },
     "operations: Requests for features A": "no serving edge runs in this world",
     "operations: Time to answer A": "no serving edge runs in this world",
     "operations: Rows served A": "no serving edge runs in this world",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.charts import LARGE, SPARK, figures, number, ratios
+from monitor.charts import LARGE, SPARK, Contest, contests, figures, number, ratios
 
 START = datetime(2013, 3, 1, tzinfo=UTC)
 values = st.lists(st.none() | st.floats(0, 1e6) | st.just(math.nan), max_size=40)
@@ -39,6 +39,34 @@ def test_a_linear_axis_holds_every_value_and_what_was_expected(drawn, expected):
     ys = [point.y for point in chart.points] + ([] if expected is None else [chart.limit])
     assert all(LARGE.y1 - 0.1 <= y <= LARGE.y0 + 0.1 for y in ys)
     assert not any(point.bad for point in chart.points)
+
+
+runs = st.lists(
+    st.tuples(st.floats(-1e6, 1e6), st.none() | st.floats(-1e6, 1e6), st.booleans()), min_size=1
+)
+
+
+@given(runs)
+def test_what_was_not_promoted_is_marked(measured):
+    chart = contests(
+        [
+            Contest(START + timedelta(days=i), *one, outcome="promoted" if one[2] else "refused")
+            for i, one in enumerate(measured)
+        ]
+    )
+    assert [not point.bad for point in chart.points] == [promoted for _, _, promoted in measured]
+    assert all(LARGE.y1 - 0.1 <= point.y <= LARGE.y0 + 0.1 for point in chart.points)
+    champions = [champion for _, champion, _ in measured if champion is not None]
+    assert chart.beside.count("M") + chart.beside.count("L") == len(champions)
+
+
+def test_the_summary_of_runs_says_how_the_last_one_ended():
+    first = Contest(START, 0.73, None, promoted=True, outcome="promoted")
+    assert contests([first]).summary == "0.73, promoted on 1 Mar 2013."
+    refused = Contest(START + timedelta(days=30), 0.701, 0.744, promoted=False, outcome="refused")
+    assert contests([first, refused]).summary == (
+        "0.701 against 0.744 of the champion, refused on 31 Mar 2013; 1 of 2 not promoted."
+    )
 
 
 def test_a_window_without_a_value_breaks_the_line():

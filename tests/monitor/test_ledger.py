@@ -271,6 +271,23 @@ def test_a_damaged_file_is_refused(tmp_path: Path):
         assert ledger.last_sequence() == 400
 
 
+def test_a_ledger_from_before_keeps_promotions_too(tmp_path: Path):
+    """Its file lacks the table; those of our own triggers are with the triggers."""
+    with Ledger(tmp_path) as ledger:
+        fire(ledger)
+    with duckdb.connect(str(tmp_path / "monitor.duckdb")) as con:
+        con.execute("DROP TABLE promotions")
+    run = pb.Run(run_id="7", request_id="by hand", model_version="2", metrics={"auc": 0.7})
+    for _ in range(2):
+        with Ledger(tmp_path) as ledger:
+            assert ledger.asked_for("r1")
+            assert not ledger.asked_for("by hand")
+            with ledger.transaction():
+                ledger.add_promotion("w", run, WINDOW.end)
+            (kept,) = ledger.state({"w": CONFIG}).promotions
+            assert (kept.monitor, kept.noticed_at, kept.run) == ("w", WINDOW.end, run)
+
+
 def test_readers_see_commits_only(tmp_path: Path):
     with Ledger(tmp_path) as ledger:
         before = ledger.state({"w": CONFIG})

@@ -100,6 +100,7 @@ def test_every_figure_of_the_state_is_exported(drifting):
         (metrics.GATE_VALUE, *flights.items(), ("gate", "auc")): 0.771,
         (metrics.GATE_LIMIT, *flights.items(), ("gate", "auc")): 0.752,
         (metrics.GATE_PASSED, *flights.items(), ("gate", "auc")): 1,
+        (metrics.GATE_CHAMPION, *flights.items(), ("gate", "auc")): 0.757,
         (metrics.MONITOR_BLOCKED, *flights.items()): 1,
         (metrics.MONITOR_BLOCKED, ("monitor", "new")): 0,
         (metrics.DECISIONS, *flights.items(), ("outcome", "cooldown")): 9,

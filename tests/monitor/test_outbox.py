@@ -256,6 +256,11 @@ def test_a_promotion_by_hand_moves_the_reference(here: World):
     assert (moved.uri, moved.model_version) == (str(other), "7")
     here.outbox.find_references()  # the same champion again is no news
     assert here.ledger.held("prices").reference is moved
+    noticed = here.ledger.state(here.evaluator.config.monitors).promotions
+    assert [(one.monitor, one.run.reason) for one in noticed] == [
+        ("prices", "by hand, in place of 1"),
+        ("prices", ""),  # the first model
+    ]
 
 
 def test_an_answer_that_is_older_than_the_last_move_moves_nothing(here: World):

@@ -101,6 +101,10 @@ def test_the_page_says_what_is_wrong_since_when_and_what_happened(drifting, serv
         "3 of 8 features over the limit",
         "late_arrival, version 3",
         "version 3, auc 0.771",
+        "AUC 0.771 against 0.757",
+        "version 1 is champion by hand",
+        "0.771 against 0.757 of the champion, promoted on 17 Mar 2013",
+        "late_arrival: of 70,659 cells compared: 12 value; in weather__temp (8), distance (4)",
         "reference moved",
         "1 to deliver, the oldest since 2 Jan 2026 04:00 UTC, 1 given up",
     ):

@@ -107,6 +107,7 @@ def test_no_regression_passes_exactly_within_the_margin(quality, margin):
     lost = 1 - metrics(LABELS, scores)["auc"]
     assert gate.passed == (lost <= margin)
     assert gate.limit == pytest.approx(1 - margin)
+    assert (gate.champion, gate.metric) == (1, "auc")
     assert "champion 7 on 100 rows, none of which it was trained on" in gate.detail
 
 

@@ -967,6 +967,7 @@ class GetStatusResponse(_message.Message):
     TRIGGERS_FIELD_NUMBER: _builtins.int
     LATEST_EVENT_FIELD_NUMBER: _builtins.int
     IDLE_FIELD_NUMBER: _builtins.int
+    PROMOTIONS_FIELD_NUMBER: _builtins.int
     idle: _builtins.bool
     """True when every closed bucket is evaluated, the outbox is empty and no run is under way.
     Buckets that wait for a reference that nobody has are not counted: see waits_for.
@@ -983,6 +984,12 @@ class GetStatusResponse(_message.Message):
     def latest_event(self) -> _timestamp_pb2.Timestamp:
         """The latest event time the daemon has seen in any source; unset before the first row."""
 
+    @_builtins.property
+    def promotions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Promotion]:
+        """The last 100 promotions that no trigger asked for, newest first: by hand, by a rollback, and
+        the first model.
+        """
+
     def __init__(
         self,
         *,
@@ -991,14 +998,46 @@ class GetStatusResponse(_message.Message):
         triggers: _abc.Iterable[Global___Trigger] | None = ...,
         latest_event: _timestamp_pb2.Timestamp | None = ...,
         idle: _builtins.bool = ...,
+        promotions: _abc.Iterable[Global___Promotion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["latest_event", b"latest_event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle", "latest_event", b"latest_event", "monitors", b"monitors", "open_episodes", b"open_episodes", "triggers", b"triggers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle", "latest_event", b"latest_event", "monitors", b"monitors", "open_episodes", b"open_episodes", "promotions", b"promotions", "triggers", b"triggers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Promotion(_message.Message):
+    """A champion that the monitor found at the pipeline, made by somebody else."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MONITOR_FIELD_NUMBER: _builtins.int
+    NOTICED_AT_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    monitor: _builtins.str
+    @_builtins.property
+    def noticed_at(self) -> _timestamp_pb2.Timestamp:
+        """Event time that the monitor had come to; before its first bucket, the run's knowledge time."""
+
+    @_builtins.property
+    def run(self) -> _pipeline_pb2.Run: ...
+    def __init__(
+        self,
+        *,
+        monitor: _builtins.str = ...,
+        noticed_at: _timestamp_pb2.Timestamp | None = ...,
+        run: _pipeline_pb2.Run | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["noticed_at", b"noticed_at", "run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["monitor", b"monitor", "noticed_at", b"noticed_at", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Promotion: _TypeAlias = Promotion  # noqa: Y015
 
 @_typing.final
 class EvaluateRequest(_message.Message):

@@ -288,6 +288,8 @@ class Gate(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    CHAMPION_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     passed: _builtins.bool
     value: _builtins.float
@@ -295,6 +297,10 @@ class Gate(_message.Message):
     limit: _builtins.float
     detail: _builtins.str
     """One line for a person."""
+    champion: _builtins.float
+    """What the champion measured on the same rows, where the gate compares with it."""
+    metric: _builtins.str
+    """Name of the metric that was measured; empty where it is none."""
     def __init__(
         self,
         *,
@@ -303,12 +309,16 @@ class Gate(_message.Message):
         value: _builtins.float = ...,
         limit: _builtins.float = ...,
         detail: _builtins.str = ...,
+        champion: _builtins.float | None = ...,
+        metric: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_champion", b"_champion", "champion", b"champion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "limit", b"limit", "name", b"name", "passed", b"passed", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_champion", b"_champion", "champion", b"champion", "detail", b"detail", "limit", b"limit", "metric", b"metric", "name", b"name", "passed", b"passed", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__champion: _TypeAlias = _typing.Literal["champion"]  # noqa: Y015
+    _WhichOneofArgType__champion: _TypeAlias = _typing.Literal["_champion", b"_champion"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__champion) -> _WhichOneofReturnType__champion | None: ...
 
 Global___Gate: _TypeAlias = Gate  # noqa: Y015
 
