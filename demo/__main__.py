@@ -210,10 +210,10 @@ def _replay_bar(total: int) -> Iterator[Callable[[datetime, int, str], None]]:
 def _where_next(repo: Path) -> str:
     http = UP_ADDRESSES[0]
     lines = {
-        "make up": "keeps the daemon and the pipeline running on this state; then",
+        "make up": "keeps daemon, pipeline and a serving edge running on this state; then",
         f"http://{http}/": "is the page: monitors, features, episodes, retrainings,",
-        f"http://{http}/metrics": "what Prometheus scrapes, as it does of the serving edge",
-        f"http://{EDGE_ADDRESSES[1]}/metrics": "that answers requests for features, and",
+        f"http://{http}/metrics": "and",
+        f"http://{EDGE_ADDRESSES[1]}/metrics": "are what Prometheus scrapes, and",
         "grafana/": "has dashboards, rules and provisioning for Grafana",
         os.path.relpath(
             repo / "data"

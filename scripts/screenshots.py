@@ -1,7 +1,7 @@
 """Take the pictures of the README: the daemon's page and a report, light and dark.
 
 The real daemon and pipeline serve the state that `make demo` left in feature_repo/data. Without
-any, two and a half months of flights are replayed first, in a folder of their own.
+any, ten weeks of flights are replayed first, in a folder of their own.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def state(repo: Path) -> Iterator[Path]:
         copy = Path(folder) / "feature_repo"
         shutil.copytree(repo, copy, ignore=shutil.ignore_patterns("__pycache__"))
         if not (copy / "data" / "monitor" / "monitor.duckdb").is_file():
+            print(f"{repo / 'data'} holds no state, so ten weeks are replayed first, in a folder of "
+                  "their own; after make demo the pictures are of the whole year", flush=True)  # fmt: skip
             command = [sys.executable, "-m", "demo", "--repo", str(copy), *SMALL_REPLAY]
             subprocess.run(command, cwd=ROOT, check=True)
         yield copy
