@@ -192,7 +192,7 @@ def contests(runs: Sequence[Contest], box: Box = LARGE) -> Chart:
         for point, one in zip(drawn.points, runs, strict=True)
     ]
     kept = sum(not one.promoted for one in runs)
-    rest = f"; {kept} of {len(runs)} not promoted" if len(runs) > 1 else ""
+    rest = f"; of {len(runs)} runs {kept or 'none'} not promoted" if len(runs) > 1 else ""
     summary = f"{_told(runs[-1])} on {day(runs[-1].at)}{rest}."
     return replace(drawn, beside=champions.path, points=tuple(points), summary=summary)
 

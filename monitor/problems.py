@@ -57,6 +57,12 @@ KINDS = {
     Kind.ALERT: "Alert from outside",
 }
 
+MOVED = {
+    Kind.DRIFT: ("has moved away from the reference", "have moved away from the reference"),
+    Kind.PERFORMANCE: ("is worse than when the model was trained",) * 2,
+}
+"""What is said of the features of an episode, one or several."""
+
 ACKNOWLEDGE = (("acknowledge", "Acknowledge"),)
 DECIDE = (("approve", "Approve the retraining"), ("reject", "Reject it"))
 
@@ -152,7 +158,7 @@ def _episode(episode: EpisodeRecord, state: State) -> Problem:
         tone=Tone.BAD,
         label=KINDS[episode.kind],
         monitor=episode.monitor,
-        title=episode.summary,
+        title=_title(episode),
         since=episode.opened_at,
         lasting=_lasting(watermark, episode.opened_at),
         advice=ADVICE[episode.kind],
@@ -169,6 +175,15 @@ def _episode(episode: EpisodeRecord, state: State) -> Problem:
         ),
         steps=tuple(_steps(episode, state)),
     )
+
+
+def _title(episode: EpisodeRecord) -> str:
+    """Say in words what the evidence below says in figures."""
+    if episode.kind not in MOVED or not episode.features:
+        return episode.summary
+    others = len(episode.features) - 1
+    what = episode.features[0].feature + (f" and {others} more" if others else "")
+    return f"{what} {MOVED[episode.kind][bool(others)]}"
 
 
 def _steps(episode: EpisodeRecord, state: State) -> Sequence[Step]:

@@ -12,7 +12,7 @@ from monitor import charts
 from monitor.charts import Contest
 from monitor.metrics import RUN_STATES
 from monitor.views import RetrainView, Tone
-from monitor.words import FIGURES, RUN_TONES, TRIGGER_TONES, outcome
+from monitor.words import FIGURES, RUN_TONES, TRIGGER_TONES, ending, version
 from protos.steadfeast.v1 import pipeline_pb2
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ def _told(run: Run) -> str:
     return f"{text} against {charts.number(gate.champion)}" if gate.HasField("champion") else text
 
 
+def _ended(run: Run) -> str:
+    """Write which version came of a run, and why it ended as it did."""
+    return "; ".join(filter(None, [*version(run), ending(run)]))
+
+
 def _trigger(trigger: TriggerRecord, state: State) -> RetrainView:
     episodes = {one.episode_id: one for one in state.episodes}
     cause = trigger.run.cause.summary if trigger.run is not None else ""
@@ -96,7 +101,7 @@ def _trigger(trigger: TriggerRecord, state: State) -> RetrainView:
         run=run_state,
         run_tone=RUN_TONES.get(run_state, Tone.UNKNOWN),
         contest=_told(trigger.run) if trigger.run is not None else "",
-        outcome=outcome(trigger.run) if trigger.run is not None else trigger.reason,
+        outcome=_ended(trigger.run) if trigger.run is not None else trigger.reason,
     )
 
 
@@ -111,5 +116,5 @@ def _promotion(promotion: PromotionRecord) -> RetrainView:
         run=run_state,
         run_tone=RUN_TONES.get(run_state, Tone.UNKNOWN),
         contest=_told(promotion.run),
-        outcome=outcome(promotion.run),
+        outcome=_ended(promotion.run),
     )

@@ -121,7 +121,18 @@ def multiple(ratio: float) -> str:
 
 def outcome(run: Run) -> str:
     """Say what a run gave: its version and figures, and why it ended as it did."""
-    parts = [f"version {run.model_version}"] if run.model_version else []
-    parts += [f"{name} {charts.number(run.metrics[name])}" for name in sorted(run.metrics)]
+    figures = [f"{name} {charts.number(run.metrics[name])}" for name in sorted(run.metrics)]
+    return "; ".join(filter(None, [", ".join([*version(run), *figures]), ending(run)]))
+
+
+def version(run: Run) -> list[str]:
+    """Name the version that a run made, if it made one."""
+    return [f"version {run.model_version}"] if run.model_version else []
+
+
+def ending(run: Run) -> str:
+    """Say why a run ended as it did; empty when there is nothing to say."""
+    # A refusal's reason names the gates that were missed.
     missed = [gate.detail or gate.name for gate in run.gates if not gate.passed]
-    return "; ".join([*filter(None, [", ".join(parts), run.reason]), *missed])
+    unsaid = [text for text in missed if text not in run.reason]
+    return "; ".join([*filter(None, [run.reason]), *unsaid])

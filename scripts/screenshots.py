@@ -42,8 +42,8 @@ def state(repo: Path) -> Iterator[Path]:
         copy = Path(folder) / "feature_repo"
         shutil.copytree(repo, copy, ignore=shutil.ignore_patterns("__pycache__"))
         if not (copy / "data" / "monitor" / "monitor.duckdb").is_file():
-            print(f"{repo / 'data'} holds no state, so ten weeks are replayed first, in a folder of "
-                  "their own; after make demo the pictures are of the whole year", flush=True)  # fmt: skip
+            print(f"{repo / 'data'} holds no state: ten weeks are replayed first, elsewhere;")
+            print("after make demo the pictures are of the whole year", flush=True)
             command = [sys.executable, "-m", "demo", "--repo", str(copy), *SMALL_REPLAY]
             subprocess.run(command, cwd=ROOT, check=True)
         yield copy

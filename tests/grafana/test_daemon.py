@@ -216,7 +216,7 @@ def test_the_whole_chain(  # noqa: PLR0915  # one story, in order
         name = "SteadfeastDriftEpisode"
         wait(lambda: webhook.got(name, "firing"), "a notification")
         page = running.get()
-        for words in ("drift: x", "Nobody has acknowledged it yet"):
+        for words in ("x has moved away from the reference", "Nobody has acknowledged it yet"):
             assert words in page, words
 
         episode = _acknowledge(running)
@@ -250,7 +250,7 @@ def test_the_whole_chain(  # noqa: PLR0915  # one story, in order
 def _acknowledge(running: Running) -> str:
     """Press the button, as a program does; returns the episode."""
     articles = running.get().split('id="episode-')[1:]
-    episode = next(one for one in articles if "drift: x" in one).partition('"')[0]
+    episode = next(one for one in articles if "x has moved" in one).partition('"')[0]
     form = {"verb": "acknowledge", "subject": episode, "actor": "night shift", "comment": "on it"}
     request = urllib.request.Request(  # noqa: S310  # a server of ours
         running.url + "/act",

@@ -65,7 +65,7 @@ def test_the_summary_of_runs_says_how_the_last_one_ended():
     assert contests([first]).summary == "0.73, promoted on 1 Mar 2013."
     refused = Contest(START + timedelta(days=30), 0.701, 0.744, promoted=False, outcome="refused")
     assert contests([first, refused]).summary == (
-        "0.701 against 0.744 of the champion, refused on 31 Mar 2013; 1 of 2 not promoted."
+        "0.701 against 0.744 of the champion, refused on 31 Mar 2013; of 2 runs 1 not promoted."
     )
 
 
