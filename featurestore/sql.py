@@ -418,6 +418,38 @@ def newest(view: View, since: int | None, until: int | None, *, known_by: int | 
     Columns: the join keys, features, event time and created time under the source's own names
     or those that `view.features` gives.
     """
+    return f"SELECT {_named(view)} FROM ({_greatest(view, since, until, known_by, _keys(view))})"
+
+
+def history(
+    view: View, since: int, until: int, *, time: str, keys: Sequence[str], once: bool
+) -> str:
+    """Return the query of what a source says of a time range, both ends included.
+
+    Columns: the event time as `time`, the join keys as `keys`, and the features.
+
+    Args:
+        view: The source.
+        since: First microsecond.
+        until: Last microsecond.
+        time: Name of the column of the event time.
+        keys: Names of the columns of the join keys, in the order of `view.keys`.
+        once: Of the rows of one key and event time only the greatest in the total order, as a
+            point-in-time join would see it; nulls in no key.
+    """
+    rows = source(view, since, until, made=True, wide=True)
+    if once:
+        rows = _greatest(view, since, until, None, [*_keys(view), "ts"])
+    named = [f"make_timestamptz(ts) AS {identifier(time)}"]
+    named += [f"k{i} AS {identifier(name)}" for i, name in enumerate(keys)]
+    named += [f"f{i} AS {identifier(name)}" for i, (_, name) in enumerate(view.features)]
+    return f"SELECT {', '.join(named)} FROM ({rows}) WHERE ts IS NOT NULL"
+
+
+def _greatest(
+    view: View, since: int | None, until: int | None, known_by: int | None, of: Sequence[str]
+) -> str:
+    """Return the query of the greatest row of each combination of the columns `of`."""
     rows = source(view, since, until, made=True, wide=True, order=True)
     where = [f"k{i} IS NOT NULL" for i in range(len(view.keys))]
     where.append("ts IS NOT NULL")
@@ -426,9 +458,9 @@ def newest(view: View, since: int | None, until: int | None, *, known_by: int | 
     made = ["made"] if view.created is not None else []
     canonical = [f"c{i}" for i in range(len(_order(view)))]
     by = ", ".join(f"{key} DESC NULLS LAST" for key in ["ts", *made, *canonical])
-    partition = f"PARTITION BY {', '.join(_keys(view))} " if view.keys else ""
+    partition = f"PARTITION BY {', '.join(of)} " if of else ""
     return (
-        f"SELECT {_named(view)} FROM (SELECT *, row_number() OVER ({partition}ORDER BY {by}) "
+        f"SELECT * FROM (SELECT *, row_number() OVER ({partition}ORDER BY {by}) "
         f"AS place FROM ({rows}) WHERE {' AND '.join(where)}) WHERE place = 1"
     )
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from feast.infra.offline_stores.file_source import FileSource
 
 from featurestore import sql
+from featurestore.files import is_remote
 from featurestore.offline.entities import read_entities
 from featurestore.offline.join import won
 from featurestore.offline.session import session
-from featurestore.offline.sources import is_remote, reading
+from featurestore.offline.sources import reading
 from featurestore.offline.views import bind
 
 if TYPE_CHECKING:

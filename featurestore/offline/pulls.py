@@ -12,9 +12,10 @@ from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.infra.offline_stores.file_source import FileSource
 
 from featurestore import sql
+from featurestore.files import is_remote
 from featurestore.offline.job import DuckDBRetrievalJob
 from featurestore.offline.session import session
-from featurestore.offline.sources import is_remote, open_source, reading
+from featurestore.offline.sources import open_source, reading
 from featurestore.offline.times import micros
 from featurestore.offline.views import bind, originals
 

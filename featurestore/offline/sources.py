@@ -1,18 +1,15 @@
 """From Feast's data source to a DuckDB table expression with known columns.
 
-Above `session`. Parquet files, folders, globs and hive-partitioned folders are read by DuckDB
-itself; Delta through deltalake's list of live files; remote addresses by DuckDB's own settings.
-Whatever is wrong with the data is one `SourceError` that names view, path and column.
+Above `session` and `featurestore.files`, which finds the files. Whatever is wrong with the data is
+one `SourceError` that names view, path and column.
 """
 
 from __future__ import annotations
 
-import glob
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlparse
 
 import duckdb
 import pyarrow as pa
@@ -22,12 +19,12 @@ from pyarrow.dataset import dataset
 
 from featurestore import sql
 from featurestore.errors import SourceError
+from featurestore.files import delta_table, is_hive, is_remote, local_files, nothing, scan_of
 from featurestore.offline.session import exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from deltalake import DeltaTable
     from feast.data_source import DataSource
 
     from featurestore.order import Type
@@ -146,10 +143,10 @@ def arrow_schema(repo: Path | str | None, source: DataSource, view: str = "") ->
         raise SourceError(name, location, "the schema of remote files is read when they are joined")
     path = Path(location)
     if isinstance(source.file_format, DeltaFormat) or (path / "_delta_log").is_dir():
-        return pa.schema(_delta_table(name, location).schema().to_arrow())
+        return pa.schema(delta_table(name, location).schema().to_arrow())
     files = local_files(path)
     if not files:
-        raise SourceError(name, location, _nothing(path))
+        raise SourceError(name, location, nothing(path))
     hive = "hive" if is_hive(path, files) else None
     try:
         return dataset([str(file) for file in files], format="parquet", partitioning=hive).schema
@@ -157,82 +154,7 @@ def arrow_schema(repo: Path | str | None, source: DataSource, view: str = "") ->
         raise SourceError(name, location, str(error).split("\n", 1)[0]) from error
 
 
-def _nothing(path: Path) -> str:
-    return "the folder holds no Parquet file" if path.is_dir() else "there is no such file"
-
-
 def is_there(repo: Path | str | None, source: FileSource) -> bool:
     """Tell whether a source has any local file; a remote one counts as there."""
     location = FileSource.get_uri_for_file_path(repo_path=repo, uri=source.path)
     return is_remote(location) or Path(location).exists() or bool(local_files(Path(location)))
-
-
-def scan_of(view: str, location: str, *, delta: bool = False) -> str:
-    """Return the table expression of what lies at `location`.
-
-    Raises:
-        SourceError: There is no file.
-    """
-    if is_remote(location):
-        return _delta(view, location) if delta else sql.parquet([location], hive="=" in location)
-    path = Path(location)
-    if delta or (path / "_delta_log").is_dir():
-        return _delta(view, location)
-    files = local_files(path)
-    if not files:
-        raise SourceError(view, location, _nothing(path))
-    return sql.parquet([str(file) for file in files], hive=is_hive(path, files))
-
-
-def is_remote(location: str) -> bool:
-    """Tell an address such as `s3://bucket/key` from a path."""
-    parsed = urlparse(location)
-    return bool(parsed.scheme and parsed.netloc)
-
-
-def local_files(path: Path) -> list[Path]:
-    """Return the Parquet files of a file, a folder (at any depth) or a glob, in order of name.
-
-    As elsewhere, names that start with a dot or an underscore are not data.
-    """
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        return sorted(
-            file
-            for file in path.rglob("*.parquet")
-            if file.is_file()
-            and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
-        )
-    names = glob.glob(str(path), recursive=True)  # noqa: PTH207 - the pattern may be absolute
-    return sorted(file for file in map(Path, names) if file.is_file())
-
-
-def is_hive(root: Path, files: list[Path]) -> bool:
-    """Tell whether the folders below `root` name partitions, as `day=2024-01-01`."""
-    first = files[0]
-    try:
-        below = first.relative_to(root).parts[:-1]
-    except ValueError:  # a glob
-        below = first.parts[:-1]
-    return any("=" in part for part in below)
-
-
-def _delta(view: str, location: str) -> str:
-    table = _delta_table(view, location)
-    files = table.file_uris()
-    if not files:
-        raise SourceError(view, location, "the Delta table holds no file")
-    return sql.parquet(files, hive=bool(table.metadata().partition_columns))
-
-
-def _delta_table(view: str, location: str) -> DeltaTable:
-    try:
-        from deltalake import DeltaTable  # noqa: PLC0415 - an extra
-        from deltalake.exceptions import DeltaError, TableNotFoundError  # noqa: PLC0415
-    except ImportError as error:
-        raise SourceError(view, location, "Delta tables need steadfeast[delta]") from error
-    try:
-        return DeltaTable(location)
-    except (TableNotFoundError, DeltaError) as error:
-        raise SourceError(view, location, f"not a readable Delta table: {error}") from error

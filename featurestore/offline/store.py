@@ -19,13 +19,14 @@ from pydantic import Field, StrictStr
 
 from featurestore import sql
 from featurestore.errors import SourceError
+from featurestore.files import is_remote
 from featurestore.offline import monitoring
 from featurestore.offline.entities import MissingColumnsError, read_entities
 from featurestore.offline.job import DuckDBRetrievalJob
 from featurestore.offline.join import check_names, point_in_time, span
 from featurestore.offline.pulls import pulled, table_of, with_dummy
 from featurestore.offline.session import session
-from featurestore.offline.sources import arrow_schema, is_remote, is_there, open_source
+from featurestore.offline.sources import arrow_schema, is_there, open_source
 from featurestore.offline.times import instant, micros
 from featurestore.offline.views import bind, originals, requested
 from featurestore.offline.writing import append, log
