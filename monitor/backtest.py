@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import NotFoundError, UserError
-from featurestore.served import ServedLog
 from monitor.adapters import connect
 from monitor.episodes import Kind
 from monitor.evaluation import Evaluator
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from monitor.config import DaemonConfig, MonitorConfig
     from monitor.detect import Verdict
     from monitor.distribution import Distribution
+    from monitor.known import ViewFacts
     from monitor.state import EpisodeRecord, MonitorState, PastWindow, TriggerRecord
 
 CALLED_OFF = "a backtest fires nothing"
@@ -176,6 +177,7 @@ def run(
     end: datetime,
     history: Mapping[str, Sequence[pb.Run]],
     *,
+    views: Mapping[str, ViewFacts] = MappingProxyType({}),
     alone: bool = False,
     progress: Callable[[str, datetime, int, int], None] = lambda *_: None,
 ) -> list[Backtest]:
@@ -187,6 +189,7 @@ def run(
         start: Of the first bucket.
         end: Of the last.
         history: Per monitor without a reference of its own, its model's promoted runs by time.
+        views: What is known of the store's feature views.
         alone: Keep the first reference, whatever was promoted later.
         progress: Called after each bucket with the monitor, its end, and buckets done and in all.
 
@@ -197,7 +200,9 @@ def run(
     with TemporaryDirectory(prefix="steadfeast-backtest-") as folder:
         trial = config.model_copy(update={"state": Path(folder), "clock": "watermark"})
         with Ledger(trial.state) as ledger:
-            replay = _Replay(trial, data, ledger, end, history, _promoted_at(config), alone=alone)
+            evaluator = Evaluator(trial, ledger, data, views)
+            promoted_at = _promoted_at(config)
+            replay = _Replay(trial, evaluator, ledger, end, history, promoted_at, alone=alone)
             try:
                 return replay.run(start, progress)
             finally:
@@ -210,7 +215,7 @@ class _Replay:
     def __init__(
         self,
         config: DaemonConfig,
-        data: Path,
+        evaluator: Evaluator,
         ledger: Ledger,
         end: datetime,
         history: Mapping[str, Sequence[pb.Run]],
@@ -218,8 +223,8 @@ class _Replay:
         *,
         alone: bool,
     ) -> None:
-        self.evaluator = Evaluator(config, ledger, data)
-        self._config, self._data, self._ledger, self._end = config, data, ledger, end
+        self.evaluator = evaluator
+        self._config, self._ledger, self._end = config, ledger, end
         self._waiting = {name: list(runs) for name, runs in history.items()}
         self._promoted_at, self._alone = promoted_at, alone
         self._moves: dict[str, list[tuple[datetime, str]]] = {}
@@ -236,12 +241,11 @@ class _Replay:
             self._moves[name] = [(start, held.reference.model_version)] if held.reference else []
             self._expected[name] = []
         due = {name: [b.end for b in evaluator.due(name) if b.end <= self._end] for name in names}
-        log = ServedLog(self._data)
         for name, ends in due.items():
-            service = self._config.monitors[name].service
-            if not ends or not log.files(service, start, self._end):
+            if not ends or not evaluator.has_rows(name, start, self._end):
+                what = "was served" if self._config.monitors[name].service else "is there"
                 raise NoHistoryError(
-                    name, f"nothing was served from {start:%Y-%m-%d} to {self._end:%Y-%m-%d}"
+                    name, f"nothing {what} from {start:%Y-%m-%d} to {self._end:%Y-%m-%d}"
                 )
         # By time over all monitors: they share what has happened to a model.
         order = sorted((at, name) for name, ends in due.items() for at in ends)

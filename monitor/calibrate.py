@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from itertools import pairwise
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ from monitor.statistics import statistic
 from monitor.stretches import Series, calibrate, calibrate_latest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -53,8 +53,9 @@ class Reference:
     """A champion's training set as a monitor sees it.
 
     Attributes:
-        uri: Path of the training set's manifest.
-        contract: Hash of the contract it was built under, 64 hexadecimal digits.
+        uri: Path of the training set's manifest, or in words which stretch of a source it is.
+        contract: Hash of the contract it was built under, 64 hexadecimal digits; empty for a
+            stretch of a source.
         model_version: Version of the model that was trained on it; may be empty.
         window: From the first to the last row, by event time.
         edges: Binning of each feature.
@@ -206,7 +207,7 @@ def build_reference(
         ManifestError: The training set is missing, is not one, or is empty.
         NotFoundError: A watched feature is not in it, or the statistic does not exist.
     """
-    chosen = statistic(config.statistic)
+    statistic(config.statistic)
     # Through the package, which imports Feast only when a name is asked for.
     manifest = featurestore.Manifest.load(manifest_path)
     data = manifest_path.with_name("data.parquet")
@@ -223,18 +224,13 @@ def build_reference(
             f"{name} is tagged pii: as a segment its values would be shown; leave it out of "
             f"`segments`",
         )
-    edges = edges_of(read_columns(con, data, watched, in_order=False), watched, personal)
-    found = list(by_bucket(read_columns(con, data, watched, in_order=True), edges, config.bucket))
-    rows = sum(one.rows for _, one in found)
-    if not rows or rows != manifest.rows:
-        raise ManifestError(manifest_path, f"{data.name} holds {rows} rows, not {manifest.rows}")
-    sample = _sample(con, data, (*watched, *manifest.keys), rows)
-    return reference_of(
-        found,
-        edges,
+    found = reference_of_rows(
+        con,
+        data,
         config,
-        chosen,
-        clusters=clusterings(sample, edges, manifest.keys),
+        watched,
+        keys=manifest.keys,
+        personal=personal,
         uri=str(manifest_path),
         contract=manifest.contract,
         model_version=model_version,
@@ -243,6 +239,40 @@ def build_reference(
         beside=beside,
         tell=tell,
     )
+    rows = 0 if found is None else found.profile.rows
+    if found is None or rows != manifest.rows:
+        raise ManifestError(manifest_path, f"{data.name} holds {rows} rows, not {manifest.rows}")
+    return found
+
+
+def reference_of_rows(
+    con: duckdb.DuckDBPyConnection,
+    data: Path,
+    config: MonitorConfig,
+    watched: Sequence[str],
+    *,
+    keys: Sequence[str] = (),
+    personal: Collection[str] = (),
+    **told: Any,
+) -> Reference | None:
+    """Make a reference of the rows of one Parquet file; None without any.
+
+    Args:
+        con: Any DuckDB connection; nothing is written to its database.
+        data: The file; its event time is `event_timestamp`.
+        config: The monitor.
+        watched: Columns that are compared.
+        keys: Columns that name entities.
+        personal: Columns whose values are somebody's.
+        told: See `reference_of`.
+    """
+    edges = edges_of(read_columns(con, data, watched, in_order=False), watched, personal)
+    found = list(by_bucket(read_columns(con, data, watched, in_order=True), edges, config.bucket))
+    if not found:
+        return None
+    sample = _sample(con, data, (*watched, *keys), sum(one.rows for _, one in found))
+    chosen, clusters = statistic(config.statistic), clusterings(sample, edges, keys)
+    return reference_of(found, edges, config, chosen, clusters=clusters, **told)
 
 
 def reference_of(

@@ -310,15 +310,24 @@ def calibrate(
     """
     from rich.console import Console
 
+    from featurestore.served import ServedLog
     from monitor import sensitivity
     from monitor.config import load
+    from monitor.known import check
+    from monitor.sources import Sources
 
-    section, _ = load(config)
+    section, store = load(config)
+    tables = any(one.source is not None for one in section.monitors.values())
+    views = check(config, section, store) if tables else {}
+    sources = Sources(ServedLog(store.data), store.data, views)
     for name, one in sorted(section.monitors.items()):
         if monitor not in {"", name}:
             continue
-        manifest = reference or one.reference or _champion(name, config, address)
-        found = sensitivity.measured(manifest, one, name, quiet=as_json)
+        if one.stretch is not None and reference is None:
+            found = sensitivity.measured(sources.of(name, one), one, name, quiet=as_json)
+        else:
+            manifest = reference or one.manifest or _champion(name, config, address)
+            found = sensitivity.measured(manifest, one, name, quiet=as_json)
         if as_json:
             for line in found:
                 typer.echo(json.dumps({"monitor": name, **asdict(line)}))

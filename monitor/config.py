@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -23,9 +24,7 @@ from pydantic import (
 from featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
 from monitor.endpoints import Address, AlertTargetConfig, PipelineConfig, Secret, loopback
 from monitor.schedule import parse
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from monitor.watched import ReferenceConfig, SourceConfig, StretchConfig
 
 SHORTEST_TOKEN = 16
 
@@ -136,16 +135,22 @@ class PerformanceConfig(Section):
     label_delay: Duration = timedelta(0)
 
 
+_OF_A_SERVICE = ("scored", "max_age", "audit")
+
+
 class MonitorConfig(Section):
-    """One monitor: one feature service as one model reads it.
+    """One monitor: what is watched, by default one feature service as one model reads it.
 
     Attributes:
         service: Feature service whose served log is watched.
-        model: Registered model that reads it, and that a trigger retrains.
+        source: What is watched in place of a served log.
+        model: Registered model that reads it, and that a trigger retrains. May be left out where
+            there is a `reference` and no `pipeline`: drift is then told, and nothing is fired.
         pipeline: Name of the pipeline, in `pipelines`, that triggers go to; none means that
             drift is watched and nothing is fired.
-        reference: Manifest of the training set to compare with, for good. None means that of the
-            model's champion, as the pipeline tells it, which moves with every promotion.
+        reference: What to compare with, for good: manifest of a training set; or a stretch of
+            what is watched, as `{from: 2024-01-01, to: 2024-03-01}`. None means the training set
+            of the model's champion, as the pipeline tells it, which moves with every promotion.
         scored: With `reference`: Parquet file of rows with the model's `prediction`, as the runs of
             a pipeline name one by `scored_uri`.
         bucket: Length of one snapshot; divides a day or is whole days.
@@ -170,10 +175,11 @@ class MonitorConfig(Section):
             none, or `never`, means never.
     """
 
-    service: str
-    model: str
+    service: str = ""
+    source: SourceConfig | None = None
+    model: str = ""
     pipeline: str | None = None
-    reference: FilePath | None = None
+    reference: ReferenceConfig | None = None
     scored: FilePath | None = None
     bucket: Duration = timedelta(days=1)
     window: Duration = timedelta(days=7)
@@ -200,6 +206,58 @@ class MonitorConfig(Section):
         # A variable of the environment cannot say none.
         return None if audit == "never" else audit
 
+    @property
+    def manifest(self) -> Path | None:
+        """Manifest of the training set to compare with for good, if it is one."""
+        return self.reference if isinstance(self.reference, Path) else None
+
+    @property
+    def stretch(self) -> StretchConfig | None:
+        """Stretch of what is watched to compare with, if it is one."""
+        return self.reference if isinstance(self.reference, StretchConfig) else None
+
+    @property
+    def kind(self) -> Literal["served", "view", "table"]:
+        """What sort of source is watched."""
+        if self.source is None:
+            return "served"
+        return "view" if self.source.view else "table"
+
+    @property
+    def subject(self) -> str:
+        """Name of what is watched: the feature service, the view, the table or the files."""
+        if self.source is None:
+            return self.service
+        return self.source.view or self.source.table or str(self.source.files)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_labels_without_a_service(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("source") is not None:
+            return {"performance": None, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.service) == (self.source is not None):
+            raise ValueError("give either service or source")
+        if self.source is not None:
+            extra = [name for name in _OF_A_SERVICE if getattr(self, name)]
+            extra += ["performance"] if self.performance is not None else []
+            if extra:
+                raise ValueError(
+                    f"{' and '.join(extra)} cannot go with source: there are no requests, no "
+                    f"predictions and no labels"
+                )
+        elif self.stretch is not None:
+            raise ValueError("reference: a stretch goes with source, a training set with service")
+        if not self.model and (self.pipeline is not None or self.reference is None):
+            raise ValueError(
+                "model is missing; without one give reference, as {from: 2024-01-01, "
+                "to: 2024-03-01} or a training set's manifest, and no pipeline"
+            )
+        return self
+
     @model_validator(mode="after")
     def _whole_buckets(self) -> Self:
         day = timedelta(days=1)
@@ -212,8 +270,8 @@ class MonitorConfig(Section):
                 f"performance.label_delay ({self.performance.label_delay}) must be a multiple of "
                 f"bucket ({self.bucket})"
             )
-        if self.scored is not None and self.reference is None:
-            raise ValueError("scored goes with reference; a pipeline's runs name their own")
+        if self.scored is not None and self.manifest is None:
+            raise ValueError("scored goes with a manifest; a pipeline's runs name their own")
         return self
 
     @model_validator(mode="after")

@@ -13,11 +13,12 @@ from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import structlog
 
-from featurestore.errors import UserError
+from featurestore.errors import SourceError, UserError
 from monitor.audits import Asked, Auditor
 from monitor.causes import Causes
 from monitor.config import load
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from monitor.config import DaemonConfig
+    from monitor.known import ViewFacts
     from monitor.ledger import Ledger
     from monitor.state import State
 
@@ -66,14 +68,21 @@ class Daemon:
         data: Folder of the served log.
         ledger: Open; closed by whoever opened it.
         project: Name of the Feast project, for whoever watches several.
+        views: What is known of the store's feature views.
     """
 
     def __init__(
-        self, path: Path, config: DaemonConfig, data: Path, ledger: Ledger, project: str = ""
+        self,
+        path: Path,
+        config: DaemonConfig,
+        data: Path,
+        ledger: Ledger,
+        project: str = "",
+        views: Mapping[str, ViewFacts] = MappingProxyType({}),
     ) -> None:
         self._path, self._data, self._ledger = path, data, ledger
         self._project = project
-        self.evaluator = Evaluator(config, ledger, data)
+        self.evaluator = Evaluator(config, ledger, data, views)
         self.evaluator.configure(config, self.evaluator.prepare(config))
         self.causes = Causes(ledger, self.evaluator)
         self.outbox = Outbox(ledger, self.evaluator)
@@ -141,13 +150,13 @@ class Daemon:
                 fixed.append("store.data")
             if fixed:
                 raise FixedFieldError(fixed)
-            check(self._path, config, store)
-            prepared = self.evaluator.prepare(config)
+            views = check(self._path, config, store)
+            prepared = self.evaluator.prepare(config, views)
         except UserError as error:
             self._reloads_rejected += 1
             log.error("reload_rejected", reason=str(error))  # noqa: TRY400 - the user's
             return
-        self.evaluator.configure(config, prepared)
+        self.evaluator.configure(config, prepared, views)
         self._plan()
         self._reloads += 1
         self._note("SIGHUP", config, self._ledger.fields())
@@ -171,12 +180,21 @@ class Daemon:
 
         Args:
             monitor: Which; all for the empty name.
+
+        Raises:
+            SourceError: What one of them watches cannot be read; the others were evaluated.
         """
-        done = 0
+        done, unread = 0, None
         for name in [monitor] if monitor else list(self.evaluator.config.monitors):
-            done += self.evaluator.evaluate(name, BUCKETS_PER_TICK, self._draining.is_set)
+            try:
+                done += self.evaluator.evaluate(name, BUCKETS_PER_TICK, self._draining.is_set)
+            except SourceError as error:
+                unread = error
+                continue
             if not self._draining.is_set():
                 self.causes.look(name)
+        if unread is not None:
+            raise unread
         return done
 
     def state(self) -> State:
@@ -206,7 +224,8 @@ class Daemon:
                 name: replace(
                     monitor,
                     latest_event=latest.get(name),
-                    waits_for="" if monitor.reference else self.outbox.waits_for(name),
+                    waits_for=self.evaluator.problem(name)
+                    or ("" if monitor.reference else self.outbox.waits_for(name)),
                     max_age=config.monitors[name].max_age,
                     audit=audits.get(name),
                     audit_interval=config.monitors[name].audit,

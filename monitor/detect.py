@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from monitor.looks import Look
     from monitor.profile import ColumnProfile, Profile
 
-SOURCE = "served"
 PREDICTIONS = "predictions"
 _NEAR = 0.8
 """Of a limit: where an episode does not close yet, and another look may speak for the feature."""
@@ -59,7 +58,8 @@ class Verdict:
     """One feature in one window.
 
     Attributes:
-        source: What was watched: "served", or "predictions" for what the model said.
+        source: What was watched: "served", or "predictions" for what the model said; "view" or
+            "table" for what is no served log.
         feature: Name of the feature.
         statistic: Name of the statistic that was used, or of the look of `monitor.looks`.
         value: In the statistic's unit, or the change of a share; None where nothing could be
@@ -108,7 +108,14 @@ def detect(
     if reference is None:
         blank = (
             Verdict(
-                SOURCE, name, config.statistic, None, None, Level.INSUFFICIENT_DATA, why, window
+                config.kind,
+                name,
+                config.statistic,
+                None,
+                None,
+                Level.INSUFFICIENT_DATA,
+                why,
+                window,
             )
             for why in ["there is no reference yet"]
             for name in config.features
@@ -163,7 +170,7 @@ def _judged(
 ) -> tuple[Verdict, float]:
     """Return the verdict on one feature, and how surprising its distances are, 0 to 1."""
     edges, old = reference.edges.columns[name], reference.profile.columns[name]
-    source = PREDICTIONS if name == PREDICTION else SOURCE
+    source = PREDICTIONS if name == PREDICTION and config.service else config.kind
     chosen = suited(statistic(config.statistic), edges)
     whole = spans[0]
     new = whole.profile.columns.get(name)

@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from time import time_ns
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import structlog
 
+from featurestore.errors import SourceError
 from featurestore.served import ServedLog
 from monitor.detect import Level
 from monitor.distribution import distributions
 from monitor.episodes import Decision, ModelHistory, NotDecidableError
 from monitor.measures import measure_named
-from monitor.measuring import Measurer, span
+from monitor.measuring import Measurer
 from monitor.policy import approve, decide, move_reference, reject
-from monitor.references import reference_from
+from monitor.references import STRETCH, reference_from, reference_from_stretch, stretch_uri
 from monitor.snapshot import EPOCH, Bucket, buckets
+from monitor.sources import Sources
+from monitor.sources import check as check_source
 from monitor.statistics import statistic
 
 if TYPE_CHECKING:
@@ -35,13 +38,13 @@ if TYPE_CHECKING:
 
     from monitor.calibrate import Reference
     from monitor.config import DaemonConfig, MonitorConfig
+    from monitor.known import ViewFacts
     from monitor.ledger import Held, Kept, Ledger
+    from monitor.sources import Source
     from monitor.state import TriggerRecord
     from protos.steadfeast.v1.pipeline_pb2 import Run
 
 log = structlog.get_logger(__name__)
-
-SETTLED_NS = 1_000_000_000
 
 _REFERENCE_FIELDS: dict[str, Any] = {
     **dict.fromkeys(
@@ -61,24 +64,39 @@ class Evaluator:
         config: The monitors and the clock.
         ledger: Where everything is committed.
         data: Folder that holds `served/` and `labels/`.
+        views: What is known of the store's feature views.
     """
 
-    def __init__(self, config: DaemonConfig, ledger: Ledger, data: Path) -> None:
+    def __init__(
+        self,
+        config: DaemonConfig,
+        ledger: Ledger,
+        data: Path,
+        views: Mapping[str, ViewFacts] = MappingProxyType({}),
+    ) -> None:
         self.config = config
-        self._ledger, self._log = ledger, ServedLog(data)
-        self._served = data / "served"
-        self._latest: dict[str, tuple[int, datetime | None]] = {}
-        self._measurer = Measurer(self._log, config.state, ledger.buckets, ledger.profile)
+        self._ledger, self._log, self._data = ledger, ServedLog(data), data
+        self._sources = Sources(self._log, data, views)
+        self._latest: dict[str, datetime | None] = {}
+        self._problems: dict[str, str] = {}
+        self._measurer = Measurer(
+            self._source, self._log, config.state, ledger.buckets, ledger.profile
+        )
         self._busy = Lock()
-        self._first: dict[str, datetime] = {}
 
-    def prepare(self, config: DaemonConfig) -> dict[str, Reference]:
+    def _source(self, monitor: str, config: MonitorConfig) -> Source:
+        return self._sources.of(monitor, config)
+
+    def prepare(
+        self, config: DaemonConfig, views: Mapping[str, ViewFacts] | None = None
+    ) -> dict[str, Reference]:
         """Build the references that `config` needs anew; changes nothing.
 
         Raises:
-            UserError: The configuration does not fit the reference's training set.
+            UserError: The configuration does not fit what is watched, or the reference.
         """
         built: dict[str, Reference] = {}
+        sources = self._sources if views is None else Sources(self._log, self._data, views)
         with duckdb.connect() as con:
             con.execute("SET enable_progress_bar = false")  # it draws into the log
             for name, monitor in config.monitors.items():
@@ -87,10 +105,17 @@ class Evaluator:
                     measure_named(monitor.performance.metric)
                 held = self._ledger.held(name)
                 old = held.reference
-                pinned = monitor.reference
-                if pinned is not None and (old is None or old.uri != str(pinned)):
+                pinned, source = monitor.manifest, sources.of(name, monitor)
+                check_source(source, monitor)
+                if monitor.stretch is not None:
+                    same = old is not None and old.uri == stretch_uri(monitor)
+                    if not same or old is None or held.reference_key != _key(old, monitor):
+                        built[name] = reference_from_stretch(con, source, monitor)
+                elif pinned is not None and (old is None or old.uri != str(pinned)):
                     built[name] = reference_from(con, pinned, monitor, scored=monitor.scored)
-                elif old is not None and held.reference_key != _key(old, monitor):
+                elif old is None or old.uri.startswith(STRETCH):
+                    continue  # the champion's comes with the next look at the pipelines
+                elif held.reference_key != _key(old, monitor):
                     scored = Path(old.scored_uri) if old.scored_uri else None
                     built[name] = reference_from(
                         con,
@@ -102,10 +127,17 @@ class Evaluator:
                     )
         return built
 
-    def configure(self, config: DaemonConfig, prepared: Mapping[str, Reference]) -> None:
+    def configure(
+        self,
+        config: DaemonConfig,
+        prepared: Mapping[str, Reference],
+        views: Mapping[str, ViewFacts] | None = None,
+    ) -> None:
         """Go on with another configuration, and what was prepared for it, from now on."""
         with self._busy:
             self.config = config
+            if views is not None:
+                self._sources = Sources(self._log, self._data, views)
             if prepared:
                 self.move(prepared, "the configuration changed")
 
@@ -117,20 +149,24 @@ class Evaluator:
     # Time
 
     def latest(self, monitor: str) -> datetime | None:
-        """Return the latest request in the monitor's served log; reads file names only.
+        """Return the latest event time of what a monitor watches; reads no rows.
 
-        A folder that has not changed since it was listed is not listed again.
+        Of a table that cannot be read now, what it was; see `problem`.
         """
-        service = self.config.monitors[monitor].service
-        folder = self._served / service
-        changed = folder.stat().st_mtime_ns if folder.exists() else 0
-        seen, latest = self._latest.get(service, (-1, None))
-        if changed != seen:
-            latest = self._log.watermark(service)
-            # A change within the clock's grain of the last one may not show in the time.
-            settled = time_ns() - changed > SETTLED_NS
-            self._latest[service] = (changed if settled else -1, latest)
-        return latest
+        try:
+            self._latest[monitor] = self._source(monitor, self.config.monitors[monitor]).latest()
+            self._problems.pop(monitor, None)
+        except SourceError as error:
+            self._problems[monitor] = str(error)
+        return self._latest.get(monitor)
+
+    def has_rows(self, monitor: str, start: datetime, end: datetime) -> bool:
+        """Say whether what a monitor watches may have rows in [start, end)."""
+        return bool(self._source(monitor, self.config.monitors[monitor]).parts(start, end))
+
+    def problem(self, monitor: str) -> str:
+        """Return why what a monitor watches cannot be read; empty if it can, as of `latest`."""
+        return self._problems.get(monitor, "")
 
     def now(self, monitor: str, *, latest: datetime | None = None) -> datetime | None:
         """Return what time it is for `monitor`; none before the first row of a replay."""
@@ -159,14 +195,13 @@ class Evaluator:
             until = min(until, after + (limit + 1) * config.bucket)
         return buckets(after, until, config.bucket)[:limit]
 
-    def _start(self, monitor: str, now: datetime) -> datetime:
-        """Return the start of the bucket of the first row ever served."""
-        if monitor not in self._first:
-            config = self.config.monitors[monitor]
-            files = self._log.files(config.service, EPOCH, now + timedelta(microseconds=1))
-            first = EPOCH + timedelta(microseconds=min(span(file)[0] for file in files))
-            self._first[monitor] = EPOCH + (first - EPOCH) // config.bucket * config.bucket
-        return self._first[monitor]
+    def _start(self, monitor: str, latest: datetime) -> datetime:
+        """Return the start of the bucket of the first row, or where the reference ends."""
+        config = self.config.monitors[monitor]
+        first = self._source(monitor, config).first() or latest
+        if config.stretch is not None:
+            first = max(first, config.stretch.end)
+        return EPOCH + (first - EPOCH) // config.bucket * config.bucket
 
     # Evaluating
 
@@ -327,7 +362,8 @@ class Evaluator:
                     con,
                     Path(run.manifest_uri),
                     config,
-                    scored=Path(run.scored_uri) if run.scored_uri else None,
+                    # A table has no predictions of the model to compare.
+                    scored=Path(run.scored_uri) if run.scored_uri and config.service else None,
                     model_version=run.model_version,
                     performance=dict(run.metrics),
                 )
@@ -396,4 +432,6 @@ def _key(reference: Reference, config: MonitorConfig) -> str:
     """Return what changes whenever the reference or what it was built for does."""
     made_for = config.model_dump_json(include=_REFERENCE_FIELDS)
     text = f"{reference.uri}\n{reference.model_version}\n{made_for}"
+    if config.source is not None:
+        text += f"\n{config.source.model_dump_json()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -23,7 +23,7 @@ from apscheduler.events import (
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from featurestore.errors import UserError
+from featurestore.errors import SourceError, UserError
 from monitor.state import JobState
 
 if TYPE_CHECKING:
@@ -115,11 +115,12 @@ class Jobs:
         with self._lock:
             self._began[name] = began
             self._change(name, last_start=datetime.now(UTC))
-        succeeded = False
+        succeeded = fine = False
         try:
             work()
-            succeeded = True
+            succeeded = fine = True
         except BaseException as error:
+            fine = isinstance(error, SourceError)  # the data's trouble, and one monitor's
             with self._lock:
                 self._last[name] = _line(error)
             raise
@@ -127,7 +128,7 @@ class Jobs:
             seconds = monotonic() - began
             with self._lock:
                 del self._began[name]
-                self._in_a_row[name] = 0 if succeeded else self._in_a_row.get(name, 0) + 1
+                self._in_a_row[name] = 0 if fine else self._in_a_row.get(name, 0) + 1
                 if name in self._states:
                     done = self._states[name]
                     self._change(

@@ -12,8 +12,9 @@ import json
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import yaml
@@ -35,34 +36,75 @@ ASK_SECONDS = 120.0
 KEPT = "services.json"
 """File of the state folder with what the store said last; a process for it takes seconds."""
 
-_SERVICES = """
+_ASK = """
 import json, sys
 from pathlib import Path
 from featurestore import Store
+from featurestore.offline.views import described
 with Store.open(Path(sys.argv[1])) as store:
-    found = {}
+    services = {}
     for name in store.services():
-        found[name] = [one["name"] for one in store.contract(name).description["features"]]
-print(json.dumps(found))
+        services[name] = [one["name"] for one in store.contract(name).description["features"]]
+    views = [*store.feast.list_feature_views(), *store.feast.list_stream_feature_views()]
+    told = {one.name: described(store.repo, one) for one in views}
+print(json.dumps({"services": services, "views": told}))
 """
 
 
-def check(path: Path, config: DaemonConfig, store: StoreConfig) -> None:
-    """Refuse names that do not exist.
+@dataclass(frozen=True, slots=True)
+class ViewFacts:
+    """What the store says of one feature view.
+
+    Attributes:
+        location: Path, folder or glob of its source's files.
+        timestamp: Column of the event time.
+        created: Column of the created time; empty without one.
+        keys: Names of its join keys.
+        features: Names of its features.
+        columns: The source's name of each name that differs from it.
+        personal: Names whose values are somebody's.
+        delta: Whether the files are a Delta table's.
+        problem: Why it cannot be watched; empty if it can.
+    """
+
+    location: str = ""
+    timestamp: str = ""
+    created: str = ""
+    keys: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    personal: tuple[str, ...] = ()
+    delta: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is applied: the features of each service, and every feature view."""
+
+    services: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    views: Mapping[str, ViewFacts] = field(default_factory=dict)
+
+
+def check(path: Path, config: DaemonConfig, store: StoreConfig) -> Mapping[str, ViewFacts]:
+    """Refuse names that do not exist, and return what the store says of its feature views.
 
     Before the first `feast apply`, and where the repo folder is no feature repository, nothing is
-    known of services and features, so only statistics are checked.
+    known of services and features, so only statistics are checked; and no view can be watched.
 
     Raises:
         ConfigError: With a problem for each.
     """
-    services: Mapping[str, Sequence[str]] = {}
-    problems = list(_problems(config, services))
+    known = Known()
+    problems = list(_problems(config, known))
     if not problems and (store.repo / "feature_store.yaml").exists():
-        services = _kept(path, config.state / KEPT, store)
-        problems = list(_problems(config, services))
+        known = _kept(path, config.state / KEPT, store)
+        problems = list(_problems(config, known))
+    if not problems:
+        problems = list(_unknown_views(config, known, store))
     if problems:
         raise ConfigError(path, problems)
+    return known.views
 
 
 def project(store: StoreConfig) -> str:
@@ -74,9 +116,8 @@ def project(store: StoreConfig) -> str:
     return str(found.get("project", "")) if isinstance(found, dict) else ""
 
 
-def _problems(
-    config: DaemonConfig, services: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[str, str]]:
+def _problems(config: DaemonConfig, known: Known) -> Iterator[tuple[str, str]]:
+    services = known.services
     for name, monitor in config.monitors.items():
         field = f"monitor.monitors.{name}"
         try:
@@ -88,7 +129,7 @@ def _problems(
                 measure_named(monitor.performance.metric)
             except (NotFoundError, MeasureError) as error:
                 yield f"{field}.performance.metric", str(error)
-        if not services:
+        if not services or monitor.source is not None:
             continue
         if monitor.service not in services:
             yield (
@@ -103,21 +144,59 @@ def _problems(
                 yield f"{field}.features", str(NotFoundError(what, feature, served))
 
 
-def _kept(path: Path, kept: Path, store: StoreConfig) -> Mapping[str, Sequence[str]]:
-    """Return the features of every applied service, as kept while the registry is the same."""
+def _unknown_views(
+    config: DaemonConfig, known: Known, store: StoreConfig
+) -> Iterator[tuple[str, str]]:
+    for name, monitor in config.monitors.items():
+        if monitor.source is None or not monitor.source.view:
+            continue
+        field, view = f"monitor.monitors.{name}", monitor.source.view
+        if view not in known.views:
+            problem = str(NotFoundError("feature view", view, known.views))
+            if not known.views:
+                problem = (
+                    f"no feature view {view!r}: nothing is applied in {store.repo}; "
+                    "run `steadfeast store apply` first"
+                )
+            yield f"{field}.source.view", problem
+            continue
+        facts = known.views[view]
+        if facts.problem:
+            yield (
+                f"{field}.source.view",
+                f"feature view {view!r} cannot be watched: {facts.problem}",
+            )
+        for feature in monitor.features:
+            if feature not in facts.features:
+                problem = str(NotFoundError(f"feature of view {view}", feature, facts.features))
+                yield f"{field}.features", problem
+
+
+def _kept(path: Path, kept: Path, store: StoreConfig) -> Known:
+    """Return what is applied, as kept while the registry is the same."""
     registry = _registry(store)
     if registry and kept.exists():
         with suppress(OSError, ValueError, KeyError, TypeError):
             said = json.loads(kept.read_text(encoding="utf-8"))
             if said["registry"] == registry:
-                return dict(said["services"])
-    found = _services(path)
-    if registry and found and kept.parent.exists():
+                return _known(said)
+    found = _asked(path)
+    if registry and any(found.values()) and kept.parent.exists():
         with suppress(OSError):  # without it the next start takes longer, and no more
             aside = kept.with_suffix(".new")
-            aside.write_text(json.dumps({"registry": registry, "services": found}), "utf-8")
+            aside.write_text(json.dumps({"registry": registry, **found}), "utf-8")
             aside.rename(kept)
-    return found
+    return _known(found)
+
+
+def _known(said: Mapping[str, Any]) -> Known:
+    views = {}
+    for name, facts in said["views"].items():
+        plain: dict[str, Any] = {
+            key: tuple(one) if isinstance(one, list) else one for key, one in facts.items()
+        }
+        views[name] = ViewFacts(**plain)
+    return Known(dict(said["services"]), views)
 
 
 def _registry(store: StoreConfig) -> str:
@@ -132,22 +211,22 @@ def _registry(store: StoreConfig) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def _services(path: Path) -> dict[str, list[str]]:
-    """Return the features of every applied service; empty when the store cannot say."""
+def _asked(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what is applied, by `services` and `views`; empty when the store cannot say."""
     try:
         done = subprocess.run(  # noqa: S603 - our own code, and a path the user runs us with
-            [sys.executable, "-c", _SERVICES, str(path)],
+            [sys.executable, "-c", _ASK, str(path)],
             capture_output=True,
             text=True,
             timeout=ASK_SECONDS,
             check=True,
         )
-        found: dict[str, list[str]] = json.loads(done.stdout)
+        found: dict[str, dict[str, Any]] = json.loads(done.stdout)
     except subprocess.CalledProcessError as error:
         # A definition that is broken now does not keep the daemon from watching.
         log.warning("services_unknown", reason=error.stderr.strip().rpartition("\n")[2])
-        return {}
+        return {"services": {}, "views": {}}
     except subprocess.TimeoutExpired:
         log.warning("services_unknown", reason=f"no answer within {ASK_SECONDS:.0f} s")
-        return {}
+        return {"services": {}, "views": {}}
     return found

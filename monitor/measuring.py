@@ -1,6 +1,6 @@
 """What is measured about one closed bucket and the window that ends with it.
 
-Above `references`, below `evaluation`, which decides on it and commits it. Reads the served log,
+Above `references`, below `evaluation`, which decides on it and commits it. Reads what is watched,
 the labels and earlier snapshots; writes nothing but the bucket's snapshot, which is the same
 whoever writes it.
 """
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from monitor.performance import Performance
     from monitor.reading import Kept
     from monitor.segments import Key
+    from monitor.sources import Source
+
+GRAIN_SECONDS = 0.02
+"""How far the kernel's times of files may lag behind the clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,8 @@ class Measurer:
     """Measures buckets; remembers the profiles of those that are still in a window.
 
     Args:
-        log: The served log and its labels.
+        source_of: Gives what a monitor watches.
+        log: Where labels are.
         state: The daemon's folder, for snapshots.
         kept: Gives a monitor's frozen buckets in a stretch of time.
         stored: Gives the profile of one of them, as JSON.
@@ -74,12 +79,14 @@ class Measurer:
 
     def __init__(
         self,
+        source_of: Callable[[str, MonitorConfig], Source],
         log: ServedLog,
         state: Path,
         kept: Callable[[str, datetime, datetime], list[Kept]],
         stored: Callable[[str, Kept], str],
     ) -> None:
-        self._log, self._state, self._kept, self._stored = log, state, kept, stored
+        self._source_of, self._log = source_of, log
+        self._state, self._kept, self._stored = state, kept, stored
         # In memory and only for reading Parquet: the ledger's connection stays free meanwhile.
         self._con = duckdb.connect()
         self._con.execute("SET TimeZone = 'UTC'")
@@ -94,11 +101,16 @@ class Measurer:
     def measure(
         self, monitor: str, config: MonitorConfig, bucket: Bucket, reference: Reference, key: str
     ) -> Measured:
-        """Freeze a bucket and measure its window against `reference`, whose key is `key`."""
+        """Freeze a bucket and measure its window against `reference`, whose key is `key`.
+
+        Raises:
+            SourceError: What is watched cannot be read.
+        """
         frozen_at = datetime.now(UTC)
         start = bucket.end - config.window
-        files = self._log.files(config.service, bucket.start, bucket.end)
-        snapshot = freeze(self._con, files, bucket, bucket_path(self._state, monitor, bucket))
+        source, path = self._source_of(monitor, config), bucket_path(self._state, monitor, bucket)
+        with source.reading(self._con, bucket.start, bucket.end) as rows:
+            snapshot = freeze(self._con, rows, bucket, path)
         current = profile(rows_of(snapshot, reference), reference.edges)
         before = self._kept(monitor, start, bucket.start)
         whole, latest = self._window(monitor, config, before, current, bucket, key, reference)
@@ -137,7 +149,7 @@ class Measurer:
             contract=reference.contract,
             model_version=reference.model_version,
         )
-        late = tuple(self._late(config, before))
+        late = tuple(self._late(source, before))
         return Measured(evaluation, snapshot, current, whole, frozen_at, late)
 
     def forget(self, monitor: str, config: MonitorConfig, before: datetime) -> None:
@@ -166,7 +178,8 @@ class Measurer:
     ) -> tuple[Performance | None, dict[str, float], tuple[segments.Segment, ...]]:
         """Return how the live model did, how it is thought to do, and both by segment."""
         columns = tuple(reference.segments)
-        if config.performance is None and reference.estimator is None and not columns:
+        served = config.source is None
+        if config.performance is None and not columns and not (served and reference.estimator):
             return None, {}, ()
         as_of = window.end + config.lateness
         delay = timedelta(0) if config.performance is None else config.performance.label_delay
@@ -174,7 +187,7 @@ class Measurer:
         measured_on = self._kept(monitor, known.start, known.end) if delay else buckets
         rows = predictions(
             self._con,
-            _with_rows(measured_on),
+            _with_rows(measured_on) if served else [],
             self._log.label_files(config.service, known.start, as_of),
             known,
             as_of,
@@ -183,7 +196,7 @@ class Measurer:
         )
         live = judge(rows, known, config)
         estimated: dict[str, float] = {}
-        if reference.estimator is not None:
+        if reference.estimator is not None and served:
             now = rows
             if delay:
                 version = reference.model_version or None
@@ -259,38 +272,37 @@ class Measurer:
             self._parts[at] = segments.profiles(batches, reference)
         return self._parts[at]
 
-    def _late(self, config: MonitorConfig, before: list[Kept]) -> list[tuple[Kept, int]]:
+    def _late(self, source: Source, before: list[Kept]) -> list[tuple[Kept, int]]:
         """Return the buckets that got rows after they were frozen, and how many by now.
 
-        Only files that came later are a reason to count; ctime, because a rename sets it.
+        Only what changed later is a reason to count.
         """
         found: list[tuple[Kept, int]] = []
         if not before:
             return found
-        start, end = before[0].bucket.start, before[-1].bucket.end
-        files = self._log.files(config.service, start, end)
         oldest = min(kept.frozen_at for kept in before).timestamp()
-        came = [(*span(file), at) for file in files if (at := file.stat().st_ctime) > oldest]
-        if not came:
-            return found
+        parts = source.parts(before[0].bucket.start, before[-1].bucket.end)
+        came = [part for part in parts if part.changed > oldest - GRAIN_SECONDS]
         for kept in before:
-            low, high = _micros(kept.bucket.start), _micros(kept.bucket.end)
-            frozen_at = kept.frozen_at.timestamp()
-            if not any(first < high and last >= low and at > frozen_at for first, last, at in came):
-                continue
-            inside = self._log.files(config.service, kept.bucket.start, kept.bucket.end)
-            ((rows,),) = self._con.execute(
-                "SELECT count(*) FROM read_parquet($files, union_by_name = true) "
-                "WHERE request_time >= $start AND request_time < $end",
-                {
-                    "files": [str(file) for file in inside],
-                    "start": kept.bucket.start,
-                    "end": kept.bucket.end,
-                },
-            ).fetchall()
-            if rows - kept.rows != kept.late_rows:
-                found.append((kept, rows - kept.rows))
+            start, end = kept.bucket.start, kept.bucket.end
+            since = kept.frozen_at.timestamp() - GRAIN_SECONDS
+            if any(p.first < end and p.last >= start and p.changed > since for p in came):
+                late = self._many(source, kept.bucket) - kept.rows
+                if late != kept.late_rows:
+                    found.append((kept, late))
         return found
+
+    def _many(self, source: Source, bucket: Bucket) -> int:
+        """Count the rows that a source now has of a bucket."""
+        with source.reading(self._con, bucket.start, bucket.end) as rows:
+            if rows is None:
+                return 0
+            ((many,),) = self._con.execute(
+                f"SELECT count(*) FROM ({rows.query}) "
+                "WHERE request_time >= $start AND request_time < $end",
+                {**rows.values, "start": bucket.start, "end": bucket.end},
+            ).fetchall()
+        return int(many)
 
 
 def rows_of(snapshot: Snapshot, reference: Reference) -> Iterator[pa.RecordBatch]:
@@ -303,19 +315,9 @@ def rows_of(snapshot: Snapshot, reference: Reference) -> Iterator[pa.RecordBatch
     return own(given, reference.model_version)
 
 
-def span(file: Path) -> tuple[int, int]:
-    """Return the first and last request time in a served-log file, from its name."""
-    first, last, _ = file.name.split("-", 2)
-    return int(first), int(last)
-
-
 def _with_rows(buckets: Sequence[Kept | Snapshot]) -> list[Path]:
     """Return the files that can be read: a snapshot without rows has no columns."""
     return [one.path for one in buckets if one.rows and one.path.exists()]
-
-
-def _micros(at: datetime) -> int:
-    return (at - EPOCH) // timedelta(microseconds=1)
 
 
 def _number(at: datetime, config: MonitorConfig) -> int:

@@ -97,7 +97,7 @@ def replayed(
         UserError: There is nothing to replay, or nothing to compare it with.
     """
     whole, store = load(path)
-    check(path, whole, store)
+    views = check(path, whole, store)
     settings = chosen(whole, monitor, pinned)
     history = {
         name: promoted(settings, name)
@@ -113,7 +113,9 @@ def replayed(
         def progress(name: str, at: datetime, done: int, total: int) -> None:
             bar.update(task, completed=done, total=total, description=f"{name} {at:%Y-%m-%d}")
 
-        return run(settings, store.data, first, last, history, alone=alone, progress=progress)
+        return run(
+            settings, store.data, first, last, history, views=views, alone=alone, progress=progress
+        )
 
 
 def tables(found: Sequence[Backtest]) -> Iterator[RenderableType]:

@@ -169,16 +169,23 @@ def _age(seconds: float | None) -> str:
 def _waits(monitor: MonitorState) -> str:
     if not monitor.waits_for:
         return ""
+    if monitor.reference is not None:
+        return f"Nothing new is judged: {monitor.waits_for}."
     return f"Nothing is judged: there is no reference to compare with: {monitor.waits_for}."
 
 
 def _facts(monitor: MonitorState) -> Sequence[Fact]:
-    facts = [Fact("Feature service", monitor.service), Fact("Model", monitor.model)]
     reference, window = monitor.reference, monitor.window
+    facts = [Fact("Feature service", monitor.service)]
+    if monitor.source is not None:
+        kind, name = monitor.source
+        facts = [Fact("Feature view" if kind == "view" else "Table", name)]
+    if monitor.model:
+        version = f", version {reference.model_version or 'unknown'}" if reference else ""
+        facts.append(Fact("Model", f"{monitor.model}{version}"))
     if reference is not None:
-        version = reference.model_version or "unknown"
-        facts[-1] = Fact("Model", f"{monitor.model}, version {version}")
-        facts.append(Fact("Contract", reference.contract[:12]))
+        if reference.contract:
+            facts.append(Fact("Contract", reference.contract[:12]))
         facts.append(
             Fact(
                 "Reference",

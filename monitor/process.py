@@ -122,10 +122,10 @@ def main(path: Path, *, json_logs: bool) -> int:
     """
     config, store = load(path)
     configure_logs(json_logs=json_logs)
-    check(path, config, store)
+    views = check(path, config, store)
     with ExitStack() as stack:  # closes in reverse order
         ledger = stack.enter_context(Ledger(config.state))
-        daemon = Daemon(path, config, store.data, ledger, project(store))
+        daemon = Daemon(path, config, store.data, ledger, project(store), views)
         token = config.operator_token.get_secret_value()
         others = principals(config)
         certificates = None if config.tls is None else Certificates(config.tls)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from monitor.bins import ORDERED
 from monitor.calibrate import PREDICTION
-from monitor.snapshot import EPOCH
+from monitor.snapshot import EPOCH, REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +105,7 @@ class Incident:
 
     Attributes:
         kind: What.
-        subject: The feature, the feature view, or the feature service.
+        subject: The feature, the feature view, the feature service or the table.
         value: What was measured: a share, seconds, rows. None where nothing could be.
         limit: What it was compared with, in the same unit.
         summary: One line for a person.
@@ -153,8 +153,11 @@ def freshness(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> list[Freshn
 def repeats(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> int:
     """Return how many rows of a snapshot have the request id of a row before them.
 
-    A snapshot is sorted by it, so that neighbours tell, in bounded memory.
+    A snapshot is sorted by it, so that neighbours tell, in bounded memory. Rows of a table answer
+    no request.
     """
+    if REQUEST not in pq.read_schema(snapshot.path).names:
+        return 0
     query = (
         "SELECT count(*) FILTER (request_id = before) FROM ("
         "SELECT request_id, lag(request_id) OVER () AS before FROM read_parquet($path))"
@@ -196,7 +199,8 @@ def incidents(
         for name in reference.features:
             if reference.edges.columns[name].source:  # said of the column itself
                 continue
-            if name == PREDICTION:  # an application may log none, and a new model none yet
+            # An application may log no predictions, and a new model none yet.
+            if name == PREDICTION and config.service:
                 continue
             found += _schema(reference, current, name)
             found += _null_burst(reference, current, name, config)
@@ -229,11 +233,12 @@ def _missing(reference: Reference, config: MonitorConfig, window: Window) -> lis
     """No rows are an incident where the reference had some in every bucket."""
     if not reference.quietest:
         return []
+    what, normal = ("requests", "training set") if config.service else ("rows", "reference")
     text = (
-        f"no requests from {window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M}; "
-        f"the training set has {reference.quietest} rows or more in every such stretch"
+        f"no {what} from {window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M}; "
+        f"the {normal} has {reference.quietest} rows or more in every such stretch"
     )
-    return [Incident(IncidentKind.MISSING_DATA, config.service, 0.0, 1.0, text)]
+    return [Incident(IncidentKind.MISSING_DATA, config.subject, 0.0, 1.0, text)]
 
 
 def _volume(rows: int, earlier: Sequence[int], config: MonitorConfig) -> list[Incident]:
@@ -244,10 +249,10 @@ def _volume(rows: int, earlier: Sequence[int], config: MonitorConfig) -> list[In
     least, most = fewest / VOLUME_FACTOR, float(max(earlier) * VOLUME_FACTOR)
     if rows < least:
         text = f"{rows} rows; the quietest of the {len(earlier)} buckets before has {fewest}"
-        return [Incident(IncidentKind.MISSING_DATA, config.service, float(rows), least, text)]
+        return [Incident(IncidentKind.MISSING_DATA, config.subject, float(rows), least, text)]
     if rows > most:
         text = f"{rows} rows; the busiest of the {len(earlier)} buckets before has {max(earlier)}"
-        return [Incident(IncidentKind.SURPLUS_DATA, config.service, float(rows), most, text)]
+        return [Incident(IncidentKind.SURPLUS_DATA, config.subject, float(rows), most, text)]
     return []
 
 
@@ -256,7 +261,7 @@ def _repeated(rows: int, repeated: int, config: MonitorConfig) -> list[Incident]
     if share <= MOST_REPEATED:
         return []
     text = f"{repeated} of {rows} rows repeat the request of another row"
-    return [Incident(IncidentKind.DUPLICATES, config.service, share, MOST_REPEATED, text)]
+    return [Incident(IncidentKind.DUPLICATES, config.subject, share, MOST_REPEATED, text)]
 
 
 def _schema(reference: Reference, current: Profile, name: str) -> list[Incident]:
@@ -281,7 +286,8 @@ def _null_burst(
     limit = old + config.max_null_increase
     if new <= limit:
         return []
-    text = f"{new:.0%} of {name} are null; {old:.0%} are in the training set"
+    where = "training set" if config.service else "reference"
+    text = f"{new:.0%} of {name} are null; {old:.0%} are in the {where}"
     return [Incident(IncidentKind.NULL_BURST, name, new, limit, text)]
 
 

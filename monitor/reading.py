@@ -118,6 +118,7 @@ def monitor(rows: Rows, name: str, config: MonitorConfig, held: Held) -> Monitor
         name,
         config.service,
         config.model,
+        None if config.source is None else (config.kind, config.subject),
         metric="" if figure is None else figure.name,
         max_drop=0.0 if asked is None else asked.max_drop,
         lower_is_better=figure is not None and figure.lower_is_better,

@@ -1,10 +1,11 @@
-"""A reference completed by what its model said: predictions, what they are worth, what they need.
+"""References: a stretch of a source; or a training set, completed by what its model said.
 
-Above `monitor.calibrate`. A training set does not say what the model predicts. The pipeline does,
-by the file that `scored_uri` of a run names: the rows of the training set with `prediction`, and
-with `held_out` where the model was not trained on the row. From all of them comes the reference of
-the predictions themselves, watched like a feature from then on; from the held-out ones the
-expected figures, the estimator of performance, and each feature's importance.
+Above `monitor.calibrate` and `monitor.sources`. A training set does not say what the model
+predicts. The pipeline does, by the file that `scored_uri` of a run names: the rows of the training
+set with `prediction`, and with `held_out` where the model was not trained on the row. From all of
+them comes the reference of the predictions themselves, watched like a feature from then on; from
+the held-out ones the expected figures, the estimator of performance, and each feature's
+importance.
 
 Known limit: of rows that it was trained on a model is surer than it will be. That shows far less
 than weeks differ from each other (on the flights a PSI of .07 between the held-out week and the
@@ -17,6 +18,8 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -24,7 +27,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import featurestore
-from featurestore.errors import UserError
+from featurestore.errors import NotFoundError, UserError
+from featurestore.sql import literal
 from monitor.bins import Edges, edges_of
 from monitor.calibrate import (
     PREDICTION,
@@ -33,25 +37,29 @@ from monitor.calibrate import (
     by_bucket,
     read_columns,
     reference_of,
+    reference_of_rows,
 )
 from monitor.estimate import fit
 from monitor.measures import measures_for
 from monitor.performance import measured
 from monitor.profile import Profile
 from monitor.segments import segmented
+from monitor.snapshot import AT
 from monitor.statistics import statistic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import duckdb
 
     from monitor.calibrate import Reference
     from monitor.config import MonitorConfig
     from monitor.profile import ColumnProfile
+    from monitor.sources import Source
 
 HELD_OUT = "held_out"
+STRETCH = "rows of "
+"""How the name of a reference begins that is no training set."""
 IMPORTANCE = b"steadfeast.importance"
 
 
@@ -65,6 +73,24 @@ class ScoredError(UserError):
     def __init__(self, path: Path, problem: str) -> None:
         self.path = path
         super().__init__(f"{path}: {problem}")
+
+
+class NoRowsError(UserError):
+    """A stretch to compare with has no rows.
+
+    Attributes:
+        subject: What is watched.
+        first: Event time of its first row; None without any.
+        last: Of its last.
+    """
+
+    def __init__(self, source: Source, config: MonitorConfig) -> None:
+        self.subject, self.first, self.last = config.subject, source.first(), source.latest()
+        known = "it has none at all"
+        if self.first is not None and self.last is not None:
+            known = f"it has some from {self.first:%Y-%m-%dT%H:%MZ} to {self.last:%Y-%m-%dT%H:%MZ}"
+        asked = stretch_uri(config).removeprefix(STRETCH)
+        super().__init__(f"reference: no rows in {asked}; {known}")
 
 
 def reference_from(
@@ -149,6 +175,77 @@ def reference_from(
         estimator=estimator,
     )
     return segmented(con, whole, data, config)
+
+
+def stretch_uri(config: MonitorConfig) -> str:
+    """Return in words what a monitor compares with; empty where that is a training set."""
+    stretch = config.stretch
+    if stretch is None:
+        return ""
+    ends = f"from {stretch.start:%Y-%m-%dT%H:%MZ} to {stretch.end:%Y-%m-%dT%H:%MZ}"
+    return f"{STRETCH}{config.subject} {ends}"
+
+
+def reference_from_stretch(
+    con: duckdb.DuckDBPyConnection,
+    source: Source,
+    config: MonitorConfig,
+    *,
+    tell: Callable[[int, int], None] | None = None,
+) -> Reference:
+    """Build a reference of the stretch of `source` that `config` names.
+
+    It is read once, into a file that is gone afterwards: whatever becomes of the source
+    meanwhile, edges, counts and limits are of the same rows.
+
+    Args:
+        con: Any DuckDB connection; nothing is written to its database.
+        source: What the monitor watches.
+        config: The monitor, with a stretch as its reference.
+        tell: See `build_reference`.
+
+    Raises:
+        NoRowsError: There are none in the stretch.
+        SourceError: The source cannot be read.
+        NotFoundError: It lacks a column that is watched or split by.
+    """
+    stretch = config.stretch
+    if stretch is None:
+        raise ValueError("the monitor names no stretch")
+    with TemporaryDirectory(prefix="steadfeast-reference-") as folder:
+        data = Path(folder) / "data.parquet"
+        with source.reading(con, stretch.start, stretch.end) as rows:
+            if rows is None:
+                raise NoRowsError(source, config)
+            con.execute(
+                f"COPY (SELECT * RENAME ({AT} AS {TIME}) FROM ({rows.query}) ORDER BY {TIME}) "
+                f"TO {literal(str(data))} (FORMAT parquet, COMPRESSION zstd)",
+                dict(rows.values),
+            ).fetchall()
+        columns = tuple(name for name in pq.read_schema(data).names if name != TIME)
+        for name in config.features:
+            if name not in columns:
+                raise NotFoundError(f"column of {config.subject}", name, columns)
+        watched = config.features or tuple(one for one in columns if one not in source.keys)
+        found = reference_of_rows(
+            con,
+            data,
+            config,
+            watched,
+            keys=source.keys,
+            personal=source.personal,
+            uri=stretch_uri(config),
+            columns=columns,
+            tell=tell,
+        )
+        if found is None:
+            raise NoRowsError(source, config)
+        for name in source.personal.intersection(config.segments):
+            raise UserError(
+                f"{config.subject}: {name} is tagged pii: as a segment its values would be shown; "
+                f"leave it out of `segments`"
+            )
+        return segmented(con, found, data, config)
 
 
 def own(batches: Iterable[pa.RecordBatch], model_version: str) -> Iterator[pa.RecordBatch]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +24,13 @@ from monitor.looks import extended
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from rich.table import Table
 
     from monitor.calibrate import Reference
     from monitor.config import MonitorConfig
     from monitor.limits import Calibration
+    from monitor.sources import Source
 
 _NINE_IN_TEN = 1.2816
 _WEEK = timedelta(days=7)
@@ -69,29 +70,43 @@ class Sensitivity:
     nulls: float | None
 
 
-def measured(manifest: Path, config: MonitorConfig, name: str, *, quiet: bool) -> list[Sensitivity]:
-    """Calibrate on a training set, with a progress bar on a terminal, and say what it buys.
+def measured(
+    reference: Path | Source, config: MonitorConfig, name: str, *, quiet: bool
+) -> list[Sensitivity]:
+    """Calibrate, with a progress bar on a terminal, and say what it buys.
+
+    Args:
+        reference: Manifest of a training set; or the source whose stretch `config` names.
+        config: The monitor.
+        name: Its name.
+        quiet: Draw nothing.
 
     Raises:
-        UserError: See `build_reference`.
+        UserError: See `build_reference` and `reference_from_stretch`.
     """
     import duckdb  # noqa: PLC0415 - only where rows are read
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415
 
     from monitor.calibrate import build_reference  # noqa: PLC0415
+    from monitor.references import reference_from_stretch  # noqa: PLC0415
 
     with (
         duckdb.connect() as con,
         Progress(console=Console(stderr=True), transient=True, disable=quiet) as bar,
     ):
-        task = bar.add_task(f"{name}: reading {manifest.parent.name}", total=None)
+        what = reference.parent.name if isinstance(reference, Path) else config.subject
+        task = bar.add_task(f"{name}: reading {what}", total=None)
 
         def tell(done: int, many: int) -> None:
             bar.update(task, description=f"{name}: calibrating", completed=done, total=many)
 
-        reference = build_reference(con, manifest, config, tell=tell)
-    return sensitivities(reference, config)
+        con.execute("SET enable_progress_bar = false")  # one bar is enough
+        if isinstance(reference, Path):
+            found = build_reference(con, reference, config, tell=tell)
+        else:
+            found = reference_from_stretch(con, reference, config, tell=tell)
+    return sensitivities(found, config)
 
 
 def sensitivities(reference: Reference, config: MonitorConfig) -> list[Sensitivity]:

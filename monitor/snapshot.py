@@ -1,7 +1,7 @@
 """The rows of one time bucket, frozen.
 
-Above `monitor.profile`. The served log grows by many small files; a monitor looks at one bucket
-of event time at a time and must see the same rows whenever it looks again. So it freezes them:
+Above `monitor.profile`. What is watched grows and changes; a monitor looks at one bucket of event
+time at a time and must see the same rows whenever it looks again. So it freezes them:
 one Parquet file per bucket, sorted, written aside and renamed. A file that is there is the
 truth: whatever crashes or restarts, a bucket is frozen once.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import duckdb
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+REQUEST, AT = "request_id", "request_time"
+"""Columns of a snapshot: what a row answers, of a served log only; and its event time."""
 BATCH_ROWS = 32_768
 """Columns of so many numbers stay in a processor's cache from one step to the next."""
 
@@ -34,6 +36,22 @@ class Bucket:
 
     start: datetime
     end: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A query, and the values that are bound to it, for rows with a column `request_time`."""
+
+    query: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, files: Sequence[Path]) -> Rows | None:
+        """Return the rows of Parquet files; they may have different columns."""
+        if not files:
+            return None
+        query = "SELECT * FROM read_parquet($files, union_by_name = true)"
+        return cls(query, {"files": sorted(map(str, files))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +114,28 @@ def bucket_path(state: Path, monitor: str, bucket: Bucket) -> Path:
 
 
 def freeze(
-    con: duckdb.DuckDBPyConnection, files: Sequence[Path], bucket: Bucket, path: Path
+    con: duckdb.DuckDBPyConnection,
+    rows: Rows | Sequence[Path] | None,
+    bucket: Bucket,
+    path: Path,
 ) -> Snapshot:
-    """Freeze the rows of `files` whose `request_time` is in `bucket` as the file `path`.
+    """Freeze the rows whose `request_time` is in `bucket` as the file `path`.
 
-    Does nothing but read if the file is there. Files may have different columns; the snapshot
-    has all of them.
+    Does nothing but read if the file is there. The snapshot has all columns that there are.
 
     Args:
         con: Any DuckDB connection; nothing is written to its database.
-        files: Served-log files; may hold rows outside the bucket.
+        rows: May hold rows outside the bucket; of Parquet files, their names are enough.
         bucket: What to keep.
         path: `bucket_path` of it; its folder's name is the monitor's.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}.partial")
+        if rows is not None and not isinstance(rows, Rows):
+            rows = Rows.of(rows)
         try:
-            con.execute(*_copy(con, files, bucket, aside)).fetchall()
+            con.execute(*_copy(con, rows, bucket, aside)).fetchall()
             _synced(aside)
             aside.rename(path)
             _synced(path.parent)
@@ -133,22 +155,20 @@ def load(con: duckdb.DuckDBPyConnection, bucket: Bucket, path: Path) -> Snapshot
 
 
 def _copy(
-    con: duckdb.DuckDBPyConnection, files: Sequence[Path], bucket: Bucket, aside: Path
+    con: duckdb.DuckDBPyConnection, rows: Rows | None, bucket: Bucket, aside: Path
 ) -> tuple[str, dict[str, Any]]:
     target = "'" + str(aside).replace("'", "''") + "'"  # COPY takes no bound file name
     options = "(FORMAT parquet, COMPRESSION zstd)"
-    if not files:
+    if rows is None:
         blank = "SELECT NULL::VARCHAR AS request_id, NULL::TIMESTAMPTZ AS request_time LIMIT 0"
         return f"COPY ({blank}) TO {target} {options}", {}
-    source = "FROM read_parquet($files, union_by_name = true)"
-    values: dict[str, Any] = {"files": sorted(map(str, files))}
-    described = con.execute(f"DESCRIBE SELECT * {source}", values).fetchall()
+    values = dict(rows.values)
+    described = con.execute(f"DESCRIBE {rows.query}", values).fetchall()
     # By name, and rows by everything: neither the order of the files nor of their rows shows.
-    names = sorted(row[0] for row in described)
-    names = ["request_id", *(name for name in names if name != "request_id")]
+    names = sorted((row[0] for row in described), key=lambda name: (name != REQUEST, name))
     listed = ", ".join('"' + name.replace('"', '""') + '"' for name in names)
     query = (
-        f"SELECT {listed} {source} "
+        f"SELECT {listed} FROM ({rows.query}) "
         "WHERE request_time >= $start AND request_time < $end ORDER BY ALL"
     )
     return (

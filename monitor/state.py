@@ -105,9 +105,12 @@ class MonitorState:
     """One monitor after its last evaluation; before the first, the lists are empty.
 
     Attributes:
+        service: Feature service whose served log is watched; empty where it is something else.
+        source: What is watched instead: `view` or `table`, and its name.
         watermark: End of the last evaluated bucket, event time.
-        latest_event: Latest request in the served log when last looked.
-        waits_for: What is missing for there to be a reference; empty when there is one.
+        latest_event: Latest row of what is watched when last looked.
+        waits_for: What is missing: why there is no reference, or why what is watched cannot be
+            read; empty when nothing is.
         window: The last evaluated window.
         verdicts: Of that window, worst ratio first.
         figures: Of that window, one per feature.
@@ -135,6 +138,7 @@ class MonitorState:
     name: str
     service: str
     model: str
+    source: tuple[str, str] | None = None
     watermark: datetime | None = None
     latest_event: datetime | None = None
     reference: ReferenceInfo | None = None

@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-from featurestore.errors import NotFoundError, UserError
+from featurestore.errors import NotFoundError, SourceError, UserError
 from monitor.database import LedgerWriteError
 from monitor.episodes import NotDecidableError
 
@@ -72,6 +72,7 @@ STATUS: dict[type[Exception], grpc.StatusCode] = {
     BehindError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ShuttingDownError: grpc.StatusCode.UNAVAILABLE,
     LedgerWriteError: grpc.StatusCode.UNAVAILABLE,
+    SourceError: grpc.StatusCode.FAILED_PRECONDITION,
 }
 """What each error is on the wire; anything else is a bug and stays UNKNOWN."""
 

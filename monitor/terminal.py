@@ -74,10 +74,8 @@ def status(answer: monitor_pb2.GetStatusResponse) -> Iterator[RenderableType]:
 
 def _monitor(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:
     version = monitor.model_version or "none"
-    yield Text(
-        f"{monitor.monitor}: model {monitor.model} version {version}, "
-        f"evaluated until {_time(monitor.watermark)} UTC"
-    )
+    model = f"model {monitor.model} version {version}" if monitor.model else "no model"
+    yield Text(f"{monitor.monitor}: {model}, evaluated until {_time(monitor.watermark)} UTC")
     for incident in monitor.incidents:
         text = f"  data incident since {_time(incident.opened_at)}: {incident.summary}"
         yield Text(text, style="magenta")
@@ -89,7 +87,8 @@ def _monitor(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:
         if figure.HasField("live") or figure.HasField("estimated"):
             yield Text(f"  {_figure(figure)}")
     if monitor.waits_for:
-        yield Text(f"  waits for a reference: {monitor.waits_for}", style="yellow")
+        what = "nothing new is judged" if monitor.reference_uri else "waits for a reference"
+        yield Text(f"  {what}: {monitor.waits_for}", style="yellow")
     if monitor.verdicts:
         yield from _verdicts(monitor)
     if monitor.segments:

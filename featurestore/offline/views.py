@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from feast.data_format import DeltaFormat
 from feast.feature_view import DUMMY_ENTITY_ID
+from feast.infra.offline_stores.file_source import FileSource
 from feast.utils import _parse_feature_ref
 
 from featurestore import sql
 from featurestore.errors import EntityFrameError, NotFoundError, SourceError
 from featurestore.offline.sources import open_source
 from featurestore.offline.times import duration
+from featurestore.service import is_personal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -113,6 +116,29 @@ def bind(
 def _name(view: FeatureView) -> str:
     """Return the view's alias or name, with its version if one is pinned."""
     return str(view.projection.name_to_use())  # type: ignore[no-untyped-call]
+
+
+def described(repo: Path | str | None, view: FeatureView) -> dict[str, object]:
+    """Return where a view's rows are and what they are called, as plain JSON values.
+
+    For who reads the files without Feast: `location`, `delta`, `timestamp`, `created`, `keys`,
+    `features`, `columns` (the source's name of each name that differs) and `personal`; or
+    `problem` alone, where the rows are in no file.
+    """
+    batch = view.batch_source
+    if not isinstance(batch, FileSource):
+        return {"problem": f"its rows are in a {type(batch).__name__}, not in files"}
+    fields = [*view.entity_columns, *view.features]
+    return {
+        "location": FileSource.get_uri_for_file_path(repo_path=repo, uri=batch.path),
+        "delta": isinstance(batch.file_format, DeltaFormat),
+        "timestamp": batch.timestamp_field,
+        "created": batch.created_timestamp_column or "",
+        "keys": [one.name for one in view.entity_columns if one.name != DUMMY_ENTITY_ID],
+        "features": [one.name for one in view.features],
+        "columns": {new: old for old, new in batch.field_mapping.items()},
+        "personal": [one.name for one in fields if is_personal(one.tags)],
+    }
 
 
 def originals(source: DataSource, columns: Mapping[str, object]) -> dict[str, str]:

@@ -96,13 +96,13 @@ def test_services_and_features_are_those_that_are_applied(tmp_path: Path):
     assert "no feature service 'price'; did you mean prices?" in str(caught.value)
     asked = 0
 
-    def services(_: Path) -> dict[str, list[str]]:
+    def applied(_: Path) -> dict[str, dict[str, object]]:
         nonlocal asked
         asked += 1
-        return {"prices": ["x", "y"], "price": ["x", "y"]}
+        return {"services": {"prices": ["x", "y"], "price": ["x", "y"]}, "views": {}}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("monitor.known._services", services)
+        patch.setattr("monitor.known._asked", applied)
         (tmp_path / "data" / "monitor").mkdir(parents=True)
         for _ in range(3):  # kept from the first time on
             check(path, *load(path))
