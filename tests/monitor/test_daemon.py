@@ -98,7 +98,7 @@ def test_the_configuration_may_name_the_reference(tmp_path: Path):
 def test_the_latest_request_is_read_off_a_folder_only_when_it_changed(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("monitor.evaluation.SETTLED_NS", 0)
+    monkeypatch.setattr("monitor.sources.SETTLED_NS", 0)
     evaluator = here.daemon.evaluator
     assert evaluator.latest("prices") is None
     world.serve(here.folder, SERVED, 2, NEVER)
