@@ -93,9 +93,10 @@ class Repo:
 
 
 @pytest.fixture
-def make_repo(tmp_path: Path) -> Callable[..., Repo]:
+def make_repo(tmp_path: Path) -> Iterator[Callable[..., Repo]]:
     """Make repositories; keyword arguments go to the offline store's configuration."""
     counter = itertools.count()
+    made: list[Repo] = []
 
     def make(**options: Any) -> Repo:
         folder = tmp_path / f"repo{next(counter)}"
@@ -110,9 +111,14 @@ def make_repo(tmp_path: Path) -> Callable[..., Repo]:
             entity_key_serialization_version=3,
             repo_path=str(folder),
         )
-        return Repo(folder, FeatureStore(config=config))
+        made.append(Repo(folder, FeatureStore(config=config)))
+        return made[-1]
 
-    return make
+    yield make
+    for repo in made:
+        connection = repo.store._get_provider().online_store._conn
+        if connection is not None:  # Feast leaves it to the collector, which 3.13 warns of
+            connection.close()
 
 
 @pytest.fixture
