@@ -288,7 +288,7 @@ def test_aspects_are_those_of_plain_python(a):
     texts = [record["s"] for record in a if record["s"] is not None]
     pattern = EDGES.columns["s.pattern"]
     assert pattern.categories == ("a9 a",)
-    fits = sum(re.fullmatch(r"[^\W\d_]+\d+ [^\W\d_]+", one) is not None for one in texts)
+    fits = sum(re.fullmatch(r"[^\W\d_]+\d+\s+[^\W\d_]+", one) is not None for one in texts)
     assert p.columns["s.pattern"].counts.tolist() == [fits, len(texts) - fits]
 
 
