@@ -10,9 +10,10 @@ as its rows can still be used, which is the TTL.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import weakref
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -34,7 +35,7 @@ from featurestore.offline.views import Bound, bind
 from featurestore.service import EVENT_TIMESTAMP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import duckdb
     from feast import FeatureView
@@ -54,6 +55,21 @@ _COLUMNS = (
     TextColumn("{task.fields[rows]:,} rows"),
     TimeElapsedColumn(),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a view was materialized when somebody looked.
+
+    Attributes:
+        until: Up to when; None before the first time.
+        source: The state of its source then, where that is known.
+        moving: Whether any process was moving views forward.
+    """
+
+    until: datetime | None
+    source: str | None
+    moving: bool
 
 
 class Materializer:
@@ -82,6 +98,35 @@ class Materializer:
             json.loads(marks.read_text(encoding="utf-8")) if marks is not None and kept else {}
         )
 
+    def standing(self, view: str) -> Standing:
+        """Return where `view` stands for all processes, not only by what this one did."""
+        marks: dict[str, dict[str, Any]] = {}
+        moving = False
+        if self._path is not None and self._path.is_file():
+            marks = json.loads(self._path.read_text(encoding="utf-8"))
+        if self._path is not None and (lock := self._path.with_suffix(".lock")).is_file():
+            with lock.open("rb") as tried:
+                try:
+                    fcntl.flock(tried, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    moving = True
+        mark = marks.get(view)
+        if mark is None:
+            return Standing(None, None, moving=moving)
+        until = _EPOCH + timedelta(microseconds=mark["until"])
+        return Standing(until, mark["source"], moving=moving)
+
+    @contextmanager
+    def _moving(self) -> Iterator[None]:
+        """Let others see that what is online changes; the kernel ends it with the process."""
+        if self._path is None:
+            yield
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_suffix(".lock").open("ab") as held:
+            fcntl.flock(held, fcntl.LOCK_SH)
+            yield
+
     def close(self) -> None:
         """Close the session; the next call opens another."""
         with self._lock:
@@ -102,7 +147,8 @@ class Materializer:
             Feature view -> entities that changed.
         """
         changed = {}
-        with self._lock, Progress(*_COLUMNS, transient=True, disable=not progress) as bar:
+        columns = Progress(*_COLUMNS, transient=True, disable=not progress)
+        with self._lock, self._moving(), columns as bar:
             task = bar.add_task("materialize", total=len(views), rows=0)
             for view in views:
                 bar.update(task, description=view.name, rows=0)

@@ -25,7 +25,7 @@ from featurestore.config import StoreConfig, load_section
 from featurestore.errors import ConfigError, NotFoundError
 from featurestore.ingest import delete, ingest
 from featurestore.logfiles import microseconds
-from featurestore.materialization import Materializer
+from featurestore.materialization import Materializer, Standing
 from featurestore.online import PackedOnlineStore
 from featurestore.removal import collect_garbage, erase_files
 from featurestore.replay import replay
@@ -448,6 +448,10 @@ class Store:
     def watermark(self, view: str) -> datetime | None:
         """Return the time up to which `view` was materialized; None before the first time."""
         return self._mover().watermark(view)
+
+    def standing(self, view: str) -> Standing:
+        """Return how far a view was materialized by whatever process, and whether one is at it."""
+        return self._mover().standing(view)
 
     @property
     def online(self) -> PackedOnlineStore:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import sqlite3
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import count
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from featurestore import OnlineFeatures, Store
+from featurestore import audit as audit_module
 from featurestore import serving as serving_module
 from featurestore.errors import CorruptRowError
 
@@ -23,6 +26,15 @@ HOME_TOWN = "Zollikofen"
 
 def user(number, at, written=None, **values):
     return {"user_id": number, "at": at, "written": written or at, **values}
+
+
+USERS = [
+    user(1, NOON - 2 * HOUR, spend=0.0, visits=1, city="Bern"),
+    user(1, NOON - HOUR, spend=0.0, visits=2, city=HOME_TOWN),
+    user(2, NOON - HOUR, spend=2.0, visits=2**53 + 1, city="Bern"),
+    user(3, NOON - DAY - TICK, spend=3.0, visits=3, city="Bern"),
+]
+ITEMS = [{"item_id": "a", "price": 0.1, "at": NOON - 50 * DAY}]
 
 
 def rows(users):
@@ -45,15 +57,7 @@ def serve(store, time=NOON, users=(1, 2, 3)):
 @pytest.fixture
 def stocked(shop):
     """Give a shop with three users, materialized and served from at noon."""
-    shop.write(
-        [
-            user(1, NOON - 2 * HOUR, spend=0.0, visits=1, city="Bern"),
-            user(1, NOON - HOUR, spend=0.0, visits=2, city=HOME_TOWN),
-            user(2, NOON - HOUR, spend=2.0, visits=2**53 + 1, city="Bern"),
-            user(3, NOON - DAY - TICK, spend=3.0, visits=3, city="Bern"),
-        ],
-        [{"item_id": "a", "price": 0.1, "at": NOON - 50 * DAY}],
-    )
+    shop.write(USERS, ITEMS)
     with Store.open(shop.config) as store:
         store.materialize(NOON)
         serve(store)
@@ -349,6 +353,57 @@ def test_i11_counts_rows_and_files_that_are_gone(stocked):
     found = check(stocked, "I11", "purchase")
     assert found.mismatches == {"lost": 4}
     assert {example.get("file") for example in found.examples} == {None, files[2].name}
+
+
+def while_compared(store, monkeypatch, meanwhile):
+    """Have `meanwhile` happen each time before an audit reads what is online."""
+    scan = type(store.online).scan
+
+    def scanned(self, config, view):
+        meanwhile()
+        return scan(self, config, view)
+
+    monkeypatch.setattr(type(store.online), "scan", scanned)
+
+
+def newer(shop, hours):
+    """Add a row that becomes known so many hours after noon, and materialize, elsewhere."""
+    at = NOON + hours * HOUR
+    shop.write([*USERS, user(1, at, spend=1.0, visits=hours, city="Bern")], ITEMS)
+    with Store.open(shop.config) as other:
+        other.materialize(at)
+
+
+def test_rows_that_come_online_while_they_are_compared_are_no_mismatch(stocked, shop, monkeypatch):
+    """Another process materializes in the middle, once: the second look is of what stands."""
+    times = iter((2,))
+
+    def once():
+        for hours in times:
+            newer(shop, hours)
+
+    while_compared(stocked, monkeypatch, once)
+    found = check(stocked, "I1", "users")
+    assert found.outcome == "holds"
+    assert found.note == f"at {(NOON + 2 * HOUR).isoformat()}"
+
+
+def test_a_view_that_never_stands_still_is_void_and_not_wrong(stocked, shop, monkeypatch):
+    hours = count(2)
+    while_compared(stocked, monkeypatch, lambda: newer(shop, next(hours)))
+    found = check(stocked, "I1", "users")
+    assert (found.outcome, found.mismatches) == ("void", {})
+    assert "each of 3 times" in found.void
+
+
+def test_what_is_wrong_is_wrong_once_nothing_moves(stocked, shop, monkeypatch):
+    """The lock is that of a materialization under way; the kernel frees a dead process's."""
+    monkeypatch.setattr(audit_module, "WAIT_SECONDS", 0.0)
+    overwrite(stocked, **{"user_id": 1, **GOOD, "visits": 3})
+    with (shop.data / "materialized.lock").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        assert check(stocked, "I1", "users").outcome == "void"
+    assert check(stocked, "I1", "users").mismatches == {"value": 1}
 
 
 def test_nothing_to_compare_is_not_a_pass(shop):
