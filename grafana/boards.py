@@ -26,7 +26,7 @@ NOT_SHOWN = {
     m.MONITOR_LATEST_EVENT: "the lag on Operations is against the latest event of all monitors",
     m.AUDIT_INTERVAL: "the alert on stale audits reads it; the time since the last is shown",
     m.VIEW_STALE: "its shares over time are shown, recorded by grafana/rules",
-    m.SERIES_SUPPRESSED: "0 below 200 features; it says what `/metrics` itself leaves out",
+    m.SERIES_SUPPRESSED: f"0 up to {m.MOST_SPREADS} features; says what `/metrics` leaves out",
     m.JOB_STARTED: "the last success says more; kept for alerts of one's own",
 }
 """Metrics that no dashboard shows, and why."""

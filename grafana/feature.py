@@ -49,7 +49,9 @@ def feature() -> Any:
             shares(
                 "Reference against current",
                 "Share of the rows by value: the groups that the deciding statistic sums over, "
-                "with null and NaN as groups of their own.",
+                "with null and NaN as groups of their own. Exported for the "
+                f"{m.MOST_SPREADS} features of a monitor that matter most: those of open episodes, "
+                "then the highest ratios.",
                 f"{m.FEATURE_SHARE}{FEATURE}",
                 by="side",
                 across="bin",

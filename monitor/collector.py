@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime
+from heapq import nlargest
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from monitor.state import MonitorState, State
+
+
+_THRESHOLD = METRICS[metrics.DRIFT_THRESHOLD]
+_RATIO = METRICS[metrics.DRIFT_RATIO]
+_LEVEL = METRICS[metrics.DRIFT_LEVEL]
+_IMPACT = METRICS[metrics.DRIFT_IMPACT]
+_SHARE = METRICS[metrics.FEATURE_SHARE]
 
 
 class _Exposition:
@@ -87,7 +95,7 @@ class StateCollector(Collector):
         _daemon(state, out)
         for monitor in state.monitors.values():
             _monitor(monitor, state.project, out)
-            _drift(monitor, out)
+            _drift(monitor, state, out)
             _performance(monitor, out)
             _audit(monitor, out)
             _consequences(monitor.name, state, out)
@@ -178,65 +186,90 @@ def _audit(monitor: MonitorState, out: _Exposition) -> None:
         out.add(metrics.AUDIT_SKEW, skewed, cells)
 
 
-def _shown(monitor: MonitorState, out: _Exposition) -> tuple[set[str], set[str]]:
-    """Return the features that are exported, and those with their distributions.
-
-    The worst: what is left out, and counted, is what has moved least.
-    """
-    ranked = list(
-        dict.fromkeys(
-            (*(one.feature for one in monitor.verdicts), *(one.feature for one in monitor.figures))
-        )
-    )
+def _drift(monitor: MonitorState, state: State, out: _Exposition) -> None:
+    """Add what is known of each feature, of those that matter most; count what is left out."""
+    ranked = _ranked(monitor, state)
     shown, spread = set(ranked[: metrics.MOST_FEATURES]), set(ranked[: metrics.MOST_SPREADS])
-    left_out = (len(ranked) - len(shown)) * metrics.SERIES_PER_FEATURE
-    left_out += sum(2 * len(one.bars) for one in monitor.distributions if one.feature not in spread)
+    heaviest = nlargest(metrics.MOST_IMPACTS, monitor.verdicts, key=lambda one: one.impact or 0.0)
+    weighty = {one.feature for one in heaviest}
+    left_out = 0
+    for exported, samples in (
+        (shown, _figures(monitor)),
+        (shown, _verdicts(monitor)),
+        (weighty, _impacts(monitor)),
+        (spread, _shares(monitor)),
+    ):
+        for feature, described, labels, value in samples:
+            if feature in exported:
+                out.add_to(described, [monitor.name, *labels], value)
+            elif value is not None:
+                left_out += 1
     out.add(metrics.SERIES_SUPPRESSED, [monitor.name], left_out)
-    return shown, spread
 
 
-def _drift(monitor: MonitorState, out: _Exposition) -> None:
-    shown, spread = _shown(monitor, out)
-    _figures(monitor, shown, out)
-    for one in monitor.distributions:
-        if one.feature not in spread:
-            continue
-        for number, bar in enumerate(one.bars):
-            labels, name = [monitor.name, one.feature], f"{number:02} {bar.label}"  # they sort
-            out.add(metrics.FEATURE_SHARE, [*labels, "reference", name], bar.reference)
-            out.add(metrics.FEATURE_SHARE, [*labels, "current", name], bar.current)
+def _ranked(monitor: MonitorState, state: State) -> list[str]:
+    """Return the features, those that matter most first.
+
+    Those that opened an episode stay in sight until it closes, however little they are off by
+    then; of the others, what has moved least is left out first.
+    """
+    open_on = (
+        one.feature
+        for episode in state.episodes
+        if episode.monitor == monitor.name and episode.open
+        for one in episode.features
+    )
+    known = dict.fromkeys(
+        (*(one.feature for one in monitor.verdicts), *(one.feature for one in monitor.figures))
+    )
+    return list(dict.fromkeys((*(one for one in open_on if one in known), *known)))
+
+
+_Sample = tuple[str, Described, list[str], float | None]
+"""A feature, a metric, its labels after the monitor's, and its value."""
+
+
+def _verdicts(monitor: MonitorState) -> Iterator[_Sample]:
     for verdict in monitor.verdicts:
-        if verdict.feature not in shown:
-            continue
-        labels = [monitor.name, verdict.source, verdict.feature]
+        name, labels = verdict.feature, [verdict.source, verdict.feature]
         if monitor.superseded:  # what was measured is not about the live model
-            out.add(metrics.DRIFT_LEVEL, labels, metrics.LEVELS.index(Level.INSUFFICIENT_DATA))
+            yield name, _LEVEL, labels, metrics.LEVELS.index(Level.INSUFFICIENT_DATA)
             continue
         ours = STATISTICS.get(verdict.statistic)
         distance = metrics.distance(verdict.statistic, ours.unit if ours else "")
-        out.add_to(distance, labels, verdict.value)
-        out.add(metrics.DRIFT_THRESHOLD, [*labels, verdict.statistic], verdict.threshold)
+        yield name, distance, labels, verdict.value
+        yield name, _THRESHOLD, [*labels, verdict.statistic], verdict.threshold
         judged = verdict.value is not None and verdict.threshold is not None
-        out.add(metrics.DRIFT_RATIO, labels, verdict.ratio if judged else None)
-        out.add(metrics.DRIFT_LEVEL, labels, metrics.LEVELS.index(verdict.level))
-        out.add(metrics.DRIFT_IMPACT, labels, verdict.impact)
+        yield name, _RATIO, labels, verdict.ratio if judged else None
+        yield name, _LEVEL, labels, metrics.LEVELS.index(verdict.level)
 
 
-def _figures(monitor: MonitorState, shown: set[str], out: _Exposition) -> None:
+def _impacts(monitor: MonitorState) -> Iterator[_Sample]:
+    for one in () if monitor.superseded else monitor.verdicts:
+        yield one.feature, _IMPACT, [one.source, one.feature], one.impact
+
+
+def _figures(monitor: MonitorState) -> Iterator[_Sample]:
     for figures in monitor.figures:
-        if figures.feature not in shown:
-            continue
-        labels = [monitor.name, figures.feature]
-        out.add(metrics.FEATURE_ROWS, labels, figures.rows)
+        name, labels = figures.feature, [figures.feature]
+        yield name, METRICS[metrics.FEATURE_ROWS], labels, figures.rows
         if figures.rows:
-            for name, count in (
+            for metric, count in (
                 (metrics.FEATURE_NULLS, figures.nulls),
                 (metrics.FEATURE_NANS, figures.nans),
                 (metrics.FEATURE_INFINITIES, figures.infinities),
                 (metrics.FEATURE_MISTYPED, figures.mistyped),
                 (metrics.FEATURE_UNSEEN, figures.unseen),
             ):
-                out.add(name, labels, count / figures.rows)
+                yield name, METRICS[metric], labels, count / figures.rows
+
+
+def _shares(monitor: MonitorState) -> Iterator[_Sample]:
+    for one in monitor.distributions:
+        for number, bar in enumerate(one.bars):
+            name = f"{number:02} {bar.label}"  # they sort
+            yield one.feature, _SHARE, [one.feature, "reference", name], bar.reference
+            yield one.feature, _SHARE, [one.feature, "current", name], bar.current
 
 
 def _performance(monitor: MonitorState, out: _Exposition) -> None:

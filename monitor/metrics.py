@@ -4,11 +4,11 @@ Above `state`; `collector` gives them their values. Names stand here and nowhere
 dashboards, rules and `docs/metrics.md` are built from `METRICS`.
 
 Label values come from the configuration or from a fixed list, so the number of series is
-bounded: at most `SERIES_PER_FEATURE` for each watched feature, `BARS_PER_FEATURE` for its
-distribution, whose bins follow from the reference, and `SERIES_PER_SEGMENT` for each of the at
-most `MOST` values of a column that is split by. The exceptions are the contract and the version
-of the live model, on one series a monitor. A job's label is `task`, because Prometheus gives every
-series a `job` of its own.
+bounded: at most `SERIES_PER_FEATURE` for each watched feature, and of a monitor as a whole impacts
+for `MOST_IMPACTS` features and `BARS_PER_FEATURE` for the distributions of `MOST_SPREADS`, whose
+bins follow from the reference; `SERIES_PER_SEGMENT` for each of the at most `MOST` values of a
+column that is split by. The exceptions are the contract and the version of the live model, on one
+series a monitor. A job's label is `task`, because Prometheus gives every series a `job` of its own.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "steadfeast_"
-SERIES_PER_FEATURE = 12
+SERIES_PER_FEATURE = 10
 BARS_PER_FEATURE = 2 * MOST_BARS
 SERIES_PER_SEGMENT = 3
 MOST_FEATURES = 2000
-"""Features of a monitor that are exported; of more, those nearest to or over their thresholds."""
-MOST_SPREADS = 200
+"""Features of a monitor that are exported: those of open episodes, then the highest ratios."""
+MOST_SPREADS = 50
 """Of them, those that are exported with their distributions."""
 MOST_SKEWED = 50
 """Series of a monitor that say which features serving and training disagree about: the worst."""
+MOST_IMPACTS = 100
+"""Features of a monitor that are exported with their impact: where it is highest."""
 
 BUILD_INFO = "steadfeast_build_info"
 IDLE = "steadfeast_idle"
@@ -278,8 +280,8 @@ METRICS: Mapping[str, Described] = {
             SERIES_SUPPRESSED,
             "series",
             "monitor",
-            f"Left out: a monitor exports its {MOST_FEATURES:,} worst features, and "
-            f"{MOST_SPREADS} of them with their distributions.",
+            f"Left out: a monitor exports its {MOST_FEATURES:,} worst features, {MOST_SPREADS} "
+            f"of them with their distributions, and the {MOST_IMPACTS} highest impacts.",
         ),
         _gauge(
             MONITOR_SUPERSEDED,
@@ -561,11 +563,14 @@ figure is read off the last committed state at the time of the scrape.
 - Event time is the data's clock: in a replay it is not the time of the scrape. Wall clock is
   the daemon's.
 - `source` is a feature view, `served`, `predictions` or `labels`. A watched feature has at most
-  {SERIES_PER_FEATURE} series, and {BARS_PER_FEATURE} for its distribution: two sides of at most
-  {MOST_BARS} bins. A bin is named by its values, so a new reference brings new names.
-- Of a monitor with more, the {MOST_FEATURES:,} worst features are exported, and {MOST_SPREADS} of
-  them with their distributions; the page, `status` and the ledger have all. What is left out is
-  counted as `{SERIES_SUPPRESSED}`.
+  {SERIES_PER_FEATURE} series, and one more if its impact is among the {MOST_IMPACTS} highest.
+- The {MOST_SPREADS} features of a monitor that matter most have their distributions: two sides of
+  at most {MOST_BARS} bins each. Those of open episodes come first, then the highest ratios. It is
+  a fixed number, because it would be most of all series otherwise: of 2,000 features, all series
+  together are fewer than 11 a feature. A bin is named by its values, so a new reference brings new
+  names.
+- Of a monitor with more, the {MOST_FEATURES:,} features that matter most are exported; the ledger
+  and `status --json` have all. What is left out is counted as `{SERIES_SUPPRESSED}`.
 - A column that a monitor splits by has at most {MOST} values, the last of them `{OTHERS}`, and
   {SERIES_PER_SEGMENT} series for each. What else is known of a segment is on the page and in
   `status --json`: a series for each feature of each segment would be a thousand a monitor.
