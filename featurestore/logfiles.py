@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from threading import Lock
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
@@ -28,6 +31,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _ERASED = b"steadfeast.erased"
 _COLLECTED = "collected.json"
+SETTLED_NS = 2_000_000_000
+"""How long after a change of a folder its time tells whether there was another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +103,81 @@ def take_out(path: Path, keep: pa.Array) -> None:
 
 def named(folder: Path) -> Iterator[tuple[int, int, str]]:
     """Yield first and last microsecond and name of each finished file; reads only the folder."""
+    return (_parsed(name) for name in _names(folder) if _finished(name))
+
+
+def _names(folder: Path) -> list[str]:
     try:
-        names = os.listdir(folder)  # noqa: PTH208 - a Path for each of a year's files costs more
+        return os.listdir(folder)  # noqa: PTH208 - a Path for each of a year's files costs more
     except FileNotFoundError:
-        return
-    for name in names:
-        if name.endswith(".parquet") and not name.startswith("."):
-            first, last, _ = name.split("-", 2)
-            yield int(first), int(last), name
+        return []
 
 
-def between(folder: Path, start: datetime, end: datetime) -> list[Path]:
-    """Return the files that may hold rows of [start, end), in order of time."""
-    lowest, highest = microseconds(start), microseconds(end)
-    found = [item for item in named(folder) if item[0] < highest and item[1] >= lowest]
-    return [folder / name for _, _, name in sorted(found)]
+def _finished(name: str) -> bool:
+    return name.endswith(".parquet") and not name.startswith(".")
+
+
+def _parsed(name: str) -> tuple[int, int, str]:
+    first, last, _ = name.split("-", 2)
+    return int(first), int(last), name
+
+
+class Listing:
+    """The finished files of one folder, by time; safe to share between threads.
+
+    A folder that has not changed is not listed again, and of one that has only new names are read:
+    a log of months is looked at many times a minute. Some 0.4 KB are held for each file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._lock = folder, Lock()
+        self._changed = -1
+        self._known: dict[str, tuple[int, int, str]] = {}
+        self._sorted: list[tuple[int, int, str]] = []
+        self._longest = 0
+
+    def between(self, start: datetime, end: datetime) -> list[Path]:
+        """Return the files that may hold rows of [start, end), in order of time."""
+        lowest, highest = microseconds(start), microseconds(end)
+        with self._lock:
+            self._look()
+            # A file that reaches into the stretch begins no longer before it than any file lasts.
+            low = bisect_left(self._sorted, (lowest - self._longest,))
+            high = bisect_left(self._sorted, (highest,))
+            return [
+                self._folder / name for _, last, name in self._sorted[low:high] if last >= lowest
+            ]
+
+    def newest(self) -> tuple[int, Path] | None:
+        """Return the last microsecond of all, and the file that holds it; None without files."""
+        with self._lock:
+            self._look()
+            # Files overlap where several processes write: the last to begin may end before others.
+            least = self._sorted[-1][0] - self._longest if self._sorted else 0
+            late = self._sorted[bisect_left(self._sorted, (least,)) :]
+            found = max(late, key=lambda item: item[1], default=None)
+        return None if found is None else (found[1], self._folder / found[2])
+
+    def _look(self) -> None:
+        try:
+            changed = self._folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            changed = 0
+        if changed == self._changed:
+            return
+        names = {name for name in _names(self._folder) if _finished(name)}
+        if gone := self._known.keys() - names:
+            for name in gone:
+                del self._known[name]
+            self._sorted = sorted(self._known.values())
+        for name in names - self._known.keys():
+            self._known[name] = item = _parsed(name)
+            self._sorted.append(item)
+            self._longest = max(self._longest, item[1] - item[0])
+        self._sorted.sort()
+        # A change within the clock's grain of the last one may not show in the time.
+        settled = time_ns() - changed > SETTLED_NS
+        self._changed = changed if settled else -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from featurestore.answers import settled
 from featurestore.errors import LogUnavailableError
-from featurestore.logfiles import Run, between, collected, microseconds, named, write
+from featurestore.logfiles import Listing, Run, collected, microseconds, write
 from featurestore.rows import TIMESTAMP
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ class ServedLog:
         self._running = False
         self._failure: OSError | None = None
         self._buffers: defaultdict[_Key, _Buffer] = defaultdict(_Buffer)
+        self._listings: dict[_Key, Listing] = {}
 
     def append(
         self,
@@ -216,7 +217,7 @@ class ServedLog:
 
     def files(self, service: str, start: datetime, end: datetime) -> list[Path]:
         """Return the served files that may hold rows with request time in [start, end)."""
-        return between(self._root / "served" / service, start, end)
+        return self._listing("served", service).between(start, end)
 
     def collected(self, service: str) -> list[Run]:
         """Return what was collected of the served files on purpose."""
@@ -224,16 +225,15 @@ class ServedLog:
 
     def label_files(self, service: str, start: datetime, end: datetime) -> list[Path]:
         """Return the label files that may hold labels known in [start, end)."""
-        return between(self._root / "labels" / service, start, end)
+        return self._listing("labels", service).between(start, end)
 
     def models(self, service: str, contract: str) -> tuple[tuple[str, str], ...]:
         """Return the `(model, version)` pairs that the newest file names under a contract."""
-        folder = self._root / "served" / service
-        newest = max(named(folder), key=lambda item: item[1], default=None)
+        newest = self._listing("served", service).newest()
         if newest is None:
             return ()
         names = ["model", "model_version", "contract"]
-        with pq.ParquetFile(folder / newest[2]) as file:
+        with pq.ParquetFile(newest[1]) as file:
             rows = file.read(columns=names).filter(pc.field("contract") == contract)
         pairs = rows.group_by(names[:2]).aggregate([]).to_pylist()
         found = {(pair["model"], pair["model_version"]) for pair in pairs if pair["model"]}
@@ -241,8 +241,12 @@ class ServedLog:
 
     def watermark(self, service: str) -> datetime | None:
         """Return the latest request time on disk, or None when nothing is."""
-        last = max((last for _, last, _ in named(self._root / "served" / service)), default=None)
-        return None if last is None else _EPOCH + last * _MICROSECOND
+        newest = self._listing("served", service).newest()
+        return None if newest is None else _EPOCH + newest[0] * _MICROSECOND
+
+    def _listing(self, kind: Literal["served", "labels"], service: str) -> Listing:
+        with self._lock:
+            return self._listings.setdefault((kind, service), Listing(self._root / kind / service))
 
     def _take(self, key: _Key, item: Any, rows: int) -> None:
         with self._lock:
