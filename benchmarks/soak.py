@@ -173,7 +173,9 @@ def soak(folder: Path, seconds: float, speed: float, growth: float) -> bool:
     print(table(["", "after the warm-up", "at the end", "most", "ratio"], rows))
     problems = [name for name, ok in flat.items() if not ok]
     problems += [f"{len(load.errors)} calls failed: {load.errors[0]}"] if load.errors else []
-    problems += ["a traceback in the log"] if "Traceback" in log else []
+    if "Traceback" in log:
+        problems.append("a traceback in the log")
+        print(log[log.index("Traceback") :][:4000], file=sys.stderr)
     problems += [f"behind by {behind}"] if behind else []
     problems += [] if len(pipeline.runs) > 1 else ["nothing was ever triggered"]
     ratios = ", ".join(f"{name} {end / after:.3f}" for name, (after, end) in found.items())

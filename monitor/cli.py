@@ -319,7 +319,7 @@ def calibrate(
     section, store = load(config)
     tables = any(one.source is not None for one in section.monitors.values())
     views = check(config, section, store) if tables else {}
-    sources = Sources(ServedLog(store.data), store.data, views)
+    sources = Sources(ServedLog(store.data), views)
     for name, one in sorted(section.monitors.items()):
         if monitor not in {"", name}:
             continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+MOST_MEMORY, HELD_MEMORY = "512MB", "1MB"
+"""What DuckDB may take for the ledger, and what it may hold for later."""
+
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     # The tables are small, and the evaluation has work for the other threads.
     "threads": "1",
     # A checkpoint inside a commit leaves open, when it fails, whether the commit holds. So it is
     # asked for by itself: see `Journal`.
     "checkpoint_threshold": "1TB",
-    # What was read stays in memory up to here; without a limit, most of the machine's.
-    "memory_limit": "512MB",
+    # What was read or is not yet in the file stays in memory up to here; see also `release`.
+    "memory_limit": MOST_MEMORY,
 }
 
 SCHEMA = """
@@ -214,6 +218,16 @@ def connect(path: Path) -> duckdb.DuckDBPyConnection:
         con.close()
         raise
     return con
+
+
+def release(con: duckdb.DuckDBPyConnection) -> None:
+    """Have DuckDB let go of what it has read of the file.
+
+    It holds whatever it has read until there is no room, so that a process would grow for weeks.
+    """
+    with suppress(duckdb.OutOfMemoryException):  # what is in use stays, and so does the limit
+        con.execute(f"SET memory_limit = '{HELD_MEMORY}'")
+    con.execute(f"SET memory_limit = '{MOST_MEMORY}'")
 
 
 def _check(con: duckdb.DuckDBPyConnection, path: Path) -> None:

@@ -9,6 +9,7 @@ found again.
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,14 +76,16 @@ class Evaluator:
         views: Mapping[str, ViewFacts] = MappingProxyType({}),
     ) -> None:
         self.config = config
-        self._ledger, self._log, self._data = ledger, ServedLog(data), data
-        self._sources = Sources(self._log, data, views)
+        self._ledger, self._log = ledger, ServedLog(data)
+        self._sources = Sources(self._log, views)
         self._latest: dict[str, datetime | None] = {}
         self._problems: dict[str, str] = {}
         self._measurer = Measurer(
             self._source, self._log, config.state, ledger.buckets, ledger.profile
         )
+        self._builder = ThreadPoolExecutor(1, thread_name_prefix="references")
         self._busy = Lock()
+        self._dropped: dict[str, datetime] = {}
 
     def _source(self, monitor: str, config: MonitorConfig) -> Source:
         return self._sources.of(monitor, config)
@@ -96,35 +99,33 @@ class Evaluator:
             UserError: The configuration does not fit what is watched, or the reference.
         """
         built: dict[str, Reference] = {}
-        sources = self._sources if views is None else Sources(self._log, self._data, views)
-        with duckdb.connect() as con:
-            con.execute("SET enable_progress_bar = false")  # it draws into the log
-            for name, monitor in config.monitors.items():
-                statistic(monitor.statistic)
-                if monitor.performance is not None:
-                    measure_named(monitor.performance.metric)
-                held = self._ledger.held(name)
-                old = held.reference
-                pinned, source = monitor.manifest, sources.of(name, monitor)
-                check_source(source, monitor)
-                if monitor.stretch is not None:
-                    same = old is not None and old.uri == stretch_uri(monitor)
-                    if not same or old is None or held.reference_key != _key(old, monitor):
-                        built[name] = reference_from_stretch(con, source, monitor)
-                elif pinned is not None and (old is None or old.uri != str(pinned)):
-                    built[name] = reference_from(con, pinned, monitor, scored=monitor.scored)
-                elif old is None or old.uri.startswith(STRETCH):
-                    continue  # the champion's comes with the next look at the pipelines
-                elif held.reference_key != _key(old, monitor):
-                    scored = Path(old.scored_uri) if old.scored_uri else None
-                    built[name] = reference_from(
-                        con,
-                        Path(old.uri),
-                        monitor,
-                        scored=scored if pinned is None else monitor.scored,
-                        model_version=old.model_version,
-                        performance=old.performance if pinned is None else None,
-                    )
+        sources = self._sources if views is None else Sources(self._log, views)
+        for name, monitor in config.monitors.items():
+            statistic(monitor.statistic)
+            if monitor.performance is not None:
+                measure_named(monitor.performance.metric)
+            held = self._ledger.held(name)
+            old = held.reference
+            pinned, source = monitor.manifest, sources.of(name, monitor)
+            check_source(source, monitor)
+            if monitor.stretch is not None:
+                same = old is not None and old.uri == stretch_uri(monitor)
+                if not same or old is None or held.reference_key != _key(old, monitor):
+                    built[name] = self._built(reference_from_stretch, source, monitor)
+            elif pinned is not None and (old is None or old.uri != str(pinned)):
+                built[name] = self._built(reference_from, pinned, monitor, scored=monitor.scored)
+            elif old is None or old.uri.startswith(STRETCH):
+                continue  # the champion's comes with the next look at the pipelines
+            elif held.reference_key != _key(old, monitor):
+                scored = Path(old.scored_uri) if old.scored_uri else None
+                built[name] = self._built(
+                    reference_from,
+                    Path(old.uri),
+                    monitor,
+                    scored=scored if pinned is None else monitor.scored,
+                    model_version=old.model_version,
+                    performance=old.performance if pinned is None else None,
+                )
         return built
 
     def configure(
@@ -137,12 +138,14 @@ class Evaluator:
         with self._busy:
             self.config = config
             if views is not None:
-                self._sources = Sources(self._log, self._data, views)
+                self._sources = Sources(self._log, views)
+            self._dropped.clear()  # buckets may have had another length
             if prepared:
                 self.move(prepared, "the configuration changed")
 
     def close(self) -> None:
         """Wait for an evaluation under way and let go of the connection."""
+        self._builder.shutdown()
         with self._busy:
             self._measurer.close()
 
@@ -334,12 +337,14 @@ class Evaluator:
         return history
 
     def _forget(self, monitor: str, before: datetime) -> None:
-        """Let go of what left the window, and of snapshots that are out of retention."""
-        self._measurer.forget(monitor, self.config.monitors[monitor], before)
+        """Let go of what left the window, and of every snapshot that is out of retention."""
+        config = self.config.monitors[monitor]
+        self._measurer.forget(monitor, config, before)
         horizon = before - self.config.retention
-        oldest = horizon - self.config.monitors[monitor].bucket
-        for kept in self._ledger.buckets(monitor, oldest, horizon):
+        # From where it was left off: a stop or a shorter retention leaves more than one bucket.
+        for kept in self._ledger.buckets(monitor, self._dropped.get(monitor, EPOCH), horizon):
             kept.path.unlink(missing_ok=True)
+        self._dropped[monitor] = horizon - config.bucket
 
     # References
 
@@ -355,21 +360,27 @@ class Evaluator:
         Raises:
             UserError: The training set is missing or cannot be a reference.
         """
-        with duckdb.connect() as con:
-            con.execute("SET enable_progress_bar = false")  # it draws into the log
-            return {
-                name: reference_from(
-                    con,
-                    Path(run.manifest_uri),
-                    config,
-                    # A table has no predictions of the model to compare.
-                    scored=Path(run.scored_uri) if run.scored_uri and config.service else None,
-                    model_version=run.model_version,
-                    performance=dict(run.metrics),
-                )
-                for name, config in self.config.monitors.items()
-                if config.model == run.model and config.reference is None
-            }
+        return {
+            name: self._built(
+                reference_from,
+                Path(run.manifest_uri),
+                config,
+                # A table has no predictions of the model to compare.
+                scored=Path(run.scored_uri) if run.scored_uri and config.service else None,
+                model_version=run.model_version,
+                performance=dict(run.metrics),
+            )
+            for name, config in self.config.monitors.items()
+            if config.model == run.model and config.reference is None
+        }
+
+    def _built(self, build: Callable[..., Reference], *given: Any, **known: Any) -> Reference:
+        """Build one reference, one at a time and always in the same thread.
+
+        What a build allocates and frees, tens of megabytes, stays with the thread that did: in
+        whichever thread has heard of a promotion it would be as much again for each.
+        """
+        return self._builder.submit(_built, build, *given, **known).result()
 
     def move(self, references: Mapping[str, Reference], reason: str) -> None:
         """Commit new references; open episodes on the old ones close. The same one is no news."""
@@ -426,6 +437,12 @@ class Evaluator:
             self.decided(monitor, decision)
             self._ledger.add_audit(actor, "approve" if yes else "reject", request, comment)
             return self._ledger.trigger(request)
+
+
+def _built(build: Callable[..., Reference], *given: Any, **known: Any) -> Reference:
+    with duckdb.connect() as con:
+        con.execute("SET enable_progress_bar = false")  # it draws into the log
+        return build(con, *given, **known)
 
 
 def _key(reference: Reference, config: MonitorConfig) -> str:

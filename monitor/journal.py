@@ -19,7 +19,7 @@ import structlog
 from featurestore.errors import NotFoundError
 from monitor import reading
 from monitor.codec import dump, load
-from monitor.database import LedgerWriteError, connect, fault, lock
+from monitor.database import LedgerWriteError, connect, fault, lock, release
 from monitor.episodes import Alert
 from monitor.state import AuditEntry, EpisodeRecord
 
@@ -144,6 +144,7 @@ class Journal:
         try:
             self._con.execute("CHECKPOINT")
             self._checkpoint_bytes = CHECKPOINT_BYTES
+            release(self._con)
         except duckdb.Error as error:
             # Nothing is lost, the log has it; tried again once that has grown as much again.
             self._checkpoint_bytes += CHECKPOINT_BYTES

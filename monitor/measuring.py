@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING, TypeVar
 
 import duckdb
 
@@ -27,7 +29,7 @@ from monitor.snapshot import EPOCH, Bucket, Snapshot, bucket_path, freeze, load
 from monitor.windows import Sums
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -43,6 +45,11 @@ if TYPE_CHECKING:
 
 GRAIN_SECONDS = 0.02
 """How far the kernel's times of files may lag behind the clock."""
+
+BUCKETS_PER_CONNECTION = 100
+"""A database in memory keeps some KiB of each bucket that is read with it, until it is closed."""
+
+_Bucket = TypeVar("_Bucket", "Kept", "Snapshot", "Kept | Snapshot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,15 @@ class Measured:
     late: tuple[tuple[Kept, int], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What is summed of one monitor's buckets, over the reference of `key`: all, and by segment."""
+
+    key: str
+    whole: Sums
+    parts: dict[Key, Sums]
+
+
 class Measurer:
     """Measures buckets; remembers the profiles of those that are still in a window.
 
@@ -87,12 +103,8 @@ class Measurer:
     ) -> None:
         self._source_of, self._log = source_of, log
         self._state, self._kept, self._stored = state, kept, stored
-        # In memory and only for reading Parquet: the ledger's connection stays free meanwhile.
-        self._con = duckdb.connect()
-        self._con.execute("SET TimeZone = 'UTC'")
-        self._con.execute("SET enable_progress_bar = false")  # it draws into the log
-        self._sums: dict[str, tuple[str, Sums]] = {}
-        self._parts: dict[tuple[str, datetime, str], dict[Key, Profile]] = {}
+        self._con, self._measured = _connection(), 0
+        self._sums: dict[str, _Sums] = {}
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -106,6 +118,10 @@ class Measurer:
         Raises:
             SourceError: What is watched cannot be read.
         """
+        self._measured += 1
+        if self._measured % BUCKETS_PER_CONNECTION == 0:
+            self._con.close()
+            self._con = _connection()
         frozen_at = datetime.now(UTC)
         start = bucket.end - config.window
         source, path = self._source_of(monitor, config), bucket_path(self._state, monitor, bucket)
@@ -155,9 +171,9 @@ class Measurer:
     def forget(self, monitor: str, config: MonitorConfig, before: datetime) -> None:
         """Let go of the profiles of buckets that start before `before`."""
         if monitor in self._sums:
-            self._sums[monitor][1].forget(_number(before, config))
-        for key in [k for k in self._parts if k[0] == monitor and k[1] < before]:
-            del self._parts[key]
+            held = self._sums[monitor]
+            for one in (held.whole, *held.parts.values()):
+                one.forget(_number(before, config))
 
     def recounted(self, kept: Kept, reference: Reference) -> Profile:
         """Count the rows of a frozen bucket over another reference."""
@@ -205,10 +221,7 @@ class Measurer:
             estimated = reference.estimator.estimate(now["prediction"].to_numpy(), whole)
         split: tuple[segments.Segment, ...] = ()
         if columns:
-            current: dict[Key, Profile] = {}
-            for one in buckets:
-                for part, counted in self._segments(monitor, one, key, reference).items():
-                    current[part] = current[part] + counted if part in current else counted
+            current = self._segments(monitor, config, buckets, key, reference)
             split = segments.judged(reference, current, rows, known, config)
         return live, estimated, split
 
@@ -228,14 +241,8 @@ class Measurer:
 
         Buckets that nobody can count any more are not in either.
         """
-        known, sums = self._sums.get(monitor, ("", None))
-        if sums is None or known != key:
-            sums = Sums(reference.edges)
-            self._sums[monitor] = (key, sums)
-        # A bucket's length may have changed since: several may begin in one of today's.
-        earlier: defaultdict[int, list[Kept]] = defaultdict(list)
-        for kept in before:
-            earlier[_number(kept.bucket.start, config)].append(kept)
+        sums = self._held(monitor, key, reference).whole
+        earlier = _placed(before, config)
         last = _number(bucket.start, config)
 
         def one(number: int) -> Profile:
@@ -262,15 +269,46 @@ class Measurer:
         return self.recounted(kept, reference)
 
     def _segments(
-        self, monitor: str, one: Kept | Snapshot, key: str, reference: Reference
+        self,
+        monitor: str,
+        config: MonitorConfig,
+        buckets: Sequence[Kept | Snapshot],
+        key: str,
+        reference: Reference,
     ) -> dict[Key, Profile]:
-        """Return the profile of each segment of a bucket; counted again after a restart."""
-        at = (monitor, one.bucket.start, key)
-        if at not in self._parts:
-            there = one.rows and one.path.exists()
-            batches = rows_of(load(self._con, one.bucket, one.path), reference) if there else ()
-            self._parts[at] = segments.profiles(batches, reference)
-        return self._parts[at]
+        """Return the profile of each segment of the window that `buckets` make up.
+
+        A bucket's rows are read once, and once more after a restart.
+        """
+        sums = self._held(monitor, key, reference).parts
+        placed, blank = _placed(buckets, config), Profile.empty(reference.edges)
+
+        @cache
+        def counted(number: int) -> Mapping[Key, Profile]:
+            there = [one for one in placed.get(number, ()) if one.rows and one.path.exists()]
+            frozen = (load(self._con, one.bucket, one.path) for one in there)
+            rows = chain.from_iterable(rows_of(one, reference) for one in frozen)
+            return segments.profiles(rows, reference)
+
+        listed = [(column, value) for column, one in reference.segments.items() for value in one]
+        others = [(column, segments.OTHERS) for column in reference.segments]
+        found = {
+            part: sums.setdefault(part, Sums(reference.edges)).total(
+                min(placed),
+                max(placed) + 1,
+                lambda number, part=part: counted(number).get(part, blank),  # type: ignore[misc]
+            )
+            for part in dict.fromkeys((*listed, *others))
+        }
+        # Values that the reference does not have, where it had room for all of its own.
+        return {part: one for part, one in found.items() if part in listed or one.rows}
+
+    def _held(self, monitor: str, key: str, reference: Reference) -> _Sums:
+        """Return the sums over the edges of `reference`; those over another's are let go."""
+        held = self._sums.get(monitor)
+        if held is None or held.key != key:
+            held = self._sums[monitor] = _Sums(key, Sums(reference.edges), {})
+        return held
 
     def _late(self, source: Source, before: list[Kept]) -> list[tuple[Kept, int]]:
         """Return the buckets that got rows after they were frozen, and how many by now.
@@ -305,6 +343,15 @@ class Measurer:
         return int(many)
 
 
+def _connection() -> duckdb.DuckDBPyConnection:
+    """Open a database in memory for reading Parquet: the ledger's stays free meanwhile."""
+    con = duckdb.connect()
+    con.execute("SET TimeZone = 'UTC'")
+    con.execute("SET enable_external_file_cache = false")  # it never forgets a file's name
+    con.execute("SET enable_progress_bar = false")  # it draws into the log
+    return con
+
+
 def rows_of(snapshot: Snapshot, reference: Reference) -> Iterator[pa.RecordBatch]:
     """Give the columns that are counted or split by; predictions only of the live model."""
     edges = reference.edges
@@ -318,6 +365,17 @@ def rows_of(snapshot: Snapshot, reference: Reference) -> Iterator[pa.RecordBatch
 def _with_rows(buckets: Sequence[Kept | Snapshot]) -> list[Path]:
     """Return the files that can be read: a snapshot without rows has no columns."""
     return [one.path for one in buckets if one.rows and one.path.exists()]
+
+
+def _placed(buckets: Iterable[_Bucket], config: MonitorConfig) -> dict[int, list[_Bucket]]:
+    """Return buckets by their numbers.
+
+    Their length may have changed since: several may begin in one of today's.
+    """
+    found: defaultdict[int, list[_Bucket]] = defaultdict(list)
+    for one in buckets:
+        found[_number(one.bucket.start, config)].append(one)
+    return found
 
 
 def _number(at: datetime, config: MonitorConfig) -> int:

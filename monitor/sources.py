@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from time import time_ns
 from typing import TYPE_CHECKING, Protocol
 
 from featurestore.errors import NotFoundError
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from featurestore.served import ServedLog
     from monitor.config import MonitorConfig
     from monitor.known import ViewFacts
-
-SETTLED_NS = 1_000_000_000
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -73,22 +70,13 @@ class Served:
     keys: tuple[str, ...] = ()
     personal: frozenset[str] = frozenset()
 
-    def __init__(self, log: ServedLog, data: Path, service: str) -> None:
+    def __init__(self, log: ServedLog, service: str) -> None:
         self._log, self._service = log, service
-        self._folder = data / "served" / service
-        self._latest: tuple[int, datetime | None] = (-1, None)
         self._first: datetime | None = None
 
     def latest(self) -> datetime | None:
-        """See `Source`; a folder that has not changed since it was listed is not listed again."""
-        changed = self._folder.stat().st_mtime_ns if self._folder.exists() else 0
-        seen, latest = self._latest
-        if changed != seen:
-            latest = self._log.watermark(self._service)
-            # A change within the clock's grain of the last one may not show in the time.
-            settled = time_ns() - changed > SETTLED_NS
-            self._latest = (changed if settled else -1, latest)
-        return latest
+        """See `Source`; the log lists a folder that has not changed no second time."""
+        return self._log.watermark(self._service)
 
     def first(self) -> datetime | None:
         """See `Source`."""
@@ -118,12 +106,11 @@ class Sources:
 
     Args:
         log: The served log.
-        data: Folder that holds it.
         views: What is known of the store's feature views.
     """
 
-    def __init__(self, log: ServedLog, data: Path, views: Mapping[str, ViewFacts]) -> None:
-        self._log, self._data, self._views = log, data, views
+    def __init__(self, log: ServedLog, views: Mapping[str, ViewFacts]) -> None:
+        self._log, self._views = log, views
         self._made: dict[str, tuple[MonitorConfig, Source]] = {}
 
     def of(self, name: str, config: MonitorConfig) -> Source:
@@ -141,7 +128,7 @@ class Sources:
     def _make(self, config: MonitorConfig) -> Source:
         given = config.source
         if given is None:
-            return Served(self._log, self._data, config.service)
+            return Served(self._log, config.service)
         only = (*config.features, *config.segments) if config.features else ()
         if not given.view:
             location = str(given.files or given.database)

@@ -95,23 +95,6 @@ def test_the_configuration_may_name_the_reference(tmp_path: Path):
     here.server.stop()
 
 
-def test_the_latest_request_is_read_off_a_folder_only_when_it_changed(
-    here: Here, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("monitor.sources.SETTLED_NS", 0)
-    evaluator = here.daemon.evaluator
-    assert evaluator.latest("prices") is None
-    world.serve(here.folder, SERVED, 2, NEVER)
-    assert evaluator.latest("prices") == SERVED + 2 * DAY - DAY / PER_DAY
-    looked: list[str] = []
-    monkeypatch.setattr(evaluator._log, "watermark", looked.append)
-    evaluator.latest("prices")
-    assert not looked
-    monkeypatch.undo()
-    world.serve(here.folder, SERVED + 2 * DAY, 1, NEVER)
-    assert evaluator.latest("prices") == SERVED + 3 * DAY - DAY / PER_DAY
-
-
 def test_a_window_that_is_not_full_is_not_judged(here: Here):
     world.serve(here.folder, SERVED, 4, SERVED)
     here.daemon.evaluator.evaluate("prices", 2)

@@ -65,7 +65,7 @@ def monitored(**source: object) -> dict[str, object]:
 
 def source_of(tmp_path: Path, **given: object):
     config = MonitorConfig(source={"timestamp": "read_at", **given}, reference=STRETCH)
-    return Sources(ServedLog(tmp_path), tmp_path, {}).of("m", config)
+    return Sources(ServedLog(tmp_path), {}).of("m", config)
 
 
 def read(source, start: datetime, end: datetime) -> list[dict[str, object]]:
@@ -478,7 +478,7 @@ def test_a_view_has_the_row_of_each_entity_and_time_that_a_join_would_take(tmp_p
     path.write_text(yaml.safe_dump(plain))
     config, store = load(path)
     views = check(path, config, store)
-    sources = Sources(ServedLog(store.data), store.data, views)
+    sources = Sources(ServedLog(store.data), views)
     source = sources.of("stock", config.monitors["stock"])
     assert (source.keys, source.personal) == (("item_id",), {"note"})
     best: dict[tuple[object, object], dict[str, object]] = {}
