@@ -65,6 +65,17 @@ def model() -> Any:
                 ),
                 steps=RATIO_STEPS,
             ),
+            lines(
+                "Relations between features",
+                "How far the rows hang together otherwise than in the reference, in multiples of "
+                "the limit: as a classifier tells them apart, and as the reference's principal "
+                "components reconstruct them. Where the monitor asks for it.",
+                query(
+                    f'{m.DRIFT_RATIO}{{monitor=~"$monitor", source="joint"}}',
+                    "{{monitor}} {{feature}}",
+                ),
+                steps=RATIO_STEPS,
+            ),
             *figures,
             lines(
                 "Error of the estimate",

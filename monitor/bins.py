@@ -364,6 +364,38 @@ def values_of(column: pa.Array, kind: Kind) -> npt.NDArray[Any]:
     return values
 
 
+def places_of(column: Any, edges: ColumnEdges) -> Integers:
+    """Return each row's bin, and the number after the last for what has no value.
+
+    Null, NaN, and all of a column that cannot be read as `edges.kind` have none.
+
+    Args:
+        column: Array or chunked array.
+        edges: Of the column; it has bins.
+    """
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    column = decoded(column)
+    missing = edges.bins
+    found = np.full(len(column), missing, np.int64)
+    reads_as = {Kind.TEXT: Kind.CATEGORICAL}.get(edges.kind, edges.kind)
+    if kind_of(column.type) is not reads_as:
+        return found
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    if edges.kind in ORDERED:
+        values = values_of(column, edges.kind)
+        bins = np.searchsorted(np.array(edges.cuts), values)
+        bins = np.where(np.isnan(values), missing, bins)
+    elif edges.kind is Kind.BOOLEAN:
+        bins = column.drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
+    else:
+        known = pa.array(edges.categories, column.type)
+        codes = pc.fill_null(pc.index_in(column.drop_null(), value_set=known), len(known))
+        bins = codes.to_numpy(zero_copy_only=False)
+    found[valid] = bins
+    return found
+
+
 def _lengths(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         return pc.utf8_length(column.dictionary).take(column.indices)

@@ -20,6 +20,7 @@ import featurestore
 from featurestore.errors import ManifestError, NotFoundError
 from monitor.bins import Edges, edges_of
 from monitor.clusters import clusterings
+from monitor.contrast import Usual
 from monitor.estimate import Estimator
 from monitor.limits import Calibration, seasonal, weekday
 from monitor.looks import extended
@@ -73,6 +74,7 @@ class Reference:
         importance: Per feature, how much worse the model gets without it; empty if unknown.
         estimator: Estimates performance without labels; None when there is nothing to fit on.
         segments: Per column that is split by, the profile of each of its values' rows.
+        joint: Per look at all features together, what is usual; empty without them.
     """
 
     uri: str
@@ -92,6 +94,7 @@ class Reference:
     importance: Mapping[str, float] = field(default_factory=dict)
     estimator: Estimator | None = None
     segments: Mapping[str, Mapping[str, Profile]] = field(default_factory=dict)
+    joint: Mapping[str, Usual] = field(default_factory=dict)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -145,6 +148,7 @@ class Reference:
                 column: {value: json.loads(one.to_json()) for value, one in parts.items()}
                 for column, parts in self.segments.items()
             },
+            "joint": {name: asdict(one) for name, one in self.joint.items()},
         }
         return json.dumps(plain, allow_nan=False)
 
@@ -178,6 +182,7 @@ class Reference:
                     }
                     for column, parts in data.get("segments", {}).items()
                 },
+                "joint": {name: Usual(**one) for name, one in data.get("joint", {}).items()},
             }
         )
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from monitor.bins import ORDERED, Kind, decoded, kind_of, values_of
+from monitor.bins import places_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,7 +66,7 @@ def clusterings(table: pa.Table, edges: Edges, keys: Iterable[str]) -> dict[str,
     for name, one in edges.columns.items():
         if name not in present or not one.bins:
             continue
-        bins = _bins(table[name].combine_chunks(), one)
+        bins = places_of(table[name], one)
         by_key = [_clustering(codes, bins, one) for key, codes in entities.items() if key != name]
         if by_key:
             found[name] = max(by_key, key=lambda each: each.shift)
@@ -98,28 +98,4 @@ def _pairs(entities: npt.NDArray[Any], bins: npt.NDArray[Any], many: int) -> Flo
     crossed = np.bincount(bin_, counts * sizes[owner], minlength=many)
     whole = squares - 2 * shares * crossed + shares**2 * np.sum(sizes**2)
     found: Floats = np.maximum(whole - rows * shares * (1 - shares), 0) / rows**2
-    return found
-
-
-def _bins(column: pa.Array, edges: ColumnEdges) -> npt.NDArray[np.int64]:
-    """Return the bin of each row; null, NaN and what cannot be read count as empty, last."""
-    column = decoded(column)
-    found = np.full(len(column), edges.bins, dtype=np.int64)
-    reads_as = {Kind.TEXT: Kind.CATEGORICAL}.get(edges.kind, edges.kind)
-    if kind_of(column.type) is not reads_as:
-        return found
-    valid = np.asarray(column.is_valid().to_numpy(zero_copy_only=False), dtype=bool)
-    if edges.kind in ORDERED:
-        values = values_of(column, edges.kind)
-        bins = np.searchsorted(edges.cuts, values)
-        bins[np.isnan(values)] = edges.bins
-    elif edges.kind is Kind.BOOLEAN:
-        bins = np.asarray(column.drop_null().to_numpy(zero_copy_only=False), dtype=np.int64)
-    else:
-        known = np.array(edges.categories, dtype=object)
-        places = {name: i for i, name in enumerate(known)}
-        bins = np.array(
-            [places.get(value, len(known)) for value in column.drop_null().to_pylist()], np.int64
-        )
-    found[valid] = bins
     return found

@@ -160,6 +160,8 @@ class MonitorConfig(Section):
         statistic: Name of the statistic that decides.
         features: Watched features; empty means all that are served.
         segments: Columns whose values split the rows: the same looks at each of the largest.
+        multivariate: Look at all features together, too: whether they hang together as they did.
+            Needs the extra `multivariate`, a training set whose rows are kept, and seconds for each.
         false_alarms_per_year: False episodes that the user accepts from this monitor, in all.
         max_null_increase: Rise of a feature's null share over the reference that is an
             incident.
@@ -188,6 +190,7 @@ class MonitorConfig(Section):
     statistic: str = "psi"
     features: tuple[str, ...] = ()
     segments: tuple[str, ...] = Field(default=(), max_length=4)
+    multivariate: bool = False
     false_alarms_per_year: PositiveFloat = 4
     max_null_increase: Share = 0.2
     max_age: dict[str, Duration] = Field(default_factory=dict)
@@ -248,6 +251,11 @@ class MonitorConfig(Section):
                 raise ValueError(
                     f"{' and '.join(extra)} cannot go with source: there are no requests, no "
                     f"predictions and no labels"
+                )
+            if self.multivariate:
+                raise ValueError(
+                    "multivariate goes with service: it needs a training set's rows, and a stretch "
+                    "that was read once keeps none"
                 )
         elif self.stretch is not None:
             raise ValueError("reference: a stretch goes with source, a training set with service")

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.optimize import isotonic_regression
 
-from monitor.bins import ORDERED, ColumnEdges, Kind, decoded, kind_of, values_of
+from monitor.bins import places_of
 from monitor.measures import HALF, RELIABILITY_BINS, Floats, Task
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def fit(table: pa.Table, edges: Edges, task: Task) -> Estimator | None:
         kept = table.filter(pa.array(finite))
         present = set(kept.column_names)
         places = {
-            name: _places(kept[name], one)
+            name: places_of(kept[name], one)
             for name, one in edges.columns.items()
             if one.bins and name in present
         }
@@ -253,26 +253,3 @@ def _additive(
             left = left - step[places[name]]
     # So that the mean over the fitted rows is theirs.
     return Loss(base + float(left.mean()), {name: tuple(t.tolist()) for name, t in terms.items()})
-
-
-def _places(column: pa.ChunkedArray, edges: ColumnEdges) -> npt.NDArray[np.int64]:
-    """Return each row's bin, and the number after the last for what has no value."""
-    column = decoded(column.combine_chunks())
-    missing = edges.bins
-    places = np.full(len(column), missing, np.int64)
-    reads_as = {Kind.TEXT: Kind.CATEGORICAL}.get(edges.kind, edges.kind)
-    if kind_of(column.type) is not reads_as:
-        return places
-    valid = column.is_valid().to_numpy(zero_copy_only=False)
-    if edges.kind in ORDERED:
-        values = values_of(column, edges.kind)
-        bins = np.searchsorted(np.array(edges.cuts), values)
-        bins = np.where(np.isnan(values), missing, bins)
-    elif edges.kind is Kind.BOOLEAN:
-        bins = column.drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
-    else:
-        known = pa.array(edges.categories, column.type)
-        found = pc.fill_null(pc.index_in(column.drop_null(), value_set=known), len(known))
-        bins = found.to_numpy(zero_copy_only=False)
-    places[valid] = bins
-    return places

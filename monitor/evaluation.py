@@ -29,6 +29,7 @@ from monitor.measures import measure_named
 from monitor.measuring import Measurer
 from monitor.policy import approve, decide, move_reference, reject
 from monitor.references import STRETCH, reference_from, reference_from_stretch, stretch_uri
+from monitor.relations import required
 from monitor.snapshot import EPOCH, Bucket, buckets
 from monitor.sources import Sources
 from monitor.sources import check as check_source
@@ -102,6 +103,7 @@ class Evaluator:
         sources = self._sources if views is None else Sources(self._log, views)
         for name, monitor in config.monitors.items():
             statistic(monitor.statistic)
+            required(monitor)
             if monitor.performance is not None:
                 measure_named(monitor.performance.metric)
             held = self._ledger.held(name)
@@ -451,4 +453,6 @@ def _key(reference: Reference, config: MonitorConfig) -> str:
     text = f"{reference.uri}\n{reference.model_version}\n{made_for}"
     if config.source is not None:
         text += f"\n{config.source.model_dump_json()}"
+    if config.multivariate:
+        text += "\nmultivariate"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

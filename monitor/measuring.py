@@ -25,6 +25,7 @@ from monitor.performance import judge, predictions
 from monitor.profile import Profile, Window, profile, total
 from monitor.quality import figures, freshness, incidents, repeats
 from monitor.references import own
+from monitor.relations import Relations
 from monitor.snapshot import EPOCH, Bucket, Snapshot, bucket_path, freeze, load
 from monitor.windows import Sums
 
@@ -105,6 +106,7 @@ class Measurer:
         self._state, self._kept, self._stored = state, kept, stored
         self._con, self._measured = _connection(), 0
         self._sums: dict[str, _Sums] = {}
+        self._relations = Relations(kept)
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -145,16 +147,18 @@ class Measurer:
         live, estimated, split = self._model(
             monitor, config, window, [*before, snapshot], reference, key, whole
         )
+        verdicts = _judged(
+            detect(reference, whole, window, config, latest=latest),
+            window,
+            first,
+            _lost(before, key),
+        )
+        together = self._relations.judge(self._con, monitor, config, snapshot, reference, key)
         evaluation = Evaluation(
             monitor=monitor,
             window=window,
             reference_window=reference.window,
-            verdicts=_judged(
-                detect(reference, whole, window, config, latest=latest),
-                window,
-                first,
-                _lost(before, key),
-            ),
+            verdicts=tuple(sorted((*verdicts, *together), key=lambda one: -one.ratio)),
             incidents=tuple(broken),
             figures=tuple(figures(whole)),
             freshness=tuple(ages),
@@ -174,6 +178,7 @@ class Measurer:
             held = self._sums[monitor]
             for one in (held.whole, *held.parts.values()):
                 one.forget(_number(before, config))
+        self._relations.forget(monitor, before - config.window)
 
     def recounted(self, kept: Kept, reference: Reference) -> Profile:
         """Count the rows of a frozen bucket over another reference."""

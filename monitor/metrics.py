@@ -28,6 +28,7 @@ from monitor.detect import Level
 from monitor.distribution import MOST_BARS
 from monitor.looks import WEIGHTS
 from monitor.measures import MEASURES, Task
+from monitor.relations import NAMES
 from monitor.segments import MOST, OTHERS
 from monitor.statistics import STATISTICS
 from protos.steadfeast.v1.pipeline_pb2 import RunState
@@ -219,6 +220,8 @@ def distance(statistic: str, unit: str) -> Described:
     ):  # somebody's statistic "ratio"
         name += "_distance"
     what = "Change of a share" if statistic in WEIGHTS else "Distance"
+    if statistic in NAMES:
+        what = "Excess over what is usual between the reference's windows"
     return _gauge(
         name,
         unit or "ratio",
@@ -296,7 +299,7 @@ METRICS: Mapping[str, Described] = {
         _gauge(REFERENCE_END, _EVENT_TIME, "monitor", "End of the reference."),
         _gauge(REFERENCE_ROWS, "rows", "monitor", "Rows in the reference."),
         *(distance(one.name, one.unit) for one in STATISTICS.values()),
-        *(distance(name, "") for name in WEIGHTS),
+        *(distance(name, "") for name in (*WEIGHTS, *NAMES)),
         _gauge(
             DRIFT_THRESHOLD,
             "the statistic's",
@@ -562,8 +565,9 @@ figure is read off the last committed state at the time of the scrape.
   longer exported.
 - Event time is the data's clock: in a replay it is not the time of the scrape. Wall clock is
   the daemon's.
-- `source` is a feature view, `served`, `predictions` or `labels`. A watched feature has at most
-  {SERIES_PER_FEATURE} series, and one more if its impact is among the {MOST_IMPACTS} highest.
+- `source` is a feature view, `served`, `predictions` or `labels`, or `joint` for the looks
+  at all features together. A watched feature has at most {SERIES_PER_FEATURE} series, and one more if
+  its impact is among the {MOST_IMPACTS} highest.
 - The {MOST_SPREADS} features of a monitor that matter most have their distributions: two sides of
   at most {MOST_BARS} bins each. Those of open episodes come first, then the highest ratios. It is
   a fixed number, because it would be most of all series otherwise: of 2,000 features, all series

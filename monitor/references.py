@@ -43,6 +43,7 @@ from monitor.estimate import fit
 from monitor.measures import measures_for
 from monitor.performance import measured
 from monitor.profile import Profile
+from monitor.relations import looks, related
 from monitor.segments import segmented
 from monitor.snapshot import AT
 from monitor.statistics import statistic
@@ -123,11 +124,11 @@ def reference_from(
         config,
         model_version=model_version,
         performance=performance,
-        beside=0 if scored is None else 1,
+        beside=looks(config) + (0 if scored is None else 1),
     )
     data = manifest_path.with_name("data.parquet")
     if scored is None:
-        return segmented(con, reference, data, config)
+        return related(con, segmented(con, reference, data, config), config)
     label = featurestore.Manifest.load(manifest_path).label
     table = _read(scored, label)
     edges = edges_of(table, (PREDICTION,))
@@ -137,7 +138,7 @@ def reference_from(
         edges,
         config,
         statistic(config.statistic),
-        beside=len(reference.features),
+        beside=len(reference.features) + looks(config),
     )
     merged = Edges({**reference.edges.columns, **edges.columns})
     expected: dict[str, float] = {}
@@ -174,7 +175,7 @@ def reference_from(
         importance=_importance(scored),
         estimator=estimator,
     )
-    return segmented(con, whole, data, config)
+    return related(con, segmented(con, whole, data, config), config)
 
 
 def stretch_uri(config: MonitorConfig) -> str:
