@@ -65,17 +65,6 @@ def model() -> Any:
                 ),
                 steps=RATIO_STEPS,
             ),
-            lines(
-                "Relations between features",
-                "How far the rows hang together otherwise than in the reference, in multiples of "
-                "the limit: as a classifier tells them apart, and as the reference's principal "
-                "components reconstruct them. Where the monitor asks for it.",
-                query(
-                    f'{m.DRIFT_RATIO}{{monitor=~"$monitor", source="joint"}}',
-                    "{{monitor}} {{feature}}",
-                ),
-                steps=RATIO_STEPS,
-            ),
             *figures,
             lines(
                 "Error of the estimate",
@@ -91,6 +80,22 @@ def model() -> Any:
                 f"topk(10, {m.DRIFT_IMPACT}{MONITOR})",
                 "{{monitor}} {{feature}}",
                 steps=((None, "blue"),),
+            ),
+            lines(
+                "Relations between features",
+                "How much otherwise than in the reference the features hang together, in multiples "
+                "of the limit: as a classifier tells the rows apart, and as the reference's "
+                "principal components reconstruct them. For monitors with `multivariate: true`.",
+                *(
+                    query(
+                        f"{m.distance(name, '').name}{MONITOR} / ignoring(statistic) "
+                        f'{m.DRIFT_THRESHOLD}{{monitor=~"$monitor", statistic="{name}"}}',
+                        f"{{{{monitor}}}} {shown}",
+                    )
+                    for name, shown in m.NAMES.items()
+                ),
+                steps=RATIO_STEPS,
+                width=24,
             ),
             rows(
                 "Segments",

@@ -161,7 +161,7 @@ class MonitorConfig(Section):
         features: Watched features; empty means all that are served.
         segments: Columns whose values split the rows: the same looks at each of the largest.
         multivariate: Look at all features together, too: whether they hang together as they did.
-            Needs the extra `multivariate`, a training set whose rows are kept, and seconds for each.
+            Needs the extra `multivariate`, a training set whose rows are kept, and seconds.
         false_alarms_per_year: False episodes that the user accepts from this monitor, in all.
         max_null_increase: Rise of a feature's null share over the reference that is an
             incident.

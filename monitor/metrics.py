@@ -534,6 +534,7 @@ SPARSE: Mapping[str, str] = {
         distance(name, "").name: "for features whose verdict it decided"
         for name in (*STATISTICS, *WEIGHTS)
     },
+    **{distance(name, "").name: "for monitors with `multivariate: true`" for name in NAMES},
 }
 """Metrics that a healthy daemon may have no sample of, and when there is one.
 

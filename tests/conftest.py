@@ -219,7 +219,21 @@ def drifting() -> State:
     an acknowledged performance drop and a data incident; `new` before its first window.
     """
     verdicts = tuple(_verdict(name, ratio) for name, ratio in RATIOS.items())
-    verdicts += (_verdict("wind_gust", None),)
+    verdicts += (
+        dataclasses.replace(
+            _verdict("(told apart)", 0.7),
+            source="joint",
+            statistic="domain_classifier",
+            impact=None,
+        ),
+        dataclasses.replace(
+            _verdict("(reconstruction)", 0.4),
+            source="joint",
+            statistic="reconstruction_error",
+            impact=None,
+        ),
+        _verdict("wind_gust", None),
+    )
     ends = [MONDAY - timedelta(days=7 * week) for week in reversed(range(20))]
     history = tuple(
         PastWindow(

@@ -71,6 +71,8 @@ QUIET = {
             *(f"{f} C" for f in ("auc", "accuracy", "f1", "log loss", "calibration error")),
         )
     },
+    "model: Relations between features A": "this monitor looks at one feature after the other",
+    "model: Relations between features B": "this monitor looks at one feature after the other",
     "model: Segments A": "this monitor splits by nothing",
     "model: Segments B": "this monitor splits by nothing",
     "model: Segments C": "this monitor splits by nothing",

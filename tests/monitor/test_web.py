@@ -98,7 +98,7 @@ def test_the_page_says_what_is_wrong_since_when_and_what_happened(drifting, serv
         f"auc 1.20{TIMES} 1.36{TIMES} drop 0.06, limit 0.05",
         f"weather__temp 6.40{TIMES} 6.40{TIMES} psi 1.28, limit 0.2",
         "median age 68 minutes when served",
-        "3 of 8 features over the limit",
+        "3 of 10 features over the limit",
         "late_arrival, version 3",
         "auc is worse than when the model was trained",
         "weather__temp and 1 more have moved away from the reference",
