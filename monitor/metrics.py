@@ -567,8 +567,8 @@ figure is read off the last committed state at the time of the scrape.
 - Event time is the data's clock: in a replay it is not the time of the scrape. Wall clock is
   the daemon's.
 - `source` is a feature view, `served`, `predictions` or `labels`, or `joint` for the looks
-  at all features together. A watched feature has at most {SERIES_PER_FEATURE} series, and one more if
-  its impact is among the {MOST_IMPACTS} highest.
+  at all features together. A watched feature has at most {SERIES_PER_FEATURE} series, and one more
+  if its impact is among the {MOST_IMPACTS} highest.
 - The {MOST_SPREADS} features of a monitor that matter most have their distributions: two sides of
   at most {MOST_BARS} bins each. Those of open episodes come first, then the highest ratios. It is
   a fixed number, because it would be most of all series otherwise: of 2,000 features, all series

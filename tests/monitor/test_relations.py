@@ -107,9 +107,11 @@ def test_rows_that_are_gone_are_a_reason_and_not_no_drift(configured):
         evaluator = Evaluator(config, ledger, folder / "data")
         reference = ledger.held("m").reference
         assert Reference.from_json(reference.to_json()).joint == reference.joint != {}
-        relations = Relations(evaluator._measurer._con, ledger.buckets)
+        relations = Relations(ledger.buckets)
         snapshot = kept[-2]
-        found = relations.judge("m", config.monitors["m"], snapshot, reference, "k")
+        found = relations.judge(
+            evaluator._measurer._con, "m", config.monitors["m"], snapshot, reference, "k"
+        )
         assert {one.level for one in found} == {Level.INSUFFICIENT_DATA}
         assert all("training set's rows are not there any more" in one.reason for one in found)
         assert all(one.value is None for one in found)
