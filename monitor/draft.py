@@ -181,7 +181,7 @@ def forbidden(
         return Outcome.RUNNING, f"trigger {running} for the model is under way"
     if history.fired and at < max(history.fired) + config.cooldown:
         until = max(history.fired) + config.cooldown
-        return Outcome.COOLDOWN, f"cooldown until {until:%Y-%m-%dT%H:%M:%SZ}"
+        return Outcome.COOLDOWN, f"cooldown until {until.day} {until:%b %Y %H:%M} UTC"
     spent = sum(time > at - config.budget.per for time in history.fired)
     if spent >= config.budget.runs:
         return Outcome.BUDGET, f"{spent} triggers within {config.budget.per.days} days"
