@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from monitor.profile import Profile
 
 MOST_KNOTS = 500
+_FEWEST_ROWS = 50
+"""Of a step of the calibration, or a fifth of all."""
 _ROUNDS = 40
 _RATE = 0.3
 _SHRINKAGE = 20.0
@@ -215,8 +217,8 @@ def _calibration(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return scores and chances of class 1, never falling: isotonic regression.
 
-    A step is kept as its middle, and lines join the middles: the very ends of isotonic steps are
-    made of few rows, and would be 0 or 1 by chance.
+    A step is kept as its middle, and lines join the middles. Steps of few rows, as at the very
+    ends, would be 0 or 1 by chance: they are pooled with the next.
 
     Reference: Zadrozny and Elkan (2002), KDD 694.
     """
@@ -224,7 +226,7 @@ def _calibration(
     scores, first, weights = np.unique(prediction[order], return_index=True, return_counts=True)
     ones = np.add.reduceat(is_one[order].astype(np.float64), first)
     fitted = isotonic_regression(ones / weights, weights=weights.astype(np.float64))
-    starts = fitted.blocks[:-1]
+    starts = _pooled(fitted.blocks[:-1], weights)
     rows = np.add.reduceat(weights, starts)
     middles = np.add.reduceat(scores * weights, starts) / rows
     # Half a row of each class, so that no step is certain.
@@ -232,6 +234,20 @@ def _calibration(
     chances = np.maximum.accumulate(chances)
     kept = np.unique(np.linspace(0, len(middles) - 1, MOST_KNOTS).round().astype(int))
     return tuple(middles[kept].tolist()), tuple(chances[kept].tolist())
+
+
+def _pooled(starts: npt.NDArray[np.int64], weights: Floats) -> npt.NDArray[np.int64]:
+    """Return the starts of steps that are left when each is to have enough rows."""
+    least = min(_FEWEST_ROWS, weights.sum() / 5)
+    ends = np.cumsum(weights)
+    before = ends[starts] - weights[starts]
+    kept = [0]
+    for number, rows in enumerate(before[1:], 1):
+        if rows - before[kept[-1]] >= least:
+            kept.append(number)
+    if len(kept) > 1 and ends[-1] - before[kept[-1]] < least:
+        kept.pop()
+    return starts[kept]
 
 
 def _additive(

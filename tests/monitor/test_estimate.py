@@ -89,6 +89,19 @@ def test_the_calibration_is_isotonic_regression():
     assert max(estimator.chances) < 1
 
 
+def test_one_row_at_the_end_says_nothing_of_all_low_scores():
+    """A lowest score of its own, of either class, once put a floor under every chance."""
+    rng = np.random.default_rng(5)
+    known = table(rng, 5_000)
+    first = pa.table({"x": [-9.0], "prediction": [0.0], "label": [0.0]})
+    estimator = fit(pa.concat_tables([first, known]), edges_of(known, ("x",)), Task.CLASSIFICATION)
+    # Said .0025, which is a logit of -6 on the bold side: the true chance is half the logit.
+    assert np.interp(0.0025, estimator.scores, estimator.chances) < 0.08
+    last = pa.table({"x": [9.0], "prediction": [1.0], "label": [1.0]})
+    estimator = fit(pa.concat_tables([known, last]), edges_of(known, ("x",)), Task.CLASSIFICATION)
+    assert np.interp(0.9975, estimator.scores, estimator.chances) > 0.92
+
+
 def regression(rng, rows, shift=0.0):
     """Errors that grow with `x`, and are large for one kind; some rows have no `x`."""
     x = rng.normal(shift, 1, rows)
