@@ -155,7 +155,8 @@ class MonitorConfig(Section):
             a pipeline name one by `scored_uri`.
         bucket: Length of one snapshot; divides a day or is whole days.
         window: Length of what is compared with the reference; a multiple of `bucket`.
-        lateness: How long after its end a bucket waits for late rows.
+        lateness: How long after its end a bucket takes late rows. Until then its window is
+            shown as it stands; then the bucket is frozen, and its window decided on, once.
         min_rows: Rows in a window below which the verdict is `insufficient_data`.
         statistic: Name of the statistic that decides.
         features: Watched features; empty means all that are served.

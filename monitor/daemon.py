@@ -222,8 +222,9 @@ class Daemon:
             project=self._project,
             monitors={
                 name: replace(
-                    monitor,
+                    self.evaluator.shown(name, monitor),
                     latest_event=latest.get(name),
+                    late_rows=state.counters.late_rows.get(name, 0),
                     waits_for=self.evaluator.problem(name)
                     or ("" if monitor.reference else self.outbox.waits_for(name)),
                     max_age=config.monitors[name].max_age,

@@ -26,7 +26,7 @@ from monitor.detect import Level
 from monitor.distribution import distributions
 from monitor.episodes import Decision, ModelHistory, NotDecidableError
 from monitor.measures import measure_named
-from monitor.measuring import Measurer
+from monitor.opened import Looks, OpenMeasurer
 from monitor.policy import approve, decide, move_reference, reject
 from monitor.references import STRETCH, reference_from, reference_from_stretch, stretch_uri
 from monitor.relations import required
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from monitor.known import ViewFacts
     from monitor.ledger import Held, Kept, Ledger
     from monitor.sources import Source
-    from monitor.state import TriggerRecord
+    from monitor.state import MonitorState, TriggerRecord
     from protos.steadfeast.v1.pipeline_pb2 import Run
 
 log = structlog.get_logger(__name__)
@@ -81,9 +81,10 @@ class Evaluator:
         self._sources = Sources(self._log, views)
         self._latest: dict[str, datetime | None] = {}
         self._problems: dict[str, str] = {}
-        self._measurer = Measurer(
+        self._measurer = OpenMeasurer(
             self._source, self._log, config.state, ledger.buckets, ledger.profile
         )
+        self._looks = Looks(self._measurer, self._source)
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="references")
         self._busy = Lock()
         self._dropped: dict[str, datetime] = {}
@@ -235,7 +236,27 @@ class Evaluator:
                 else:
                     break
             self._recount(monitor, limit - done, stop, only_window=False)
+            if self.config.monitors[monitor].lateness and not stop():
+                self._look(monitor)
         return done
+
+    def _look(self, monitor: str) -> None:
+        """Look at the newest window that has ended, while late rows still count in it.
+
+        It is shown and kept nowhere: decisions wait until a bucket is frozen for good, so that
+        one that lacks rows alarms nobody, and no trigger has to be taken back.
+        """
+        config, latest = self.config.monitors[monitor], self.latest(monitor)
+        now = self.now(monitor, latest=latest)
+        if latest is None or now is None or self.due(monitor, 1, latest=latest):
+            return
+        held = self._ledger.held(monitor)
+        after = held.watermark or self._start(monitor, latest)
+        self._looks.look(monitor, config, held, buckets(after, now, config.bucket))
+
+    def shown(self, monitor: str, state: MonitorState) -> MonitorState:
+        """Return a monitor's last committed state with the last look at what came since."""
+        return self._looks.shown(state, self._ledger.held(monitor))
 
     def outdated(self, monitor: str, *, only_window: bool = False) -> list[Kept]:
         """Return the buckets to be counted over the reference as it is now, newest first.

@@ -26,7 +26,7 @@ from monitor.profile import Profile, Window, profile, total
 from monitor.quality import figures, freshness, incidents, repeats
 from monitor.references import own
 from monitor.relations import Relations
-from monitor.snapshot import EPOCH, Bucket, Snapshot, bucket_path, freeze, load
+from monitor.snapshot import EPOCH, Bucket, Snapshot, bucket_path, freeze, load, swept
 from monitor.windows import Sums
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class Measurer:
     ) -> None:
         self._source_of, self._log = source_of, log
         self._state, self._kept, self._stored = state, kept, stored
+        swept(state)
         self._con, self._measured = _connection(), 0
         self._sums: dict[str, _Sums] = {}
         self._relations = Relations(kept)
@@ -120,13 +121,12 @@ class Measurer:
         Raises:
             SourceError: What is watched cannot be read.
         """
-        self._measured += 1
-        if self._measured % BUCKETS_PER_CONNECTION == 0:
-            self._con.close()
-            self._con = _connection()
+        self._renew()
         frozen_at = datetime.now(UTC)
         start = bucket.end - config.window
         source, path = self._source_of(monitor, config), bucket_path(self._state, monitor, bucket)
+        if path.exists():  # a crash came before it was committed
+            frozen_at = min(frozen_at, datetime.fromtimestamp(path.stat().st_mtime, UTC))
         with source.reading(self._con, bucket.start, bucket.end) as rows:
             snapshot = freeze(self._con, rows, bucket, path)
         current = profile(rows_of(snapshot, reference), reference.edges)
@@ -147,11 +147,11 @@ class Measurer:
         live, estimated, split = self._model(
             monitor, config, window, [*before, snapshot], reference, key, whole
         )
-        verdicts = _judged(
+        verdicts = judged(
             detect(reference, whole, window, config, latest=latest),
             window,
             first,
-            _lost(before, key),
+            lost(before, key),
         )
         together = self._relations.judge(self._con, monitor, config, snapshot, reference, key)
         evaluation = Evaluation(
@@ -171,6 +171,13 @@ class Measurer:
         )
         late = tuple(self._late(source, before))
         return Measured(evaluation, snapshot, current, whole, frozen_at, late)
+
+    def _renew(self) -> None:
+        """Take another connection from time to time."""
+        self._measured += 1
+        if self._measured % BUCKETS_PER_CONNECTION == 0:
+            self._con.close()
+            self._con = _connection()
 
     def forget(self, monitor: str, config: MonitorConfig, before: datetime) -> None:
         """Let go of the profiles of buckets that start before `before`."""
@@ -392,19 +399,19 @@ def _gone(kept: Kept, key: str) -> bool:
     return kept.reference_key != key and not kept.path.exists()
 
 
-def _lost(before: Sequence[Kept], key: str) -> int:
+def lost(before: Sequence[Kept], key: str) -> int:
     """Return how many rows of the window cannot be counted over the reference of `key`."""
     return sum(one.rows for one in before if _gone(one, key))
 
 
-def _judged(
-    verdicts: list[Verdict], window: Window, first: datetime, lost: int
+def judged(
+    verdicts: list[Verdict], window: Window, first: datetime, dropped: int
 ) -> tuple[Verdict, ...]:
     """Withhold judgement on a window that lacks buckets or rows."""
     if first > window.start:
         reason = f"the window is not full: rows are there from {first:%Y-%m-%dT%H:%MZ} on"
-    elif lost:
-        reason = f"{lost} rows of the window were dropped before the reference moved"
+    elif dropped:
+        reason = f"{dropped} rows of the window were dropped before the reference moved"
     else:
         return tuple(verdicts)
     return tuple(

@@ -222,6 +222,8 @@ def status(value: MonitorState) -> monitor_pb2.MonitorStatus:
         blocked=value.blocked,
         superseded=value.superseded,
         waits_for=value.waits_for,
+        open_until=timestamp(value.open_until),
+        late_rows=value.late_rows,
         figures=[_figure(value, name) for name in _figure_names(value)],
         segments=[
             monitor_pb2.Segment(

@@ -141,7 +141,7 @@ def _monitor(monitor: MonitorState) -> MonitorView:
         name=monitor.name,
         tone=tone,
         verdict=verdict,
-        note=SUPERSEDED if monitor.superseded else _waits(monitor),
+        note=SUPERSEDED if monitor.superseded else _waits(monitor) or _open(monitor),
         blocked=monitor.blocked,
         facts=tuple(_facts(monitor)),
         figures=tuple(_figures(monitor)),
@@ -164,6 +164,15 @@ def _age(seconds: float | None) -> str:
     if seconds is None:
         return "more than half of the requests found no value"
     return f"median age {lasting(timedelta(seconds=seconds))} when served"
+
+
+def _open(monitor: MonitorState) -> str:
+    if monitor.open_until is None:
+        return ""
+    return (
+        "What stands below is as of now: rows that come late still count until "
+        f"{moment(monitor.open_until)}, and then it is decided whether this is an alarm."
+    )
 
 
 def _waits(monitor: MonitorState) -> str:
@@ -204,6 +213,8 @@ def _facts(monitor: MonitorState) -> Sequence[Fact]:
         )
     if monitor.watermark is not None:
         facts.append(Fact("Evaluated until", moment(monitor.watermark), monitor.watermark))
+    if monitor.late_rows:
+        facts.append(Fact("Rows too late to count", f"{monitor.late_rows:,}"))
     if monitor.performance is not None:
         facts.append(Fact("Labelled rows", f"{monitor.performance.labelled:,}"))
     if monitor.audit is not None:

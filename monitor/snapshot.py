@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 REQUEST, AT = "request_id", "request_time"
 """Columns of a snapshot: what a row answers, of a served log only; and its event time."""
+OPEN, PARTIAL = ".open", ".partial"
 BATCH_ROWS = 32_768
 """Columns of so many numbers stay in a processor's cache from one step to the next."""
 
@@ -113,25 +114,41 @@ def bucket_path(state: Path, monitor: str, bucket: Bucket) -> Path:
     )
 
 
+def open_path(path: Path) -> Path:
+    """Return where the rows so far of a bucket are kept that still takes late ones."""
+    return path.with_suffix(OPEN)
+
+
+def swept(state: Path) -> None:
+    """Remove what a process before this one left half done; snapshots themselves stay."""
+    for suffix in (OPEN, PARTIAL):
+        for left in (state / "snapshots").glob(f"*/*{suffix}"):
+            left.unlink(missing_ok=True)
+
+
 def freeze(
     con: duckdb.DuckDBPyConnection,
     rows: Rows | Sequence[Path] | None,
     bucket: Bucket,
     path: Path,
+    *,
+    again: bool = False,
 ) -> Snapshot:
     """Freeze the rows whose `request_time` is in `bucket` as the file `path`.
 
-    Does nothing but read if the file is there. The snapshot has all columns that there are.
+    Does nothing but read if the file is there, unless it is to be frozen again. The snapshot has
+    all columns that there are.
 
     Args:
         con: Any DuckDB connection; nothing is written to its database.
         rows: May hold rows outside the bucket; of Parquet files, their names are enough.
         bucket: What to keep.
         path: `bucket_path` of it; its folder's name is the monitor's.
+        again: Replace a file that is there, by rename.
     """
-    if not path.exists():
+    if again or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}.partial")
+        aside = path.with_suffix(f".{os.getpid()}{PARTIAL}")
         if rows is not None and not isinstance(rows, Rows):
             rows = Rows.of(rows)
         try:

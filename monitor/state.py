@@ -133,6 +133,10 @@ class MonitorState:
         audit_interval: How often there should be one; none means never.
         superseded: The reference moved after the window was judged, so that its verdicts are
             not about the live model. The next bucket ends this.
+        open_until: When the last bucket of `window` is frozen for good, event time: until then late
+            rows may change what is shown of the window, and nothing is decided on it. None where
+            it is frozen.
+        late_rows: Rows that came after their bucket was frozen, since the first one.
     """
 
     name: str
@@ -159,6 +163,8 @@ class MonitorState:
     history: tuple[PastWindow, ...] = ()
     distributions: tuple[Distribution, ...] = ()
     superseded: bool = False
+    open_until: datetime | None = None
+    late_rows: int = 0
     max_age: Mapping[str, timedelta] = field(default_factory=dict)
     audit: AuditState | None = None
     audit_interval: timedelta | None = None

@@ -86,13 +86,23 @@ def _monitor(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:
     for figure in monitor.figures:
         if figure.HasField("live") or figure.HasField("estimated"):
             yield Text(f"  {_figure(figure)}")
-    if monitor.waits_for:
-        what = "nothing new is judged" if monitor.reference_uri else "waits for a reference"
-        yield Text(f"  {what}: {monitor.waits_for}", style="yellow")
+    yield from _notes(monitor)
     if monitor.verdicts:
         yield from _verdicts(monitor)
     if monitor.segments:
         yield _segments(monitor)
+
+
+def _notes(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:
+    """Say what keeps the verdicts from being the last word."""
+    if monitor.waits_for:
+        what = "nothing new is judged" if monitor.reference_uri else "waits for a reference"
+        yield Text(f"  {what}: {monitor.waits_for}", style="yellow")
+    if monitor.late_rows:
+        yield Text(f"  {monitor.late_rows} rows came after their bucket was frozen")
+    if monitor.HasField("open_until"):
+        until = _time(monitor.open_until)
+        yield Text(f"  so far; late rows count until {until} UTC, and then it is decided")
 
 
 def _verdicts(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:

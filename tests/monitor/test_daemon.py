@@ -105,15 +105,6 @@ def test_a_window_that_is_not_full_is_not_judged(here: Here):
     assert levels == {"x": Level.DRIFT, "kind": Level.OK}
 
 
-def test_lateness_keeps_a_bucket_open(tmp_path: Path):
-    here = Here(tmp_path, extra="      lateness: 12h\n")
-    here.daemon.outbox.find_references()
-    world.serve(here.folder, SERVED, 2, NEVER)
-    assert here.daemon.evaluate("") == 1
-    here.close()
-    here.server.stop()
-
-
 def test_catching_up_is_bounded_and_in_order(here: Here, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(under_test, "BUCKETS_PER_TICK", 3)
     world.serve(here.folder, SERVED, 8, NEVER)

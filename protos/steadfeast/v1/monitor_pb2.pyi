@@ -878,6 +878,8 @@ class MonitorStatus(_message.Message):
     WAITS_FOR_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
+    OPEN_UNTIL_FIELD_NUMBER: _builtins.int
+    LATE_ROWS_FIELD_NUMBER: _builtins.int
     monitor: _builtins.str
     model: _builtins.str
     contract: _builtins.str
@@ -890,6 +892,8 @@ class MonitorStatus(_message.Message):
     """True from a promotion to the next bucket: the verdicts are about the former model."""
     waits_for: _builtins.str
     """What is missing for there to be a reference to compare with; empty when there is one."""
+    late_rows: _builtins.int
+    """Rows that came after their bucket was frozen, since the first one."""
     @_builtins.property
     def watermark(self) -> _timestamp_pb2.Timestamp:
         """End of the last bucket that was evaluated, event time; unset before the first."""
@@ -912,6 +916,12 @@ class MonitorStatus(_message.Message):
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
         """Of the last evaluated window, by column, largest first."""
 
+    @_builtins.property
+    def open_until(self) -> _timestamp_pb2.Timestamp:
+        """When the last bucket of the window is frozen for good, event time: until then the verdicts may
+        change with late rows, and nothing is decided on them. Unset where it is frozen.
+        """
+
     def __init__(
         self,
         *,
@@ -929,10 +939,12 @@ class MonitorStatus(_message.Message):
         waits_for: _builtins.str = ...,
         figures: _abc.Iterable[Global___Figure] | None = ...,
         segments: _abc.Iterable[Global___Segment] | None = ...,
+        open_until: _timestamp_pb2.Timestamp | None = ...,
+        late_rows: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["watermark", b"watermark"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["open_until", b"open_until", "watermark", b"watermark"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "contract", b"contract", "figures", b"figures", "incidents", b"incidents", "model", b"model", "model_version", b"model_version", "monitor", b"monitor", "performance", b"performance", "reference_uri", b"reference_uri", "segments", b"segments", "superseded", b"superseded", "verdicts", b"verdicts", "waits_for", b"waits_for", "watermark", b"watermark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "contract", b"contract", "figures", b"figures", "incidents", b"incidents", "late_rows", b"late_rows", "model", b"model", "model_version", b"model_version", "monitor", b"monitor", "open_until", b"open_until", "performance", b"performance", "reference_uri", b"reference_uri", "segments", b"segments", "superseded", b"superseded", "verdicts", b"verdicts", "waits_for", b"waits_for", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
