@@ -2,7 +2,7 @@
 
 Above `measuring`, whose one measurement of each frozen bucket is what decisions are made on. Here
 the newest window is measured early and again whenever rows come, and shown; nothing of it is
-kept, so that there is nothing to take back. docs/adr/0012-late-rows.md says why.
+kept, so that there is nothing to take back. docs/adr/0013-late-rows.md says why.
 """
 
 from __future__ import annotations
