@@ -50,7 +50,11 @@ def run(
         str, typer.Option(help="`json` or `console`; without it, console on a terminal.")
     ] = "",
 ) -> None:
-    """Run the daemon until SIGTERM or Ctrl-C; SIGHUP reloads the configuration."""
+    """Run the daemon until SIGTERM or Ctrl-C; SIGHUP reloads the configuration.
+
+    A monitor watches the served log of a `service`, or a `source` in its place: a feature view,
+    Parquet or CSV files, a Delta table, a table of a DuckDB file. See docs/guide/tables.md.
+    """
     if log not in {"", "json", "console"}:
         raise typer.BadParameter("write json or console", param_hint="--log")
     from monitor.process import main
@@ -218,7 +222,7 @@ def calibrate(
     """Print each feature's limit, and the smallest change that it would see.
 
     What `false_alarms_per_year` buys, before a daemon runs: limits are measured on the windows of
-    the training set, as the daemon does. Nothing is changed. Without --reference a running daemon
+    the training set, or of the stretch that `reference` names, as the daemon does. Nothing is changed. Without --reference a running daemon
     is asked which training set its champion was trained on.
 
     Example: steadfeast monitor calibrate --reference data/training/ab12/manifest.json
