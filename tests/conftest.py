@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import uvicorn
+from hypothesis import settings
 
 from monitor.detect import Level, Verdict
 from monitor.distribution import Bar, Distribution
@@ -51,6 +52,10 @@ from protos.steadfeast.v1 import pipeline_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+
+# A busy machine is slow, not wrong.
+settings.register_profile("steadfeast", deadline=None)
+settings.load_profile("steadfeast")
 
 PACKAGES = {
     "redis-server": "redis-server",

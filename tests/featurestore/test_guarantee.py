@@ -125,7 +125,6 @@ GOODS = [{"item_id": name, "price": 0.5, "at": NOON - DAY} for name in "ab"]
 few = settings(
     max_examples=8,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take minutes
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

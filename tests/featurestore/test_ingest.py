@@ -125,7 +125,6 @@ def naive(history, number, time):
 @settings(
     max_examples=12,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=steps, pin=st.sampled_from(["copy", "hash"]))

@@ -44,7 +44,7 @@ steps = st.lists(
 
 
 @given(steps, st.tuples(st.integers(0, 60), st.integers(0, 40)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_listing_that_is_kept_says_what_a_new_one_does(tmp_path_factory, changes, asked):
     """Files come, overlap, go and come again; hidden and half-written ones are none."""
     folder = tmp_path_factory.mktemp("log")

@@ -44,7 +44,6 @@ rows = st.fixed_dictionaries(
 REDIS = pytest.param("redis", marks=pytest.mark.service("redis-server"))
 SLOW = settings(
     max_examples=15,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

@@ -22,7 +22,6 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 few = settings(
     max_examples=8,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

@@ -246,7 +246,7 @@ def bits(value):
     return repr(value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(columns(), st.data())
 def test_content_hash_is_of_the_cells_and_not_of_how_they_are_held(column, data):
     kind, values = column

@@ -114,9 +114,7 @@ def _asked(data, least=1):
 
 
 @pytest.mark.parametrize("online", ["sqlite"], indirect=True)
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_many_answers_made_together_are_what_each_would_be_by_itself(online, data):
     bundle = _drawn(online, data)
@@ -145,9 +143,7 @@ def test_many_answers_made_together_are_what_each_would_be_by_itself(online, dat
 
 
 @pytest.mark.parametrize("online", ["sqlite"], indirect=True)
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_numpy_lists_and_json_say_what_arrow_says(online, data):
     bundle, rows = _drawn(online, data), _asked(data)

@@ -28,7 +28,7 @@ def searched(cuts, values):
 
 
 @given(CUTS, st.lists(FLOATS | HARD, max_size=50), st.integers(0, 2**32))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_counts_are_those_of_the_search(cuts, others, seed):
     """At the cuts, one float beside them, anywhere else, and at the infinities."""
     cuts = sorted(set(cuts))

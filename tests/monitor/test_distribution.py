@@ -28,7 +28,7 @@ def compared(reference: list, current: list, kind: pa.DataType):
     return distributions(sides[0], sides[1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(NUMBERS, NUMBERS)
 def test_bars_are_all_of_the_rows(reference, current):
     """Each side's shares add up to 1, nulls and NaN are their own, and bars are bounded."""

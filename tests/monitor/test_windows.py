@@ -29,7 +29,7 @@ def naive(low, high):
 
 
 @given(st.integers(0, 2**40), st.integers(0, 70), st.integers(1, 30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_sliding_sum_is_the_sum(first, length, ticks):
     """Counts exactly, means but for rounding; and it is the same for who starts only now."""
     sums = Sums(EDGES)

@@ -183,7 +183,7 @@ def test_the_last_promotion_is_the_first_promoted_run_whatever_was_asked_first(q
 changes = st.lists(st.sampled_from(["accept", "claim", "note", "finish", "cancel", "release"]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(changes)
 def test_events_count_up_and_the_last_one_is_the_run(tmp_path_factory, names):
     """Whatever happens, a watcher that resumes anywhere sees every later state, once."""

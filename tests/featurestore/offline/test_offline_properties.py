@@ -70,9 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(connection=connection, folder=tmp_path_factory.mktemp("random"))
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     history=histories,
     asked=requests,
@@ -158,7 +156,7 @@ def test_sql_orders_rows_as_their_canonical_bytes(world: SimpleNamespace, kind: 
     """Sorting by the SQL keys and sorting by the bytes give the same order of values."""
     arrow_type, values = nested[kind]
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.lists(st.tuples(values, st.integers(0, 1)), min_size=2, max_size=8))
     def check(pairs: list[tuple[Any, int]]) -> None:
         table = pa.table(
