@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from scipy import stats as sp
 
+from benchmarks.detection import SURE, fewest, likely, most
 from benchmarks.detection_peers import Peers
 from benchmarks.detection_world import (
     GRID,
@@ -96,3 +97,15 @@ def test_the_peers_formulas_on_a_case_by_hand():
     kinds = [Column(*[rng.multinomial(5000, SHARES)] * 2, 0) for _ in range(20)]
     swapped = Column(*[rng.multinomial(5000, 0.5 * SHARES + 0.5 / 12)] * 2, 0)
     assert Peers.fit(kinds, numeric=False).flags(swapped)[4:] == (True, True)
+
+
+@pytest.mark.parametrize("found", [0, 1, 3, 17])
+def test_a_quick_run_fails_where_so_many_are_hardly_chance(found):
+    """The bounds, against the distributions themselves: scipy's Poisson and binomial."""
+    if found:
+        assert sp.poisson.sf(found - 1, fewest(found)) == pytest.approx((1 - SURE) / 9)
+    assert fewest(0) == 0
+    assert sp.poisson.cdf(found, most(found)) == pytest.approx(1 - SURE)
+    hits = np.arange(20) < found
+    assert sp.binom.cdf(found, 20, likely(hits)) == pytest.approx(1 - SURE)
+    assert likely(np.ones(15, bool)) == 1
