@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import structlog
 
-from featurestore.errors import SourceError
+from featurestore.errors import SourceError, UserError
 from featurestore.served import ServedLog
+from monitor.calibrate import VERSION
 from monitor.detect import Level
 from monitor.distribution import distributions
 from monitor.episodes import Decision, ModelHistory, NotDecidableError
@@ -38,7 +39,7 @@ from monitor.statistics import statistic
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from monitor.calibrate import Reference
+    from monitor.calibrate import Outdated, Reference
     from monitor.config import DaemonConfig, MonitorConfig
     from monitor.known import ViewFacts
     from monitor.ledger import Held, Kept, Ledger
@@ -57,6 +58,23 @@ _REFERENCE_FIELDS: dict[str, Any] = {
     "performance": {"metric"},
 }  # fmt: skip
 """What of a monitor's configuration a reference depends on."""
+
+
+class OutdatedReferenceError(UserError):
+    """A reference that another build stored cannot be built anew.
+
+    Attributes:
+        monitor: Whose it is.
+        version: Of the stored reference.
+    """
+
+    def __init__(self, monitor: str, version: int, problem: UserError) -> None:
+        self.monitor, self.version = monitor, version
+        super().__init__(
+            f"monitor.monitors.{monitor}: its reference was stored by another Steadfeast (version "
+            f"{version}; this one reads {VERSION}) and cannot be built anew: {problem}; bring the "
+            f"training set back, or name another as `reference`"
+        )
 
 
 class Evaluator:
@@ -108,28 +126,46 @@ class Evaluator:
             if monitor.performance is not None:
                 measure_named(monitor.performance.metric)
             held = self._ledger.held(name)
-            old = held.reference
-            pinned, source = monitor.manifest, sources.of(name, monitor)
+            source = sources.of(name, monitor)
             check_source(source, monitor)
-            if monitor.stretch is not None:
-                same = old is not None and old.uri == stretch_uri(monitor)
-                if not same or old is None or held.reference_key != _key(old, monitor):
-                    built[name] = self._built(reference_from_stretch, source, monitor)
-            elif pinned is not None and (old is None or old.uri != str(pinned)):
-                built[name] = self._built(reference_from, pinned, monitor, scored=monitor.scored)
-            elif old is None or old.uri.startswith(STRETCH):
-                continue  # the champion's comes with the next look at the pipelines
-            elif held.reference_key != _key(old, monitor):
-                scored = Path(old.scored_uri) if old.scored_uri else None
-                built[name] = self._built(
-                    reference_from,
-                    Path(old.uri),
-                    monitor,
-                    scored=scored if pinned is None else monitor.scored,
-                    model_version=old.model_version,
-                    performance=old.performance if pinned is None else None,
+            outdated = held.outdated
+            try:
+                found = self._anew(monitor, held, source)
+            except UserError as error:
+                if outdated is None:
+                    raise
+                raise OutdatedReferenceError(name, outdated.version, error) from error
+            if found is not None:
+                built[name] = found
+            if outdated is not None:
+                log.info(
+                    "reference_outdated", monitor=name, version=outdated.version, reads=VERSION
                 )
         return built
+
+    def _anew(self, monitor: MonitorConfig, held: Held, source: Source) -> Reference | None:
+        """Build the reference of one monitor, if it is not the one that is held."""
+        old, pinned = held.reference or held.outdated, monitor.manifest
+        if monitor.stretch is not None:
+            same = old is not None and old.uri == stretch_uri(monitor)
+            if same and old is not None and held.reference_key == _key(old, monitor):
+                return None
+            return self._built(reference_from_stretch, source, monitor)
+        if pinned is not None and (old is None or old.uri != str(pinned)):
+            return self._built(reference_from, pinned, monitor, scored=monitor.scored)
+        if old is None or old.uri.startswith(STRETCH):
+            return None  # the champion's comes with the next look at the pipelines
+        if held.reference_key == _key(old, monitor):
+            return None
+        scored = Path(old.scored_uri) if old.scored_uri else None
+        return self._built(
+            reference_from,
+            Path(old.uri),
+            monitor,
+            scored=scored if pinned is None else monitor.scored,
+            model_version=old.model_version,
+            performance=old.performance if pinned is None else None,
+        )
 
     def configure(
         self,
@@ -413,10 +449,15 @@ class Evaluator:
                 key = _key(reference, self.config.monitors[monitor])
                 if key == held.reference_key:
                     continue
+                if held.outdated is not None:
+                    reason = "limits are measured in another way since Steadfeast was upgraded"
                 decision = move_reference(held.policy, monitor, reason)
                 self.decided(monitor, decision)
                 held = self._ledger.held(monitor)
-                self._ledger.hold(monitor, replace(held, reference=reference, reference_key=key))
+                self._ledger.hold(
+                    monitor,
+                    replace(held, reference=reference, reference_key=key, outdated=None),
+                )
                 log.info(
                     "reference",
                     monitor=monitor,
@@ -468,10 +509,10 @@ def _built(build: Callable[..., Reference], *given: Any, **known: Any) -> Refere
         return build(con, *given, **known)
 
 
-def _key(reference: Reference, config: MonitorConfig) -> str:
-    """Return what changes whenever the reference or what it was built for does."""
+def _key(reference: Reference | Outdated, config: MonitorConfig) -> str:
+    """Return what changes whenever the reference, how it is built, or what for does."""
     made_for = config.model_dump_json(include=_REFERENCE_FIELDS)
-    text = f"{reference.uri}\n{reference.model_version}\n{made_for}"
+    text = f"{VERSION}\n{reference.uri}\n{reference.model_version}\n{made_for}"
     if config.source is not None:
         text += f"\n{config.source.model_dump_json()}"
     if config.multivariate:

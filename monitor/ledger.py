@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from monitor import messages, reading
-from monitor.calibrate import Reference
+from monitor.calibrate import Reference, ReferenceVersionError
 from monitor.codec import dump, load
 from monitor.deliveries import Deliveries, Following, Message
 from monitor.detect import Verdict
@@ -75,9 +75,13 @@ class Ledger(Deliveries):
                 )
                 self._held[monitor] = Held()
                 for watermark, policy, reference, key in rows:
-                    known = None if reference is None else Reference.from_json(reference)
+                    known, outdated = None, None
+                    try:
+                        known = None if reference is None else Reference.from_json(reference)
+                    except ReferenceVersionError as error:
+                        outdated = error.outdated
                     self._held[monitor] = Held(
-                        reading.utc(watermark), load(PolicyState, policy), known, key
+                        reading.utc(watermark), load(PolicyState, policy), known, key, outdated
                     )
             return self._held[monitor]
 

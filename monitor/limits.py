@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from monitor.config import MonitorConfig
     from monitor.profile import ColumnProfile
 
-SHIFTS = (0.0, *np.geomspace(0.02, 10, 48).tolist())
+SHIFTS = (0.0, *np.geomspace(0.001, 10, 64).tolist())
+"""Read in straight lines between: from far below any floor, because PSI rises with the square."""
 _MIN_SAME_WEEKDAYS = 4
 _DAY = timedelta(days=1)
 
@@ -41,7 +42,8 @@ class Calibration:
             in standard deviations of a normal feature.
         factor: How many times that mean a window may be off.
         sampling: Times `1 / rows`, what counting alone may add at most, in the same terms.
-        directions: Effective number of directions in which the blocks differ.
+        directions: Effective number of the directions that make the largest distances.
+        varying: Share of `mean` that is theirs, above 0 to 1; the rest is always there.
         blocks: Whole blocks in the reference.
         rows: Rows of a block, in the middle.
         curve: Value of the statistic at each of `SHIFTS`, ascending.
@@ -55,6 +57,7 @@ class Calibration:
     factor: float
     sampling: float
     directions: float
+    varying: float
     blocks: int
     rows: float
     curve: tuple[float, ...]
@@ -77,7 +80,8 @@ class Calibration:
         if not self.mean:
             return 0.0 if value > self.curve[0] else 1.0
         freedom = 1.5 * self.directions * max(self.blocks - 1, 1)
-        return float(special.fdtrc(self.directions, freedom, self.shift(value) ** 2 / self.mean))
+        above = max(0.0, self.shift(value) ** 2 / self.mean - 1 + self.varying) / self.varying
+        return float(special.fdtrc(self.directions, freedom, above))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Calibration:

@@ -96,6 +96,8 @@ class Tolerance:
             that is known; bins, low tail, high tail, empty.
         news: Share of rows that a stretch of the reference has where what it is compared with has
             none: its mean, and its spread with the same allowance.
+        ends: Share of rows that a stretch of the reference has in the tails of the others, low
+            and high.
         floors: Changes below which nothing is worth an alarm, likewise; empty for the usual.
         scores: Standard normal quantile of the limit for a cell, a tail, empty rows.
     """
@@ -104,6 +106,7 @@ class Tolerance:
     high: int
     spread: tuple[float, ...]
     news: tuple[float, float]
+    ends: tuple[float, float]
     floors: tuple[float, ...]
     scores: tuple[float, float, float]
 
@@ -151,16 +154,42 @@ class Tolerance:
         beyond = np.square(np.where(was > 0, self.spread, np.maximum(self.spread, self.news[1])))
         # As of a gamma-distributed share; where nothing is expected, with the mean that news has.
         mean = np.where(was > 0, share, np.maximum(share, self.news[0]))
-        mean[bins : bins + 2] = np.maximum(mean[bins : bins + 2], self.news[0])
+        mean[bins : bins + 2] = np.maximum(mean[bins : bins + 2], self.ends)
         skewed = (1 - 2 * share) / n + 2 * beyond / mean
-        rise = score * np.sqrt(counting + beyond) + (score**2 - 1) / 6 * skewed + share - was
+        variance = counting + beyond
+        rise = score * np.sqrt(variance) + (score**2 - 1) / 6 * skewed
+        # Those are the first terms of a series: too much for a tail that is empty at most times.
+        ends = slice(bins, bins + 2)
+        rise[ends] = np.minimum(rise[ends], _rare(variance[ends], skewed[ends], score[ends]))
         floors = np.array(self.floors) if self.floors else usual_floors(bins)
         if not self.low:
             rise[bins] = np.inf
         if self.high == bins:
             rise[bins + 1] = np.inf
-        allowed: Floats = np.maximum(rise, floors)
+        allowed: Floats = np.maximum(rise + share - was, floors)
+        # A record is no news by itself: what lies beyond all that was is part of a tail, and how
+        # much of its rows a stretch has there was seen by leaving each out.
+        for tail, cells in ((bins, slice(self.low)), (bins + 1, slice(self.high, bins))):
+            never = was[cells] == 0
+            allowed[cells][never] = np.maximum(allowed[cells][never], allowed[tail])
         return allowed
+
+
+def _rare(variance: Floats, skewed: Floats, score: Floats) -> Floats:
+    """Return the quantile above the mean of a gamma distribution with these moments (Pearson III).
+
+    Args:
+        variance: Above 0.
+        skewed: Third central moment over the variance, above 0.
+        score: Standard normal quantile of the chance that is wanted.
+
+    Returns:
+        Infinity where the skewness is below 2, as of Poisson counts of more than a quarter: there
+        the series is right.
+    """
+    shape = 4 * variance / skewed**2
+    found: Floats = skewed / 2 * (special.gammainccinv(shape, special.ndtr(-score)) - shape)
+    return np.where(shape < 1, found, np.inf)
 
 
 def tails(edges: ColumnEdges, counts: npt.NDArray[Any]) -> tuple[int, int]:
@@ -259,6 +288,7 @@ def tolerance(
         high=high,
         spread=tuple(float(f"{one:.3g}") for one in np.sqrt(np.maximum(spread, 0))),
         news=(float(np.mean(new)), float(np.sqrt(np.mean(new**2)) * widest)),
+        ends=(float(share[bins]), float(share[bins + 1])),
         floors=floors,
         scores=(float(score[0]), float(score[bins]), float(score[-1])),
     )

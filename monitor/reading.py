@@ -35,7 +35,7 @@ from protos.steadfeast.v1.pipeline_pb2 import Run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from monitor.calibrate import Reference
+    from monitor.calibrate import Outdated, Reference
     from monitor.config import MonitorConfig
 
 HISTORY = 60
@@ -56,12 +56,14 @@ class Held:
     Attributes:
         watermark: End of the last evaluated bucket; none before the first.
         reference_key: Changes whenever the reference does; empty without one.
+        outdated: The reference that another build stored, until it is built anew.
     """
 
     watermark: datetime | None = None
     policy: PolicyState = field(default_factory=PolicyState)
     reference: Reference | None = None
     reference_key: str = ""
+    outdated: Outdated | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,8 +195,9 @@ def _seen(limits: Calibration, quantile: float) -> float:
     """Return the shift that is over the limit, in standard deviations."""
     at = limits.shift(limits.limit(limits.rows))
     half = math.sqrt(max(at**2 - limits.mean, 0.0))
-    # Of d directions in the sense of a participation ratio, none has more than 1/sqrt(d) of it all.
-    return half + quantile * math.sqrt(limits.mean / math.sqrt(limits.directions))
+    # No direction has a larger share of the squares than the root of the sum of their squares.
+    largest = limits.varying / math.sqrt(limits.directions)
+    return half + quantile * math.sqrt(limits.mean * largest)
 
 
 def _allowed(limits: Calibration, counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -135,6 +135,20 @@ def test_calm_features_raise_as_few_alarms_as_accepted_and_a_quarter_sd_is_seen(
     assert (ratios(reference, moved) > 1).all()
 
 
+@pytest.mark.parametrize("jitter", [0.01, 0.03, 0.1])
+def test_what_is_measured_on_a_calm_reference_is_what_its_days_do(jitter):
+    """Far below any floor, too: the limit is a multiple of it."""
+    edges = normal_edges(20)
+    days = normal_days(edges, 56, 1_000_000, jitter=jitter, week=0, seed=9)
+    reference = made(edges, days)
+    scales = {7: reference.calibration, 1: reference.latest}
+    for length, limits in scales.items():
+        # Deciles see .98 of a shift's square; counting adds nothing among so many rows.
+        means = [one.mean for one in limits.values()]
+        expected = jitter**2 / length * (1 + 1 / 7)
+        assert np.mean(means) == pytest.approx(expected, rel=0.2)
+
+
 @pytest.mark.parametrize("name", STATISTICS)
 def test_every_statistic_reads_a_shift_as_the_shift_that_it_is(name):
     """A window of a normal feature moved by one sd: whatever the unit, that is what is read."""

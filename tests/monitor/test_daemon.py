@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from datetime import datetime, timedelta
@@ -17,9 +18,11 @@ import monitor_world as world
 from daemon_world import NEVER, SERVED, Here
 from monitor_world import DAY, PER_DAY, START
 
+from featurestore.errors import UserError
 from monitor import daemon as under_test
 from monitor.detect import Level
 from monitor.episodes import AlertKind, NotDecidableError
+from monitor.evaluation import OutdatedReferenceError
 from protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
@@ -299,3 +302,48 @@ def test_the_configuration_of_the_last_run_is_compared_at_a_start(tmp_path: Path
     assert not any("fedcba" in value for value in kept.values())
     here.close()
     here.server.stop()
+
+
+def as_an_earlier_build(here: Here) -> None:
+    """Store the reference as before there were versions: other curves, and a field that went."""
+    here.close()
+    with duckdb.connect(str(here.folder / "data" / "monitor" / "monitor.duckdb")) as con:
+        ((text,),) = con.execute("SELECT reference FROM monitors").fetchall()
+        data = json.loads(text)
+        del data["version"]
+        for one in (*data["calibration"].values(), *data["latest"].values()):
+            del one["varying"]
+            one["curve"] = one["curve"][:49]
+        con.execute("UPDATE monitors SET reference = ?, reference_key = 'old'", [json.dumps(data)])
+
+
+def test_a_reference_of_an_earlier_build_is_built_anew_by_itself(here: Here):
+    world.serve(here.folder, SERVED, 6, NEVER)
+    assert here.daemon.evaluate("") == 5
+    before = here.ledger.held("prices")
+    as_an_earlier_build(here)
+    here.open()
+    now = here.ledger.held("prices")
+    assert now.outdated is None
+    assert now.reference == before.reference
+    assert (now.watermark, now.reference_key) == (before.watermark, before.reference_key)
+    # It goes on where it stood, with the buckets counted over the same bins.
+    world.serve(here.folder, SERVED + 6 * DAY, 1, NEVER)
+    assert here.daemon.evaluate("") == 1
+    assert here.prices.verdicts
+    here.open_again()
+    assert here.ledger.held("prices").reference == before.reference
+
+
+def test_without_its_training_set_it_says_what_to_do(here: Here):
+    kept = here.manifest.read_bytes()
+    as_an_earlier_build(here)
+    here.manifest.unlink()
+    with pytest.raises(OutdatedReferenceError, match="bring the training set back") as error:
+        here.open()
+    assert (error.value.monitor, error.value.version) == ("prices", 1)
+    assert isinstance(error.value, UserError)  # so the command ends with it, and exit code 2
+    here.ledger.close()
+    here.manifest.write_bytes(kept)
+    here.open()
+    assert here.prices.reference

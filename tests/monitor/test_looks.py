@@ -13,6 +13,7 @@ from monitor.looks import (
     HIGH_TAIL,
     LARGEST_CELL,
     LOW_TAIL,
+    _rare,
     clustered_floors,
     tails,
     tolerance,
@@ -95,6 +96,43 @@ def test_what_lies_beyond_the_reference_is_a_tail_or_a_cell(bin_, name):
     assert look.ratio > 1
     assert look.name in {name, LARGEST_CELL}
     assert (look.first, look.stop) == (bin_, bin_ + 1)
+
+
+def bursts(rng, many, rows):
+    """Days of which one in fourteen has 1 to 3 % of its rows in the highest bins that are used."""
+    found = days(rng, many, rows)
+    for day in np.flatnonzero(rng.random(many) < 1 / 14):
+        found[day, BINS - 2] += int(rng.uniform(0.01, 0.03) * rows)
+    return found
+
+
+def test_a_record_is_judged_as_part_of_a_tail_whose_days_were_seen():
+    """What no day had is empty in the reference, and bursts just below it were nothing unusual."""
+    rng = np.random.default_rng(11)
+    inside = bursts(rng, 56, 5_000)
+    inside[:, BINS - 2] -= np.minimum(inside[:, BINS - 2], 60)  # so that a tail is rare in all
+    ends = tails(NUMERIC, inside[:, :-1].sum(axis=0))
+    outside = inside.sum(axis=0) - inside
+    made = tolerance(inside, outside, ends=ends, floors=(), freedom=49.0, chances=CHANCES)
+    calm, reference = calibrated(rng, 5_000)
+
+    def record(rows):
+        now = days(np.random.default_rng(12), 1, 5_000 - rows)[0]
+        now[BINS - 1] += rows
+        return now
+
+    assert made.worst(inside.sum(axis=0), record(100)).ratio < 1
+    assert made.worst(inside.sum(axis=0), record(1_000)).ratio > 1
+    assert calm.worst(reference, record(30)).ratio > 1
+
+
+@pytest.mark.parametrize("chance", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("skew", [2.5, 6.0, 30.0])
+def test_a_tail_that_is_empty_at_most_times_has_scipys_pearson_quantile(skew, chance):
+    variance = 0.002**2
+    found = _rare(np.array([variance]), np.array([skew * 0.002]), sp.norm.isf([chance]))
+    assert found == pytest.approx(0.002 * sp.pearson3.isf(chance, skew), rel=1e-4, abs=1e-9)
+    assert _rare(np.array([variance]), np.array([0.002]), sp.norm.isf([chance])) == np.inf
 
 
 def test_nulls_that_come_and_nulls_that_go():

@@ -19,7 +19,7 @@ from monitor.config import MonitorConfig
 from monitor.limits import SHIFTS, distance, distances
 from monitor.profile import Profile, profile
 from monitor.statistics import STATISTICS, Statistic
-from monitor.stretches import Series, calibrate, calibrate_latest
+from monitor.stretches import Series, _directions, calibrate, calibrate_latest
 
 DAYS, ROWS = 35, 400
 CONFIG = MonitorConfig(service="s", model="m")
@@ -178,3 +178,36 @@ def test_a_statistic_that_takes_one_window_at_a_time_is_asked_one_at_a_time():
     found = distances(Statistic("gap", largest_gap), edges, outside, inside, np.arange(edges.bins))
     assert len(seen) == len(found) == len(inside)
     assert all(len(shape) == 1 for shape in seen)
+
+
+@pytest.mark.parametrize(
+    ("weights", "directions", "varying"),
+    [
+        ([1.0], 1, 1),
+        ([0.25] * 4, 4, 1),
+        # One direction among nine that are always there.
+        ([0.5] + [0.5 / 9] * 9, 1.34, 0.61),
+    ],
+)
+def test_three_moments_of_a_sum_of_squares_are_matched(weights, directions, varying):
+    """Known for sure, so nothing to correct; the moments are those of draws."""
+    weights = np.array(weights)
+    found = _directions(weights, 1e9)
+    assert found == pytest.approx((directions, varying), rel=0.05)
+    d, v = found
+    drawn = np.random.default_rng(0).chisquare(1, (400_000, len(weights))) @ weights
+    constant = 1 - v + v * np.random.default_rng(1).chisquare(d, 400_000) / d
+    for moment in (np.mean, np.var, sp.skew):
+        assert moment(constant) == pytest.approx(moment(drawn), rel=0.05)
+
+
+@pytest.mark.parametrize("many", [1, 3, 9])
+def test_few_windows_make_fewer_directions_of_equal_ones_but_not_as_few_as_it_seems(many):
+    rng = np.random.default_rng(many)
+    found, seen = [], []
+    for _ in range(200):
+        drawn = np.linalg.svd(rng.standard_normal((11, many)), compute_uv=False) ** 2
+        share = drawn / drawn.sum()
+        seen.append(np.sum(share**2) ** 3 / np.sum(share**3) ** 2)
+        found.append(_directions(share, 11.0)[0])
+    assert np.mean(seen) - 1e-9 <= np.mean(found) <= many + 1e-9
