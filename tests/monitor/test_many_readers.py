@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -17,7 +19,7 @@ from monitor_world import DAY, START, wait_for
 from monitor.config import MonitorConfig
 from monitor.episodes import Alert, AlertKind, Severity
 from monitor.ledger import Ledger
-from monitor.server import Monitor, Server
+from monitor.server import MAX_STREAMS, Monitor, Server
 from protos.steadfeast.v1 import monitor_pb2 as mp
 from protos.steadfeast.v1 import monitor_pb2_grpc
 
@@ -25,27 +27,32 @@ CONFIG = {"w": MonitorConfig(service="s", model="m")}
 READERS, CONNECTIONS, ALERTS = 500, 10, 8
 
 
+def served(stack: ExitStack, folder: Path) -> tuple[Ledger, Monitor, Server]:
+    """Serve an empty ledger until `stack` is closed."""
+    ledger = stack.enter_context(Ledger(folder))
+
+    def nothing(request: str, **_: object):
+        return ledger.trigger(request)
+
+    monitor = Monitor(ledger, lambda: ledger.state(CONFIG), lambda _: 0, nothing, nothing)
+    server = Server(monitor, "127.0.0.1:0")
+    stack.callback(server.close)
+    server.start()
+    return ledger, monitor, server
+
+
+def connected(stack: ExitStack, server: Server) -> grpc.Channel:
+    """Return a channel with a connection of its own."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    return stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{server.port}", options=options))
+
+
 def test_stalled_readers_hold_nobody(tmp_path: Path):
     """Every reader that reads gets every alert in order; unary calls are answered meanwhile."""
     with ExitStack() as stack:
-        ledger = stack.enter_context(Ledger(tmp_path))
-
-        def nothing(request: str, **_: object):
-            return ledger.trigger(request)
-
-        monitor = Monitor(ledger, lambda: ledger.state(CONFIG), lambda _: 0, nothing, nothing)
-        server = Server(monitor, "127.0.0.1:0")
-        stack.callback(server.close)
-        server.start()
+        ledger, monitor, server = served(stack, tmp_path)
         stubs = [
-            monitor_pb2_grpc.MonitorServiceStub(
-                stack.enter_context(
-                    grpc.insecure_channel(
-                        f"127.0.0.1:{server.port}",
-                        options=[("grpc.use_local_subchannel_pool", 1)],
-                    )
-                )
-            )
+            monitor_pb2_grpc.MonitorServiceStub(connected(stack, server))
             for _ in range(CONNECTIONS)
         ]
         streams = [
@@ -82,3 +89,24 @@ def test_stalled_readers_hold_nobody(tmp_path: Path):
         for thread in threads:
             thread.join()
         wait_for(lambda: monitor._watchers == 0, 30)
+
+
+def test_a_connection_holds_a_bounded_number_of_streams(tmp_path: Path):
+    """What is over waits, and who comes by another connection is answered meanwhile."""
+    with ExitStack() as stack:
+        _, _, server = served(stack, tmp_path)
+        crowded, other = connected(stack, server), connected(stack, server)
+        status = monitor_pb2_grpc.MonitorServiceStub(crowded).GetStatus
+        assert status(mp.GetStatusRequest(), timeout=30).idle is False
+        watch = health_pb2_grpc.HealthStub(crowded).Watch
+        streams = [watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_STREAMS)]
+        for stream in streams:
+            next(stream)
+        with pytest.raises(grpc.RpcError) as waited:
+            status(mp.GetStatusRequest(), timeout=0.5)
+        assert waited.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        elsewhere = monitor_pb2_grpc.MonitorServiceStub(other).GetStatus
+        assert elsewhere(mp.GetStatusRequest(), timeout=30).idle is False
+        for stream in streams:
+            stream.cancel()
+        assert status(mp.GetStatusRequest(), timeout=30, wait_for_ready=True).idle is False
