@@ -3,7 +3,8 @@
     python benchmarks/daemon.py [--quick]
 
 A bucket is frozen, profiled, judged and committed in a process of its own, for several numbers of
-rows and features (median of the buckets after the window is full). Latency is from the commit of a
+rows and features (median of the buckets after the window is full), and into windows of different
+length that are looked at in parts as well. Latency is from the commit of a
 decision to the pipeline's receipt of the trigger over gRPC. The wide table is the real daemon
 process with 10,000 features: from start to the first answer, `/metrics`, the page, and memory.
 `--quick` leaves out the widest and takes fewer of everything. For a while of it: `soak.py`.
@@ -39,35 +40,41 @@ WINDOW_DAYS = 7
 MIB = 2**20
 SHAPES = ((900, 30), (10_000, 30), (100_000, 30), (900, 300), (900, 3000))
 QUICK_SHAPES = ((900, 30), (10_000, 30), (900, 300))
+SPLIT, SPLIT_DAYS = (900, 30), (7, 28)
 WIDE, QUICK_WIDE = 10_000, 2_000
 LATENCY_MS, SCRAPE_SECONDS, SERIES_A_FEATURE = 50.0, 10.0, 11
 """What is to be reached: half of the triggers out, Prometheus's own time limit, the issue's cap."""
 
 
-def parts(folder: Path, pipeline: int) -> tuple[Parts, Ledger]:
+def parts(
+    folder: Path, pipeline: int, days: int = WINDOW_DAYS, split: str = ""
+) -> tuple[Parts, Ledger]:
     """Return a daemon in this process; its ticks are called by hand."""
     path = folder / "steadfeast.yaml"
-    chosen = {"tick": "1h", "bucket": "1d", "window": f"{WINDOW_DAYS}d", "cooldown": "1h"}
-    path.write_text(CONFIG.format(http=0, grpc=0, pipeline=pipeline, **chosen), encoding="utf-8")
+    chosen = {"tick": "1h", "bucket": "1d", "window": f"{days}d", "cooldown": "1h"}
+    text = CONFIG.format(http=0, grpc=0, pipeline=pipeline, **chosen)
+    path.write_text(text + (f"      segments: [{split}]\n" if split else ""), encoding="utf-8")
     config, store = load(path)
     ledger = Ledger(config.state)
     return Parts(path, config, store.data, ledger), ledger
 
 
-def bucket(rows: int, features: int, buckets: int) -> dict[str, Any]:
-    """Evaluate `buckets` and return what one costs once the window is full."""
+def bucket(
+    rows: int, features: int, buckets: int, days: int = WINDOW_DAYS, split: str = ""
+) -> dict[str, Any]:
+    """Evaluate `buckets` and return what one costs once the window of `days` is full."""
     quiet()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         calm = train(folder, "calm", features, 40 * 250, 40 * DAY)
         pipeline = Pipeline((calm, calm))
-        daemon, ledger = parts(folder, pipeline.port)
+        daemon, ledger = parts(folder, pipeline.port, days, split)
         began = time.perf_counter()
         daemon.outbox.find_references()
         reference = time.perf_counter() - began
-        for day in range(WINDOW_DAYS + buckets + 1):
+        for day in range(days + buckets + 1):
             serve(folder, START + day * DAY, DAY, rows, features)
-        daemon.evaluator.evaluate("w", WINDOW_DAYS)
+        daemon.evaluator.evaluate("w", days)
         walls, cpus = [], []
         for _ in range(buckets):
             wall, cpu = time.perf_counter(), cpu_seconds()
@@ -174,7 +181,7 @@ def quiet() -> None:
 CHILDREN = {"bucket": bucket, "latency": latency, "wide": wide}
 
 
-def asked(what: str, *arguments: int) -> dict[str, Any]:
+def asked(what: str, *arguments: int | str) -> dict[str, Any]:
     """Measure in a process of its own.
 
     Raises:
@@ -204,6 +211,11 @@ def main() -> int:
         rows.append([f"{shape[0]:,}", f"{shape[1]:,}", *cells, f"{found['peak']:,.0f}"])
     head = ["rows a bucket", "features", "bucket, ms", "CPU, ms", "reference, ms", "peak, MiB"]
     print(table(head, rows))
+    rows = []
+    for days in SPLIT_DAYS:
+        found = asked("bucket", *SPLIT, 5 if given.quick else 15, days, "item")
+        rows.append([f"{days}", *(f"{found[name] * 1000:,.0f}" for name in ("wall", "cpu"))])
+    print(table(["buckets a window, in 12 segments", "bucket, ms", "CPU, ms"], rows))
     sent = asked("latency", 50 if given.quick else 300)
     print(table(["commit to receipt", "ms"], [[n, f"{sent[n]:.1f}"] for n in ("p50", "p99")]))
     features = QUICK_WIDE if given.quick else WIDE
