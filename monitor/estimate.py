@@ -223,9 +223,10 @@ def _calibration(
     Reference: Zadrozny and Elkan (2002), KDD 694.
     """
     order = np.argsort(prediction, kind="stable")
-    scores, first, weights = np.unique(prediction[order], return_index=True, return_counts=True)
+    scores, first, counts = np.unique(prediction[order], return_index=True, return_counts=True)
+    weights = counts.astype(np.float64)
     ones = np.add.reduceat(is_one[order].astype(np.float64), first)
-    fitted = isotonic_regression(ones / weights, weights=weights.astype(np.float64))
+    fitted = isotonic_regression(ones / weights, weights=weights)
     starts = _pooled(fitted.blocks[:-1], weights)
     rows = np.add.reduceat(weights, starts)
     middles = np.add.reduceat(scores * weights, starts) / rows
