@@ -8,38 +8,30 @@ found again.
 
 from __future__ import annotations
 
-import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import duckdb
 import structlog
 
-from featurestore.errors import SourceError, UserError
+from featurestore.errors import SourceError
 from featurestore.served import ServedLog
-from monitor.calibrate import VERSION
+from monitor.builder import Builder, reference_key
 from monitor.detect import Level
 from monitor.distribution import distributions
 from monitor.episodes import Decision, ModelHistory, NotDecidableError
-from monitor.measures import measure_named
 from monitor.opened import Looks, OpenMeasurer
 from monitor.policy import approve, decide, move_reference, reject
-from monitor.references import STRETCH, reference_from, reference_from_stretch, stretch_uri
-from monitor.relations import required
 from monitor.snapshot import EPOCH, Bucket, buckets
 from monitor.sources import Sources
-from monitor.sources import check as check_source
-from monitor.statistics import statistic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
-    from monitor.calibrate import Outdated, Reference
+    from monitor.calibrate import Reference
     from monitor.config import DaemonConfig, MonitorConfig
     from monitor.known import ViewFacts
     from monitor.ledger import Held, Kept, Ledger
@@ -48,33 +40,6 @@ if TYPE_CHECKING:
     from protos.steadfeast.v1.pipeline_pb2 import Run
 
 log = structlog.get_logger(__name__)
-
-_REFERENCE_FIELDS: dict[str, Any] = {
-    **dict.fromkeys(
-        ("bucket", "window", "min_rows", "statistic", "features", "false_alarms_per_year",
-         "episode", "segments", "scored"),
-        True,
-    ),
-    "performance": {"metric"},
-}  # fmt: skip
-"""What of a monitor's configuration a reference depends on."""
-
-
-class OutdatedReferenceError(UserError):
-    """A reference that another build stored cannot be built anew.
-
-    Attributes:
-        monitor: Whose it is.
-        version: Of the stored reference.
-    """
-
-    def __init__(self, monitor: str, version: int, problem: UserError) -> None:
-        self.monitor, self.version = monitor, version
-        super().__init__(
-            f"monitor.monitors.{monitor}: its reference was stored by another Steadfeast (version "
-            f"{version}; this one reads {VERSION}) and cannot be built anew: {problem}; bring the "
-            f"training set back, or name another as `reference`"
-        )
 
 
 class Evaluator:
@@ -103,7 +68,7 @@ class Evaluator:
             self._source, self._log, config.state, ledger.buckets, ledger.profile
         )
         self._looks = Looks(self._measurer, self._source)
-        self._builder = ThreadPoolExecutor(1, thread_name_prefix="references")
+        self._builder = Builder(ledger)
         self._busy = Lock()
         self._dropped: dict[str, datetime] = {}
 
@@ -118,54 +83,8 @@ class Evaluator:
         Raises:
             UserError: The configuration does not fit what is watched, or the reference.
         """
-        built: dict[str, Reference] = {}
         sources = self._sources if views is None else Sources(self._log, views)
-        for name, monitor in config.monitors.items():
-            statistic(monitor.statistic)
-            required(monitor)
-            if monitor.performance is not None:
-                measure_named(monitor.performance.metric)
-            held = self._ledger.held(name)
-            source = sources.of(name, monitor)
-            check_source(source, monitor)
-            outdated = held.outdated
-            try:
-                found = self._anew(monitor, held, source)
-            except UserError as error:
-                if outdated is None:
-                    raise
-                raise OutdatedReferenceError(name, outdated.version, error) from error
-            if found is not None:
-                built[name] = found
-            if outdated is not None:
-                log.info(
-                    "reference_outdated", monitor=name, version=outdated.version, reads=VERSION
-                )
-        return built
-
-    def _anew(self, monitor: MonitorConfig, held: Held, source: Source) -> Reference | None:
-        """Build the reference of one monitor, if it is not the one that is held."""
-        old, pinned = held.reference or held.outdated, monitor.manifest
-        if monitor.stretch is not None:
-            same = old is not None and old.uri == stretch_uri(monitor)
-            if same and old is not None and held.reference_key == _key(old, monitor):
-                return None
-            return self._built(reference_from_stretch, source, monitor)
-        if pinned is not None and (old is None or old.uri != str(pinned)):
-            return self._built(reference_from, pinned, monitor, scored=monitor.scored)
-        if old is None or old.uri.startswith(STRETCH):
-            return None  # the champion's comes with the next look at the pipelines
-        if held.reference_key == _key(old, monitor):
-            return None
-        scored = Path(old.scored_uri) if old.scored_uri else None
-        return self._built(
-            reference_from,
-            Path(old.uri),
-            monitor,
-            scored=scored if pinned is None else monitor.scored,
-            model_version=old.model_version,
-            performance=old.performance if pinned is None else None,
-        )
+        return self._builder.prepare(config, sources)
 
     def configure(
         self,
@@ -184,7 +103,7 @@ class Evaluator:
 
     def close(self) -> None:
         """Wait for an evaluation under way and let go of the connection."""
-        self._builder.shutdown()
+        self._builder.close()
         with self._busy:
             self._measurer.close()
 
@@ -419,34 +338,14 @@ class Evaluator:
         Raises:
             UserError: The training set is missing or cannot be a reference.
         """
-        return {
-            name: self._built(
-                reference_from,
-                Path(run.manifest_uri),
-                config,
-                # A table has no predictions of the model to compare.
-                scored=Path(run.scored_uri) if run.scored_uri and config.service else None,
-                model_version=run.model_version,
-                performance=dict(run.metrics),
-            )
-            for name, config in self.config.monitors.items()
-            if config.model == run.model and config.reference is None
-        }
-
-    def _built(self, build: Callable[..., Reference], *given: Any, **known: Any) -> Reference:
-        """Build one reference, one at a time and always in the same thread.
-
-        What a build allocates and frees, tens of megabytes, stays with the thread that did: in
-        whichever thread has heard of a promotion it would be as much again for each.
-        """
-        return self._builder.submit(_built, build, *given, **known).result()
+        return self._builder.of_run(run, self.config)
 
     def move(self, references: Mapping[str, Reference], reason: str) -> None:
         """Commit new references; open episodes on the old ones close. The same one is no news."""
         with self._ledger.transaction():
             for monitor, reference in references.items():
                 held = self._ledger.held(monitor)
-                key = _key(reference, self.config.monitors[monitor])
+                key = reference_key(reference, self.config.monitors[monitor])
                 if key == held.reference_key:
                     continue
                 if held.outdated is not None:
@@ -501,20 +400,3 @@ class Evaluator:
             self.decided(monitor, decision)
             self._ledger.add_audit(actor, "approve" if yes else "reject", request, comment)
             return self._ledger.trigger(request)
-
-
-def _built(build: Callable[..., Reference], *given: Any, **known: Any) -> Reference:
-    with duckdb.connect() as con:
-        con.execute("SET enable_progress_bar = false")  # it draws into the log
-        return build(con, *given, **known)
-
-
-def _key(reference: Reference | Outdated, config: MonitorConfig) -> str:
-    """Return what changes whenever the reference, how it is built, or what for does."""
-    made_for = config.model_dump_json(include=_REFERENCE_FIELDS)
-    text = f"{VERSION}\n{reference.uri}\n{reference.model_version}\n{made_for}"
-    if config.source is not None:
-        text += f"\n{config.source.model_dump_json()}"
-    if config.multivariate:
-        text += "\nmultivariate"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

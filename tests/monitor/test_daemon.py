@@ -20,9 +20,9 @@ from monitor_world import DAY, PER_DAY, START
 
 from featurestore.errors import UserError
 from monitor import daemon as under_test
+from monitor.builder import OutdatedReferenceError
 from monitor.detect import Level
 from monitor.episodes import AlertKind, NotDecidableError
-from monitor.evaluation import OutdatedReferenceError
 from protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from monitor_world import DAY, START, TRAINED_DAYS, serve, train
 
-from monitor import evaluation, journal, measuring, segments
+from monitor import builder, journal, measuring, segments
 from monitor.config import DaemonConfig
 from monitor.evaluation import Evaluator
 from monitor.ledger import Ledger
@@ -157,13 +157,13 @@ def test_every_snapshot_out_of_retention_goes_at_once(world):
 def test_one_thread_builds_every_reference(tmp_path, monkeypatch):
     """What a build has freed stays with its thread: of many, each would hold as much."""
     threads = set()
-    build = evaluation.reference_from
+    build = builder.reference_from
 
     def noted(*given, **known):
         threads.add(threading.get_ident())
         return build(*given, **known)
 
-    monkeypatch.setattr(evaluation, "reference_from", noted)
+    monkeypatch.setattr(builder, "reference_from", noted)
     world = World(tmp_path, reference=None)
     run = pb.Run(model="price", manifest_uri=str(world.manifest), model_version="1")
     with ThreadPoolExecutor(4) as followers:
