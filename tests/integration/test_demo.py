@@ -1,4 +1,4 @@
-"""`make demo`, on seven weeks of the year: the whole loop through the real processes."""
+"""`make demo`, on ten weeks of the year: the whole loop through the real processes."""
 
 import json
 import os
@@ -26,6 +26,9 @@ from demo.replay import REQUEST_COLUMNS
 from monitor.metrics import AUDIT_AT, AUDIT_CELLS, SPARSE
 
 SHARE = 0.35
+OF_THE_DATA = {"SteadfeastDriftEpisode", "SteadfeastPerformanceDrop", "SteadfeastDataIncident",
+               "SteadfeastRetrainBlocked"}  # fmt: skip
+"""Alerts that the flights of that spring may cause; all others are of servers that are in trouble."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,8 @@ def told(tmp_path_factory) -> Told:
     """The demo, once."""
     repo = tmp_path_factory.mktemp("demo") / "feature_repo"
     shutil.copytree(ROOT / "feature_repo", repo, ignore=shutil.ignore_patterns("data"))
-    return tell(repo, "2013-05-01", SHARE)
+    # A week after the last promotion: verdicts on its reference begin with the next bucket.
+    return tell(repo, "2013-05-10", SHARE)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +186,7 @@ def test_every_rule_finds_what_it_reads(watched):
     missing = {(one.where, name) for one in rules() for name in one.missing(watched)}
     assert {name for _, name in missing} <= set(SPARSE)
     speaking = {alert["labels"]["alertname"] for alert in watched.get("alerts")["alerts"]}
-    assert speaking <= {"SteadfeastDriftEpisode", "SteadfeastPerformanceDrop"}
+    assert speaking <= OF_THE_DATA
 
 
 def test_nothing_is_left_running(told):
