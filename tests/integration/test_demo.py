@@ -28,7 +28,7 @@ from monitor.metrics import AUDIT_AT, AUDIT_CELLS, SPARSE
 SHARE = 0.35
 OF_THE_DATA = {"SteadfeastDriftEpisode", "SteadfeastPerformanceDrop", "SteadfeastDataIncident",
                "SteadfeastRetrainBlocked"}  # fmt: skip
-"""Alerts that the flights of that spring may cause; all others are of servers that are in trouble."""
+"""Alerts that the flights of that spring may cause; all others are of servers in trouble."""
 
 
 @pytest.fixture(scope="module")
