@@ -184,10 +184,10 @@ def _of(reference: Reference, name: str, config: MonitorConfig) -> Sensitivity:
         unit=unit,
         day=None if latest is None else _in(unit, _seen(latest, _NINE_IN_TEN)),
         week=_in(unit, min(weekly)) if weekly else None,
-        unseen=float(
+        unseen=_possible(
             allowed[bins + 1] if ordered and quick.looks.high < bins else allowed[bins - 1]
         ),
-        nulls=float(allowed[-1]),
+        nulls=_possible(allowed[-1]),
     )
 
 
@@ -217,6 +217,7 @@ def _in(unit: str, shift: float) -> float:
 
 
 def _possible(share: float) -> float | None:
+    """Return a share of rows; None where more than all of them would have to change."""
     return float(share) if share < 1 else None
 
 
