@@ -61,7 +61,7 @@ def prepare(store: Any, vectors: int) -> dict[str, Any]:
 
 def scan_both(store: Any) -> dict[str, Any]:
     """Read what I1 must read, and nothing more: every row online, and each newest one offline."""
-    from featurestore import offline
+    from steadfeast.featurestore import offline
 
     view = store.feast.get_feature_view(f"view{WIDTH}")
     config = store.feast.config
@@ -84,8 +84,8 @@ def scan_log(store: Any) -> dict[str, Any]:
 
 def i1(store: Any) -> dict[str, Any]:
     """Audit I1."""
-    from featurestore.audit import online_against_offline
-    from featurestore.report import Redactor
+    from steadfeast.featurestore.audit.audit import online_against_offline
+    from steadfeast.featurestore.audit.report import Redactor
 
     views = store.feast.registry.list_feature_views(store.feast.project)
     view = next(view for view in views if view.name == f"view{WIDTH}")
@@ -95,8 +95,8 @@ def i1(store: Any) -> dict[str, Any]:
 
 def i2(store: Any) -> dict[str, Any]:
     """Audit I2."""
-    from featurestore.logaudit import served_against_offline
-    from featurestore.report import Redactor
+    from steadfeast.featurestore.audit.report import Redactor
+    from steadfeast.featurestore.audit.served import served_against_offline
 
     service = f"f{WIDTH}"
     files = store.served.files(service, until(), until() + HOUR)
@@ -189,9 +189,9 @@ def day(folder: Path, keys: int, who: str) -> Path:
         "project": "day",
         "provider": "local",
         "registry": "data/registry.db",
-        "offline_store": {"type": "featurestore.offline.DuckDBOfflineStore" if ours else "dask"},
+        "offline_store": {"type": "steadfeast.DuckDBOfflineStore" if ours else "dask"},
         "online_store": {
-            "type": "featurestore.online.SQLiteOnlineStore" if ours else "sqlite",
+            "type": "steadfeast.SQLiteOnlineStore" if ours else "sqlite",
             "path": "data/online.db",
         },
         "entity_key_serialization_version": 3,
@@ -203,7 +203,7 @@ def day(folder: Path, keys: int, who: str) -> Path:
     pq.write_table(early, source)
     again = (NOON - 4 * HOUR, NOON - HOUR)
     if ours:
-        from featurestore import Store
+        from steadfeast import Store
 
         with Store.open(repo / "steadfeast.yaml") as store:
             store.apply()
@@ -256,13 +256,14 @@ def served_by_feast(repo: Path, keys: int) -> Iterator[pa.RecordBatch]:
 
 def side_by_side(folder: Path, keys: int) -> dict[str, Any]:
     """Put I1 and I2 to both stores after the same day."""
-    from featurestore import OnlineFeatures, Store, offline
-    from featurestore.audit import audit
-    from featurestore.compare import compare
-    from featurestore.logfiles import microseconds
-    from featurestore.materialization import as_online
-    from featurestore.offline.session import session
-    from featurestore.report import Redactor
+    from steadfeast import OnlineFeatures, Store
+    from steadfeast.featurestore import offline
+    from steadfeast.featurestore.audit.audit import audit
+    from steadfeast.featurestore.audit.online import compare
+    from steadfeast.featurestore.audit.report import Redactor
+    from steadfeast.featurestore.materialization.materializer import as_online
+    from steadfeast.featurestore.offline.session import session
+    from steadfeast.featurestore.served_log.files import microseconds
 
     ours, theirs = day(folder, keys, "ours"), day(folder, keys, "feast")
     figures: dict[str, Any] = {}
@@ -308,7 +309,7 @@ STEPS = {"scan_both": scan_both, "i1": i1, "scan_log": scan_log, "i2": i2, "over
 
 def run_child(step: str, folder: str, *more: str) -> None:
     """Do one step here; print its figures as the last line."""
-    from featurestore import Store
+    from steadfeast import Store
 
     if step == "side_by_side":
         figures = side_by_side(Path(folder), int(more[0]))

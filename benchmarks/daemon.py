@@ -24,16 +24,23 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from daemon_world import CONFIG, CONTRACT, START, Daemon, Pipeline, serve, train
 from measure import child, cpu_seconds, peak_bytes, table, versions
 
-from monitor.config import load
-from monitor.daemon import Daemon as Parts
-from monitor.detect import Level, Verdict
-from monitor.episodes import Decision, Episode, Kind, Outcome, PolicyState, Trigger
-from monitor.ledger import Held, Ledger
-from monitor.outbox import Outbox
-from monitor.profile import Window
+from steadfeast.monitor.config.schema import load
+from steadfeast.monitor.daemon.daemon import Daemon as Parts
+from steadfeast.monitor.decisions.model import (
+    Decision,
+    Episode,
+    Kind,
+    Outcome,
+    PolicyState,
+    Trigger,
+)
+from steadfeast.monitor.delivery.dispatcher import Outbox
+from steadfeast.monitor.drift.detector import Level, Verdict
+from steadfeast.monitor.ledger.ledger import Held, Ledger
+from steadfeast.monitor.profiles.profile import Window
+from support.daemon_world import CONFIG, CONTRACT, START, Daemon, Pipeline, serve, train
 
 DAY = timedelta(days=1)
 WINDOW_DAYS = 7

@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc, pipeline_pb2_grpc
-from protos.steadfeast.v1 import pipeline_pb2 as pb
+from steadfeast.protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc, pipeline_pb2_grpc
+from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,7 +209,7 @@ class Daemon:
         self._folder, path = folder, folder / "steadfeast.yaml"
         text = CONFIG.format(http=self.http, grpc=self.grpc, pipeline=pipeline, **chosen)
         path.write_text(text, encoding="utf-8")
-        command = "import sys; from featurestore.cli import main; sys.exit(main())"
+        command = "import sys; from steadfeast.featurestore.cli import main; sys.exit(main())"
         with (folder / "daemon.log").open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", command, "monitor", "run", "--config", str(path)],

@@ -29,19 +29,19 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.detection_peers import RULES, Peers
 from benchmarks.detection_world import DAY, NAMES, NUMERIC, SHIFTS, START, World
 from benchmarks.measure import table, versions
-from monitor.calibrate import Reference, reference_of
-from monitor.config import MonitorConfig
-from monitor.detect import Level, detect
-from monitor.episodes import Evaluation, Kind, PolicyState
-from monitor.policy import decide
-from monitor.profile import Window, total
-from monitor.statistics import statistic
+from steadfeast.monitor.config.schema import MonitorConfig
+from steadfeast.monitor.decisions.model import Evaluation, Kind, PolicyState
+from steadfeast.monitor.decisions.policy import decide
+from steadfeast.monitor.drift.detector import Level, detect
+from steadfeast.monitor.drift.distances import statistic
+from steadfeast.monitor.drift.reference import Reference, reference_of
+from steadfeast.monitor.profiles.profile import Window, total
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.detection_world import Day
-    from monitor.detect import Verdict
+    from steadfeast.monitor.drift.detector import Verdict
 
 CONFIG = MonitorConfig(service="s", model="m", performance=None)
 REFERENCE_DAYS, WINDOW = 56, 7

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy.special import ndtr
 
-from monitor.bins import ColumnEdges, Edges, edges_of
-from monitor.profile import ColumnProfile, Profile
+from steadfeast.monitor.profiles.binning import ColumnEdges, Edges, edges_of
+from steadfeast.monitor.profiles.profile import ColumnProfile, Profile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -147,13 +147,13 @@ def floor(folder: Path, rows: int) -> dict[str, Any]:
 
 def ours(folder: Path, rows: int) -> dict[str, Any]:
     """Do what the daemon does with a frozen bucket."""
-    from monitor.calibrate import Reference
-    from monitor.config import MonitorConfig
-    from monitor.detect import detect
-    from monitor.measuring import rows_of
-    from monitor.profile import Window, profile
-    from monitor.quality import figures
-    from monitor.snapshot import Bucket, Snapshot
+    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.drift.data_quality import figures
+    from steadfeast.monitor.drift.detector import detect
+    from steadfeast.monitor.drift.reference import Reference
+    from steadfeast.monitor.evaluation.window import rows_of
+    from steadfeast.monitor.profiles.profile import Window, profile
+    from steadfeast.monitor.sources.snapshot import Bucket, Snapshot
 
     config = MonitorConfig(service="s", model="m")
     reference = Reference.from_json((folder / f"reference-{rows}.json").read_text())
@@ -174,11 +174,11 @@ def ours(folder: Path, rows: int) -> dict[str, Any]:
 
 def keep_reference(folder: Path, rows: int) -> dict[str, Any]:
     """Profile and calibrate the reference, day by day, once."""
-    from monitor.bins import edges_of
-    from monitor.calibrate import reference_of
-    from monitor.config import MonitorConfig
-    from monitor.profile import profile
-    from monitor.statistics import statistic
+    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.drift.distances import statistic
+    from steadfeast.monitor.drift.reference import reference_of
+    from steadfeast.monitor.profiles.binning import edges_of
+    from steadfeast.monitor.profiles.profile import profile
 
     source = pq.ParquetFile(folder / f"reference-{rows}.parquet")
 
@@ -203,9 +203,9 @@ def keep_reference(folder: Path, rows: int) -> dict[str, Any]:
 
 def tick(folder: Path, rows: int) -> dict[str, Any]:
     """Evaluate a year, day by day, in windows of a day and of a year; time the last days."""
-    from monitor.config import DaemonConfig
-    from monitor.evaluation import Evaluator
-    from monitor.ledger import Ledger
+    from steadfeast.monitor.config.schema import DaemonConfig
+    from steadfeast.monitor.evaluation.evaluator import Evaluator
+    from steadfeast.monitor.ledger.ledger import Ledger
 
     medians = {}
     for days in (1, 365):

@@ -43,10 +43,10 @@ from benchmarks.flights_world import (
     year,
 )
 from benchmarks.measure import table, versions
-from monitor.bins import edges_of
-from monitor.estimate import fit
-from monitor.measures import MEASURES, Task
-from monitor.profile import profile
+from steadfeast.monitor.performance.estimated import fit
+from steadfeast.monitor.performance.metrics import MEASURES, Task
+from steadfeast.monitor.profiles.binning import edges_of
+from steadfeast.monitor.profiles.profile import profile
 
 FIGURES = {Task.CLASSIFICATION: ("auc", "accuracy", "f1"), Task.REGRESSION: ("mae", "rmse")}
 REACH = {"auc": 0.85, "accuracy": 0.5, "mae": 0.25, "rmse": 0.25}

@@ -34,17 +34,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import flights_world
 from benchmarks.drift import environment
 from benchmarks.measure import table, versions
-from monitor.bins import edges_of
-from monitor.config import MonitorConfig
-from monitor.detect import Level
-from monitor.joint import joinable, rows_of
-from monitor.profile import Window
-from monitor.relations import NAMES, judged, usual_of
+from steadfeast.monitor.config.schema import MonitorConfig
+from steadfeast.monitor.drift.detector import Level
+from steadfeast.monitor.drift.multivariate.balancing import joinable, rows_of
+from steadfeast.monitor.drift.multivariate.detector import NAMES, judged, usual_of
+from steadfeast.monitor.profiles.binning import edges_of
+from steadfeast.monitor.profiles.profile import Window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from monitor.detect import Verdict
+    from steadfeast.monitor.drift.detector import Verdict
 
 CONFIG = MonitorConfig(service="s", model="m", multivariate=True, performance=None)
 START, DAY = datetime(2024, 1, 1, tzinfo=UTC), timedelta(days=1)

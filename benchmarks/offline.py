@@ -204,7 +204,7 @@ def by_hand(shape: Shape, folder: Path, scratch: Path) -> Callable[[], pa.Table]
     return run
 
 
-OURS = {"type": "featurestore.offline.DuckDBOfflineStore", "memory_limit": LIMIT}
+OURS = {"type": "steadfeast.DuckDBOfflineStore", "memory_limit": LIMIT}
 ENGINES: dict[str, Any] = {
     "ours": feast(OURS),
     "ours, created": feast(OURS, as_known=True),

@@ -88,7 +88,7 @@ def fill(repo: Path) -> None:
     """Apply the definitions and materialize them, by whom the repo belongs to."""
     from feast import FeatureStore
 
-    from featurestore import Store
+    from steadfeast import Store
 
     with Store.open(repo / "steadfeast.yaml") as store:
         store.apply()
@@ -104,7 +104,7 @@ def readers(
     """Return what users of this repo's store would call."""
     from feast import FeatureStore
 
-    from featurestore import Store
+    from steadfeast import Store
 
     store = repo.name.replace("-", " ")
     if repo.name.startswith("steadfeast"):
@@ -267,7 +267,7 @@ def materialize(store: str, keys: int, width: int, seed: int, folder: Path, port
     """Child: materialize one view of one store, and write the figures."""
     from feast import FeatureStore
 
-    from featurestore import Store
+    from steadfeast import Store
 
     repo = world.make(folder, store, {width: keys}, seed, port)
     ours = Store.open(repo / "steadfeast.yaml")

@@ -86,11 +86,11 @@ def _config(store: str, port: int | None) -> dict[str, Any]:
     ours, kind = store.split()
     online: dict[str, Any]
     if ours == "steadfeast":
-        offline = "featurestore.offline.DuckDBOfflineStore"
-        online = {"type": "featurestore.online.SQLiteOnlineStore", "path": "data/online.db"}
+        offline = "steadfeast.DuckDBOfflineStore"
+        online = {"type": "steadfeast.SQLiteOnlineStore", "path": "data/online.db"}
         if kind == "redis":
             url = f"redis://127.0.0.1:{port}/0"
-            online = {"type": "featurestore.online.RedisOnlineStore", "url": url}
+            online = {"type": "steadfeast.RedisOnlineStore", "url": url}
     else:
         offline = "dask"
         online = {"type": "sqlite", "path": "data/online.db"}

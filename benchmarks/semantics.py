@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SUITE = ROOT / "tests" / "featurestore" / "offline" / "test_offline_semantics.py"
-STORES = ("featurestore.offline.DuckDBOfflineStore", "duckdb", "dask")
+STORES = ("steadfeast.DuckDBOfflineStore", "duckdb", "dask")
 
 
 def rules() -> dict[str, str]:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from demo.processes import free_addresses, running
-from featurestore.errors import SteadfeastError, UserError
+from steadfeast.featurestore.errors import SteadfeastError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -98,9 +98,9 @@ def tell(repo: Path, until: datetime, share: float) -> list[Month]:
 
     _heading(2, "Register with Feast, materialize to the online store")
     from demo import replay, report  # noqa: PLC0415 - heavy; --help and mistakes come before
-    from featurestore import Store  # noqa: PLC0415 - heavy
-    from pipeline import config as pipeline_config  # noqa: PLC0415 - heavy
-    from pipeline.registry import Registry  # noqa: PLC0415 - heavy
+    from steadfeast import Store  # noqa: PLC0415 - heavy
+    from steadfeast.pipeline import config as pipeline_config  # noqa: PLC0415 - heavy
+    from steadfeast.pipeline.registry.registry import Registry  # noqa: PLC0415 - heavy
 
     config = repo / "steadfeast.yaml"
     with ExitStack() as stack:

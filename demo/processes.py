@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from featurestore.errors import SteadfeastError
+from steadfeast.featurestore.errors import SteadfeastError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from featurestore.errors import SteadfeastError
-from protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc
+from steadfeast.featurestore.errors import SteadfeastError
+from steadfeast.protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from featurestore import Store
-    from pipeline.registry import LoadedModel, Registry
+    from steadfeast import Store
+    from steadfeast.pipeline.registry.registry import LoadedModel, Registry
 
 SERVICE = MODEL = "late_arrival"
 REQUEST_COLUMNS = ("origin", "dest", "carrier_origin", "route", "tailnum",

@@ -16,7 +16,7 @@ from rich import box
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
-from protos.steadfeast.v1 import monitor_pb2, pipeline_pb2
+from steadfeast.protos.steadfeast.v1 import monitor_pb2, pipeline_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from pipeline.registry import LoadedModel
+    from steadfeast.pipeline.registry.registry import LoadedModel
 
 NEW_YORK = ZoneInfo("America/New_York")
 SERVED = "served"

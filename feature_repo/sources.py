@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.csv
 from rich.progress import track
 
-from featurestore.errors import RawDataError, UserError
+from steadfeast.featurestore.errors import RawDataError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

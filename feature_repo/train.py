@@ -9,10 +9,10 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
-from pipeline import Fitted, frame
+from steadfeast import Fitted, frame
 
 if TYPE_CHECKING:
-    from featurestore import TrainingSet
+    from steadfeast import TrainingSet
 
 CATEGORICAL = ("carrier", "origin")
 

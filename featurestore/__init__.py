@@ -6,19 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featurestore.answers import OnlineFeatures
-    from featurestore.contract import Contract
-    from featurestore.manifest import Manifest, TrainingSet
-    from featurestore.served import ServedLog
-    from featurestore.store import Store
+    from steadfeast.featurestore.definitions.contract import Contract
+    from steadfeast.featurestore.served_log.log import ServedLog
+    from steadfeast.featurestore.serving.features import OnlineFeatures
+    from steadfeast.featurestore.store import Store
+    from steadfeast.featurestore.training.manifest import Manifest, TrainingSet
 
 _HOMES = {
-    "Contract": "featurestore.contract",
-    "Manifest": "featurestore.manifest",
-    "OnlineFeatures": "featurestore.answers",
-    "ServedLog": "featurestore.served",
-    "Store": "featurestore.store",
-    "TrainingSet": "featurestore.manifest",
+    "Contract": "steadfeast.featurestore.definitions.contract",
+    "Manifest": "steadfeast.featurestore.training.manifest",
+    "OnlineFeatures": "steadfeast.featurestore.serving.features",
+    "ServedLog": "steadfeast.featurestore.served_log.log",
+    "Store": "steadfeast.featurestore.store",
+    "TrainingSet": "steadfeast.featurestore.training.manifest",
 }
 
 __all__ = ["Contract", "Manifest", "OnlineFeatures", "ServedLog", "Store", "TrainingSet"]

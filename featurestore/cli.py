@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featurestore.config import StoreConfig, duration, load_section
-from featurestore.errors import UserError
+from steadfeast.featurestore.config import StoreConfig, duration, load_section
+from steadfeast.featurestore.errors import UserError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from featurestore.contract import Contract
-    from featurestore.store import Store
+    from steadfeast.featurestore.definitions.contract import Contract
+    from steadfeast.featurestore.store import Store
 
 app = typer.Typer(
     help="A Feast-backed feature store that keeps training and serving the same.",
@@ -144,7 +144,7 @@ def contract(
 
     steadfeast store contract diff 886dcbf2 late_arrival
     """
-    from featurestore.contract import difference
+    from steadfeast.featurestore.definitions.contract import difference
 
     with _open(config) as opened:
         if words[0] == "diff" and len(words) == DIFF_WORDS:
@@ -242,15 +242,15 @@ def serve(
     """
     if workers > 1:
         load_section(config, "store", StoreConfig)
-        from featurestore.server import split
-        from featurestore.workers import supervise
+        from steadfeast.featurestore.server.grpc_server import split
+        from steadfeast.featurestore.server.workers import supervise
 
-        command = [sys.executable, "-m", "featurestore.cli", "store", "serve"]
+        command = [sys.executable, "-m", "steadfeast.featurestore.cli", "store", "serve"]
         command += ["--config", str(config)]
         supervise(command, [split(grpc), split(http)], workers)
         return
     with _open(config) as opened:
-        from featurestore.server import serve as run
+        from steadfeast.featurestore.server.grpc_server import serve as run
 
         run(opened, grpc, http, worker)
 
@@ -323,7 +323,7 @@ def gc(
 
 def _open(config: Path) -> Store:
     section = load_section(config, "store", StoreConfig)  # a mistake need not wait for Feast
-    from featurestore.store import Store
+    from steadfeast.featurestore.store import Store
 
     return Store(section)
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 import yaml
 from pydantic import BaseModel, BeforeValidator, PositiveInt, ValidationError, ValidationInfo
 
-from featurestore.errors import ConfigError, DurationError
+from steadfeast.featurestore.errors import ConfigError, DurationError
 
 SECTIONS = ("store", "monitor", "pipeline")
 

@@ -18,20 +18,20 @@ import pyarrow as pa
 from feast import FeatureStore
 from pydantic import ValidationError
 
-from featurestore import training
-from featurestore.audit import AuditReport, audit
-from featurestore.catalog import Catalog, LiveChange
-from featurestore.config import StoreConfig, load_section
-from featurestore.errors import ConfigError, NotFoundError
-from featurestore.ingest import delete, ingest
-from featurestore.logfiles import microseconds
-from featurestore.materialization import Materializer, Standing
-from featurestore.online import PackedOnlineStore
-from featurestore.removal import collect_garbage, erase_files
-from featurestore.replay import replay
-from featurestore.served import ServedLog
-from featurestore.serving import EntityRows, rows_in
-from featurestore.vectors import Reader
+from steadfeast.featurestore.audit.audit import AuditReport, audit
+from steadfeast.featurestore.config import StoreConfig, load_section
+from steadfeast.featurestore.definitions.catalog import Catalog, LiveChange
+from steadfeast.featurestore.errors import ConfigError, NotFoundError
+from steadfeast.featurestore.materialization.materializer import Materializer, Standing
+from steadfeast.featurestore.offline.ingestion import delete, ingest
+from steadfeast.featurestore.online import PackedOnlineStore
+from steadfeast.featurestore.retention.erasure import collect_garbage, erase_files
+from steadfeast.featurestore.served_log.files import microseconds
+from steadfeast.featurestore.served_log.log import ServedLog
+from steadfeast.featurestore.serving.assembly import EntityRows, rows_in
+from steadfeast.featurestore.serving.reader import Reader
+from steadfeast.featurestore.training import training_set
+from steadfeast.featurestore.training.replay import replay
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from featurestore.answers import OnlineFeatures
-    from featurestore.contract import Contract
-    from featurestore.manifest import TrainingSet
-    from featurestore.removal import Collectable, Erasure
-    from featurestore.serving import Bundle
+    from steadfeast.featurestore.definitions.contract import Contract
+    from steadfeast.featurestore.retention.erasure import Collectable, Erasure
+    from steadfeast.featurestore.serving.assembly import Bundle
+    from steadfeast.featurestore.serving.features import OnlineFeatures
+    from steadfeast.featurestore.training.manifest import TrainingSet
 
 _BRIEF_ROWS = 1000
 
@@ -187,7 +187,7 @@ class Store:
         """
         bundle = self.bundle(service)
         self.catalog.keep(bundle.contract)
-        return training.build(
+        return training_set.build(
             self.feast,
             bundle.plan,
             bundle.executors,
@@ -225,8 +225,8 @@ class Store:
         """
         catalog = self.catalog
         bundle = catalog.of_then(service, contract) if contract else catalog.bundle(service)
-        frame = training.entity_table(bundle.plan, entities)
-        return training.point_in_time(self.feast, bundle.plan, bundle.executors, frame)
+        frame = training_set.entity_table(bundle.plan, entities)
+        return training_set.point_in_time(self.feast, bundle.plan, bundle.executors, frame)
 
     # serving
 
@@ -299,7 +299,7 @@ class Store:
     def audit(
         self, service: str, *, start: datetime | None = None, end: datetime | None = None
     ) -> AuditReport:
-        """Check every key, and the log from `start` to before `end`; see `featurestore.audit`.
+        """Check every key, and the log from `start` to before `end`; see `featurestore.audit.audit`.
 
         Raises:
             NotFoundError: There is no such service.
@@ -353,7 +353,7 @@ class Store:
 
         Raises:
             NotFoundError: There is no such feature view.
-            SourceError: See `featurestore.ingest`.
+            SourceError: See `featurestore.offline.ingestion`.
         """
         return ingest(self.feast.config, self.catalog.online_views([view])[0], rows, known_at)
 
@@ -375,7 +375,7 @@ class Store:
 
         Raises:
             NotFoundError: There is no such feature view.
-            SourceError: See `featurestore.ingest`.
+            SourceError: See `featurestore.offline.ingestion`.
         """
         return delete(self.feast.config, self.catalog.online_views([view])[0], rows, known_at)
 
@@ -465,7 +465,7 @@ class Store:
             if not isinstance(store, PackedOnlineStore):
                 problem = (
                     f"{type(store).__name__} keeps no order of writes; use "
-                    "featurestore.online.SQLiteOnlineStore or featurestore.online.RedisOnlineStore"
+                    "steadfeast.SQLiteOnlineStore or steadfeast.RedisOnlineStore"
                 )
                 raise ConfigError(
                     self.repo / "feature_store.yaml", [("online_store.type", problem)]

@@ -1,6 +1,6 @@
 """The Prometheus rules: when a person is called, and what they are told.
 
-Beside `boards`; `build` writes them. Made of names from `monitor.metrics`, like every query.
+Beside `boards`; `build` writes them. Made of names from `monitor.exporter.metrics`, like every query.
 The daemon decides what drift is; a rule only carries its decision to Prometheus, and watches
 what the daemon cannot say of itself, above all that it is gone.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from monitor import metrics as m
+from steadfeast.monitor.exporter import metrics as m
 
 RUNBOOK = "docs/runbook.md"
 OVERVIEW = "/d/steadfeast-overview"

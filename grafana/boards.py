@@ -1,7 +1,7 @@
 """The four dashboards: Overview, Feature, Model, Operations.
 
-Above the module of each; `build` writes them. Every query is made of names from `monitor.metrics`,
-and from `featurestore.edge` for what `steadfeast store serve` exports. The order on each is that
+Above the module of each; `build` writes them. Every query is made of names from `monitor.exporter.metrics`,
+and from `featurestore.server.metrics` for what `steadfeast store serve` exports. The order on each is that
 of a person called at three in the morning: what is wrong, since when, how bad, what has already
 happened.
 
@@ -18,7 +18,7 @@ from model import model
 from operations import operations
 from overview import overview
 
-from monitor import metrics as m
+from steadfeast.monitor.exporter import metrics as m
 
 NOT_SHOWN = {
     m.REFERENCE_START: "the page shows the reference's stretch; the dashboards its end and rows",

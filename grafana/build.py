@@ -1,4 +1,4 @@
-"""Write what is built from `monitor.metrics`: dashboards, Prometheus rules, docs/metrics.md.
+"""Write what is built from `monitor.exporter.metrics`: dashboards, Prometheus rules, docs/metrics.md.
 
 Top of `grafana`. With `--check` nothing is written: the status is 1, and the files are named,
 when one differs from what would be written.
@@ -16,7 +16,7 @@ from alerts import rules
 from boards import all_boards
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from monitor.metrics import document
+from steadfeast.monitor.exporter.metrics import document
 
 HERE = Path(__file__).parent
 

@@ -10,9 +10,9 @@ from typing import Any
 from frame import FEATURE, ISO_TIME, MONITOR, board, filled
 from panels import RATIO_STEPS, lines, query, rows, shares, states
 
-from monitor import metrics as m
-from monitor.looks import WEIGHTS
-from monitor.statistics import STATISTICS
+from steadfeast.monitor.drift.distances import STATISTICS
+from steadfeast.monitor.drift.shares import WEIGHTS
+from steadfeast.monitor.exporter import metrics as m
 
 LEVELS = {
     0.0: ("within limit", "green"),

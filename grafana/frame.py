@@ -13,7 +13,7 @@ from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import dashboard as models
 from panels import SOURCE, query
 
-from monitor import metrics as m
+from steadfeast.monitor.exporter import metrics as m
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ from typing import Any
 from frame import ISO_TIME, MONITOR, board, filled
 from panels import RATIO_STEPS, bars, lines, query, rows
 
-from monitor import metrics as m
+from steadfeast.monitor.exporter import metrics as m
 
 
 def model() -> Any:

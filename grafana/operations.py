@@ -10,8 +10,8 @@ from typing import Any
 from frame import MONITOR, board, filled
 from panels import figure, lines, query, rows
 
-from featurestore import edge
-from monitor import metrics as m
+from steadfeast.featurestore.server import metrics
+from steadfeast.monitor.exporter import metrics as m
 
 
 def operations() -> Any:
@@ -106,7 +106,8 @@ def operations() -> Any:
                 "Requests for features",
                 "Requests that the serving edges answered, by feature service and outcome.",
                 query(
-                    f"sum by (service, code) (rate({edge.REQUESTS}{every}))", "{{service}} {{code}}"
+                    f"sum by (service, code) (rate({metrics.REQUESTS}{every}))",
+                    "{{service}} {{code}}",
                 ),
                 unit="reqps",
             ),
@@ -115,7 +116,7 @@ def operations() -> Any:
                 "Time in which 99 of 100 requests for features were answered, by feature service.",
                 query(
                     "histogram_quantile(0.99, sum by (le, service) "
-                    f"(rate({edge.DURATION}_bucket{every})))",
+                    f"(rate({metrics.DURATION}_bucket{every})))",
                     "{{service}} 99 %",
                 ),
                 unit="s",
@@ -123,14 +124,14 @@ def operations() -> Any:
             lines(
                 "Rows served",
                 "Entity rows that the serving edges answered, by feature service.",
-                query(f"sum by (service) (rate({edge.ROWS}{every}))", "{{service}}"),
+                query(f"sum by (service) (rate({metrics.ROWS}{every}))", "{{service}}"),
                 unit="rowsps",
             ),
             lines(
                 "Values served, by status",
                 "Feature values by what was found: present, null, not found, or outside the TTL.",
                 query(
-                    f"sum by (service, status) (rate({edge.VALUES}{every}))",
+                    f"sum by (service, status) (rate({metrics.VALUES}{every}))",
                     "{{service}} {{status}}",
                 ),
             ),

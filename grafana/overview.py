@@ -11,7 +11,7 @@ from alerts import ALLOWED_STALE
 from frame import ISO_TIME, MONITOR, VIEW, board, filled
 from panels import ANY_IS_BAD, RATIO_STEPS, bars, figure, history, lines, query, rows
 
-from monitor import metrics as m
+from steadfeast.monitor.exporter import metrics as m
 
 STALE_RATIO = "steadfeast:view_stale:ratio_"
 """Recorded by `alerts`; the span follows."""

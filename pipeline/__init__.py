@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.recipe import Fitted, Recipe, frame
+    from steadfeast.pipeline.recipes.recipe import Fitted, Recipe, frame
 
 __all__ = ["Fitted", "Recipe", "frame"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module("pipeline.recipe"), name)
+        return getattr(import_module("steadfeast.pipeline.recipes.recipe"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

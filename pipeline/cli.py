@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featurestore.errors import NotFoundError, UserError
+from steadfeast.featurestore.errors import NotFoundError, UserError
 
 if TYPE_CHECKING:
-    from pipeline.config import PipelineConfig
-    from protos.steadfeast.v1 import pipeline_pb2 as pb
+    from steadfeast.pipeline.config import PipelineConfig
+    from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 app = typer.Typer(help="Retrain, validate, register and promote models.", no_args_is_help=True)
 
@@ -48,7 +48,7 @@ def serve(config: Config = DEFAULT) -> None:
 
     Example: steadfeast pipeline serve --config steadfeast.yaml
     """
-    from pipeline.server import serve as run
+    from steadfeast.pipeline.server.service import serve as run
 
     _log_to_stderr()
     raise typer.Exit(run(config))
@@ -67,12 +67,12 @@ def train(
 
     Example: steadfeast pipeline train late_arrival --as-of 2013-03-01
     """
-    from pipeline.registry import Registry
-    from pipeline.retrain import Retrain
-    from pipeline.runs import RunQueue
-    from pipeline.server import check_recipes
-    from pipeline.worker import Worker
-    from protos.steadfeast.v1 import pipeline_pb2 as pb
+    from steadfeast.pipeline.queue import RunQueue
+    from steadfeast.pipeline.registry.registry import Registry
+    from steadfeast.pipeline.server.service import check_recipes
+    from steadfeast.pipeline.server.worker import Worker
+    from steadfeast.pipeline.training.retrain import Retrain
+    from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
     section = _load(config, model)
     check_recipes(config, section)
@@ -109,7 +109,7 @@ def runs(
     """
     from google.protobuf.json_format import MessageToDict
 
-    from pipeline.runs import RunQueue
+    from steadfeast.pipeline.queue import RunQueue
 
     section = _load(config)
     with RunQueue(section.state / "runs.db") as queue:
@@ -131,9 +131,9 @@ def promote(
 
     Example: steadfeast pipeline promote late_arrival 3
     """
-    from pipeline import promote as promotion
-    from pipeline.registry import Registry
-    from pipeline.runs import RunQueue
+    from steadfeast.pipeline.queue import RunQueue
+    from steadfeast.pipeline.registry.registry import Registry
+    from steadfeast.pipeline.training import promotion
 
     section = _load(config, model)
     with RunQueue(section.state / "runs.db") as queue:
@@ -146,9 +146,9 @@ def rollback(model: Model, config: Config = DEFAULT) -> None:
 
     Example: steadfeast pipeline rollback late_arrival
     """
-    from pipeline import promote as promotion
-    from pipeline.registry import Registry
-    from pipeline.runs import RunQueue
+    from steadfeast.pipeline.queue import RunQueue
+    from steadfeast.pipeline.registry.registry import Registry
+    from steadfeast.pipeline.training import promotion
 
     section = _load(config, model)
     with RunQueue(section.state / "runs.db") as queue:
@@ -156,7 +156,7 @@ def rollback(model: Model, config: Config = DEFAULT) -> None:
 
 
 def _load(path: Path, model: str | None = None) -> PipelineConfig:
-    from pipeline.config import load
+    from steadfeast.pipeline.config import load
 
     section, _ = load(path)
     if model is not None and model not in section.models:
@@ -174,7 +174,7 @@ def _time(text: str) -> datetime:
 
 def _line(run: pb.Run) -> str:
     """Return one run in one line."""
-    from protos.steadfeast.v1 import pipeline_pb2 as pb
+    from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
     state = pb.RunState.Name(run.state).removeprefix("RUN_STATE_").lower()
     figures = " ".join(f"{name}={value:.4f}" for name, value in sorted(run.metrics.items()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
+from steadfeast.featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,14 +25,18 @@ import pytest
 import uvicorn
 from hypothesis import settings
 
-from monitor.detect import Level, Verdict
-from monitor.distribution import Bar, Distribution
-from monitor.episodes import Alert, AlertKind, Kind, OpenIncident, Severity, TriggerState
-from monitor.performance import Performance
-from monitor.profile import Window
-from monitor.quality import Figures, Freshness, Incident, IncidentKind
-from monitor.segments import OTHERS, Segment
-from monitor.state import (
+from steadfeast.monitor.decisions.model import (
+    Alert,
+    AlertKind,
+    Kind,
+    OpenIncident,
+    Severity,
+    TriggerState,
+)
+from steadfeast.monitor.drift.data_quality import Figures, Freshness, Incident, IncidentKind
+from steadfeast.monitor.drift.detector import Level, Verdict
+from steadfeast.monitor.drift.segments import OTHERS, Segment
+from steadfeast.monitor.ledger.state import (
     AuditCheck,
     AuditState,
     Counters,
@@ -46,8 +50,11 @@ from monitor.state import (
     State,
     TriggerRecord,
 )
-from monitor.web import Health, Operator, app
-from protos.steadfeast.v1 import pipeline_pb2
+from steadfeast.monitor.performance.realized import Performance
+from steadfeast.monitor.profiles.distribution import Bar, Distribution
+from steadfeast.monitor.profiles.profile import Window
+from steadfeast.monitor.web.app import Health, Operator, app
+from steadfeast.protos.steadfeast.v1 import pipeline_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

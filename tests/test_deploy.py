@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from monitor.config import load
+from steadfeast.monitor.config.schema import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,7 +3,7 @@
 `DuckDBOfflineStore` is a plain Feast plugin; `latest` feeds materialization.
 """
 
-from featurestore.offline.pulls import latest
-from featurestore.offline.store import DuckDBOfflineStore, DuckDBOfflineStoreConfig
+from steadfeast.featurestore.offline.latest import latest
+from steadfeast.featurestore.offline.store import DuckDBOfflineStore, DuckDBOfflineStoreConfig
 
 __all__ = ["DuckDBOfflineStore", "DuckDBOfflineStoreConfig", "latest"]

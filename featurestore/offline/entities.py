@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast.errors import EntityTimestampInferenceException, FeastEntityDFMissingColumnsError
 
-from featurestore.errors import EntityFrameError
+from steadfeast.featurestore.errors import EntityFrameError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from featurestore import sql
-from featurestore.errors import EntityFrameError
-from featurestore.offline.sources import reading
-from featurestore.offline.views import spine_key
+from steadfeast.featurestore.errors import EntityFrameError
+from steadfeast.featurestore.offline.binding import spine_key
+from steadfeast.featurestore.offline.sources import reading
+from steadfeast.featurestore.tables import sql
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import duckdb
     from numpy.typing import NDArray
 
-    from featurestore.offline.entities import Entities
-    from featurestore.offline.views import Bound
+    from steadfeast.featurestore.offline.binding import Bound
+    from steadfeast.featurestore.offline.entities import Entities
 
 _INT64 = 2**63
 _MEAN_UNCROWDED, _MOST_UNCROWDED = 3, 16

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from feast.infra.offline_stores.file_source import FileSource
 
-from featurestore import sql
-from featurestore.files import is_remote
-from featurestore.offline.entities import read_entities
-from featurestore.offline.join import won
-from featurestore.offline.session import session
-from featurestore.offline.sources import reading
-from featurestore.offline.views import bind
+from steadfeast.featurestore.offline.binding import bind
+from steadfeast.featurestore.offline.entities import read_entities
+from steadfeast.featurestore.offline.join import won
+from steadfeast.featurestore.offline.session import session
+from steadfeast.featurestore.offline.sources import reading
+from steadfeast.featurestore.tables import sql
+from steadfeast.featurestore.tables.locations import is_remote
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from featurestore.errors import ResourceError
-from featurestore.sql import identifier, literal
+from steadfeast.featurestore.errors import ResourceError
+from steadfeast.featurestore.tables.sql import identifier, literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

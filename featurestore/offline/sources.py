@@ -1,6 +1,6 @@
 """From Feast's data source to a DuckDB table expression with known columns.
 
-Above `session` and `featurestore.files`, which finds the files. Whatever is wrong with the data is
+Above `session` and `featurestore.tables.locations`, which finds the files. Whatever is wrong with the data is
 one `SourceError` that names view, path and column.
 """
 
@@ -17,17 +17,24 @@ from feast.data_format import DeltaFormat
 from feast.infra.offline_stores.file_source import FileSource
 from pyarrow.dataset import dataset
 
-from featurestore import sql
-from featurestore.errors import SourceError
-from featurestore.files import delta_table, is_hive, is_remote, local_files, nothing, scan_of
-from featurestore.offline.session import exhausted
+from steadfeast.featurestore.errors import SourceError
+from steadfeast.featurestore.offline.session import exhausted
+from steadfeast.featurestore.tables import sql
+from steadfeast.featurestore.tables.locations import (
+    delta_table,
+    is_hive,
+    is_remote,
+    local_files,
+    nothing,
+    scan_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from feast.data_source import DataSource
 
-    from featurestore.order import Type
+    from steadfeast.featurestore.tables.total_order import Type
 
 TIMES = {
     "date",

@@ -17,19 +17,19 @@ from feast.repo_config import FeastConfigBaseModel
 from feast.utils import compute_non_entity_date_range
 from pydantic import Field, StrictStr
 
-from featurestore import sql
-from featurestore.errors import SourceError
-from featurestore.files import is_remote
-from featurestore.offline import monitoring
-from featurestore.offline.entities import MissingColumnsError, read_entities
-from featurestore.offline.job import DuckDBRetrievalJob
-from featurestore.offline.join import check_names, point_in_time, span
-from featurestore.offline.pulls import pulled, table_of, with_dummy
-from featurestore.offline.session import session
-from featurestore.offline.sources import arrow_schema, is_there, open_source
-from featurestore.offline.times import instant, micros
-from featurestore.offline.views import bind, originals, requested
-from featurestore.offline.writing import append, log
+from steadfeast.featurestore.errors import SourceError
+from steadfeast.featurestore.offline import feast_monitoring
+from steadfeast.featurestore.offline.binding import bind, originals, requested
+from steadfeast.featurestore.offline.entities import MissingColumnsError, read_entities
+from steadfeast.featurestore.offline.join import check_names, point_in_time, span
+from steadfeast.featurestore.offline.latest import pulled, table_of, with_dummy
+from steadfeast.featurestore.offline.retrieval import DuckDBRetrievalJob
+from steadfeast.featurestore.offline.session import session
+from steadfeast.featurestore.offline.sources import arrow_schema, is_there, open_source
+from steadfeast.featurestore.offline.writing import append, log
+from steadfeast.featurestore.tables import sql
+from steadfeast.featurestore.tables.locations import is_remote
+from steadfeast.featurestore.tables.times import instant, micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,7 +60,7 @@ class DuckDBOfflineStoreConfig(FeastConfigBaseModel):
         settings: Further DuckDB settings by name, such as `s3_region`.
     """
 
-    type: StrictStr = "featurestore.offline.DuckDBOfflineStore"
+    type: StrictStr = "steadfeast.DuckDBOfflineStore"
     memory_limit: StrictStr | None = None
     temp_directory: StrictStr | None = None
     max_temp_directory_size: StrictStr | None = None
@@ -72,7 +72,7 @@ class DuckDBOfflineStore(OfflineStore):
     """Point-in-time joins with DuckDB over Parquet and Delta files.
 
     Rows of one key are totally ordered by `(event time, created time, canonical row bytes)`
-    (`featurestore.sql`), so the answer never depends on row order, threads or time zone.
+    (`featurestore.tables.sql`), so the answer never depends on row order, threads or time zone.
     """
 
     supports_filter_by_created_timestamp = True
@@ -335,11 +335,11 @@ class DuckDBOfflineStore(OfflineStore):
             numbers = [name for name, kind in feature_columns if kind == "numeric"]
             found = {
                 metric["feature_name"]: metric
-                for metric in monitoring.numeric(connection, rows, numbers, histogram_bins)
+                for metric in feast_monitoring.numeric(connection, rows, numbers, histogram_bins)
             }
             for name in names:
                 if name not in found:
-                    found[name] = monitoring.categorical(connection, rows, name, top_n)
+                    found[name] = feast_monitoring.categorical(connection, rows, name, top_n)
         return [found[name] for name in names]
 
     @staticmethod
@@ -362,14 +362,14 @@ class DuckDBOfflineStore(OfflineStore):
     @staticmethod
     def ensure_monitoring_tables(config: RepoConfig) -> None:
         """Make the files that keep monitoring figures."""
-        monitoring.ensure(_folder(config))
+        feast_monitoring.ensure(_folder(config))
 
     @staticmethod
     def save_monitoring_metrics(
         config: RepoConfig, metric_type: str, metrics: list[dict[str, Any]]
     ) -> None:
         """Keep monitoring figures; those with the key of others take their place."""
-        monitoring.save(_folder(config), metric_type, metrics)
+        feast_monitoring.save(_folder(config), metric_type, metrics)
 
     @staticmethod
     def query_monitoring_metrics(
@@ -382,7 +382,7 @@ class DuckDBOfflineStore(OfflineStore):
     ) -> list[dict[str, Any]]:
         """Return kept monitoring figures in order of date, both ends included."""
         folder = _folder(config)
-        return monitoring.query(folder, project, metric_type, filters, start_date, end_date)
+        return feast_monitoring.query(folder, project, metric_type, filters, start_date, end_date)
 
     @staticmethod
     def clear_monitoring_baseline(
@@ -399,7 +399,7 @@ class DuckDBOfflineStore(OfflineStore):
             "feature_name": feature_name,
             "data_source_type": data_source_type,
         }
-        monitoring.clear_baseline(_folder(config), wanted)
+        feast_monitoring.clear_baseline(_folder(config), wanted)
 
 
 def _folder(config: RepoConfig) -> Path:

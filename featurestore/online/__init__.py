@@ -8,10 +8,10 @@ and `redis` know where bytes are kept. In `feature_store.yaml`:
       path: data/online.db
 """
 
-from featurestore.online.base import PackedOnlineStore
-from featurestore.online.packing import PackedRead
-from featurestore.online.redis import RedisOnlineStore, RedisOnlineStoreConfig
-from featurestore.online.sqlite import SQLiteOnlineStore, SQLiteOnlineStoreConfig
+from steadfeast.featurestore.online.base import PackedOnlineStore
+from steadfeast.featurestore.online.packing import PackedRead
+from steadfeast.featurestore.online.redis import RedisOnlineStore, RedisOnlineStoreConfig
+from steadfeast.featurestore.online.sqlite import SQLiteOnlineStore, SQLiteOnlineStoreConfig
 
 __all__ = [
     "PackedOnlineStore",

@@ -15,14 +15,14 @@ import pyarrow as pa
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.protos.feast.types.Value_pb2 import Value
 
-from featurestore.errors import InvalidKeysError, UnsupportedTypeError
-from featurestore.online import response
-from featurestore.online.columns import ColumnStore, space_of
-from featurestore.online.keys import KeyCodec
-from featurestore.online.packing import CREATED_TIMESTAMP, EVENT_TIMESTAMP, plan_of
-from featurestore.online.protos import to_array, to_values
-from featurestore.rows import TIMESTAMP, flat, usable
-from featurestore.service import arrow_type
+from steadfeast.featurestore.definitions.plan import arrow_type
+from steadfeast.featurestore.errors import InvalidKeysError, UnsupportedTypeError
+from steadfeast.featurestore.online import feast_response
+from steadfeast.featurestore.online.batches import ColumnStore, space_of
+from steadfeast.featurestore.online.feast_values import to_array, to_values
+from steadfeast.featurestore.online.keys import KeyCodec
+from steadfeast.featurestore.online.packing import CREATED_TIMESTAMP, EVENT_TIMESTAMP, plan_of
+from steadfeast.featurestore.rows.layout import TIMESTAMP, flat, usable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +88,7 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
             values = {
                 name: answer.values[name][i]
                 for name in names
-                if answer.statuses[name][i] != response.NOT_FOUND
+                if answer.statuses[name][i] != feast_response.NOT_FOUND
             }
             rows.append((_EPOCH + timedelta(microseconds=micros), values))
         return rows
@@ -99,7 +99,7 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
         view: FeatureView,
         keys: Sequence[bytes | None],
         names: Sequence[str],
-    ) -> response.Answer:
+    ) -> feast_response.Answer:
         """Read, apply the TTL as of now, and turn into messages with their statuses."""
         read = self._read(config, view, keys, names)
         ttl = getattr(view, "ttl", None) or timedelta(0)
@@ -112,7 +112,7 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
         for name in names:
             array = flat(read.values[name])
             absent = read.absent.get(name)
-            statuses[name] = response.statuses(
+            statuses[name] = feast_response.statuses(
                 known if absent is None else known & ~absent,
                 fresh,
                 array.is_valid().to_numpy(zero_copy_only=False),
@@ -122,7 +122,7 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
                 message if usable_now else Value()
                 for message, usable_now in zip(messages, fresh, strict=True)
             ]
-        return response.Answer(event_us, known, values, statuses)
+        return feast_response.Answer(event_us, known, values, statuses)
 
     def _read_features_per_fv(
         self,
@@ -136,7 +136,7 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
     ) -> None:
         """Fill Feast's response with true statuses, which Feast's own builder does not know."""
         for view, requested in grouped_refs:
-            values = response.key_values(view, join_key_values, entity_name_to_join_key_map)
+            values = feast_response.key_values(view, join_key_values, entity_name_to_join_key_map)
             plan = plan_of(view)
             keys = pa.table(
                 {
@@ -145,7 +145,7 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
                 }
             )
             answer = self._answer(config, view, plan.codec.encode(keys), requested)
-            response.extend(
+            feast_response.extend(
                 online_features_response,
                 view,
                 requested,

@@ -18,10 +18,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.errors import InvalidKeysError, UnsupportedTypeError
-from featurestore.nested import canonical_type, fixed_array, fixed_bytes, join_pieces, pieces_of
-from featurestore.nested import width_of as _width_of
-from featurestore.rows import cast_array, flat
+from steadfeast.featurestore.errors import InvalidKeysError, UnsupportedTypeError
+from steadfeast.featurestore.rows.layout import cast_array, flat
+from steadfeast.featurestore.rows.values import (
+    canonical_type,
+    fixed_array,
+    fixed_bytes,
+    join_pieces,
+    pieces_of,
+)
+from steadfeast.featurestore.rows.values import width_of as _width_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

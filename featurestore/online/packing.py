@@ -1,7 +1,7 @@
 """A feature view's rows as `(key, row)` pairs and back; pure.
 
 Above `keys`, below `base`: what a batch holds is encoded, ordered and decoded here, stores keep
-the bytes. The order of rows is the total order of `featurestore.order`.
+the bytes. The order of rows is the total order of `featurestore.tables.total_order`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from featurestore.errors import CorruptRowError, InvalidBatchError, NotFoundError
-from featurestore.online.keys import KeyCodec, key_hash
-from featurestore.order import canonical_bytes
-from featurestore.rows import (
+from steadfeast.featurestore.definitions.plan import arrow_type
+from steadfeast.featurestore.errors import CorruptRowError, InvalidBatchError, NotFoundError
+from steadfeast.featurestore.online.keys import KeyCodec, key_hash
+from steadfeast.featurestore.rows.layout import (
     HEADER_BYTES,
     NO_TIME,
     ORDER_BYTES,
@@ -31,7 +31,7 @@ from featurestore.rows import (
     order_of,
     sound,
 )
-from featurestore.service import arrow_type
+from steadfeast.featurestore.tables.total_order import canonical_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

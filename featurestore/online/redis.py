@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import NonNegativeInt, PositiveFloat, SecretStr
 
-from featurestore.errors import MissingExtraError, StoreUnavailableError
-from featurestore.online.base import PackedOnlineStore
-from featurestore.online.packing import Layouts, StoredLayout, supersedes
-from featurestore.rows import ORDER_BYTES, Layout
+from steadfeast.featurestore.errors import MissingExtraError, StoreUnavailableError
+from steadfeast.featurestore.online.base import PackedOnlineStore
+from steadfeast.featurestore.online.packing import Layouts, StoredLayout, supersedes
+from steadfeast.featurestore.rows.layout import ORDER_BYTES, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -91,7 +91,7 @@ class RedisOnlineStoreConfig(FeastConfigBaseModel):
             Repeating a write does no harm.
     """
 
-    type: Literal["featurestore.online.RedisOnlineStore"] = "featurestore.online.RedisOnlineStore"
+    type: Literal["steadfeast.RedisOnlineStore"] = "steadfeast.RedisOnlineStore"
     url: SecretStr = SecretStr("redis://localhost:6379/0")
     cluster: bool = False
     username: str | None = None

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Literal
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import PositiveFloat  # noqa: TC002 - pydantic reads the annotations
 
-from featurestore.errors import StoreUnavailableError
-from featurestore.online.base import PackedOnlineStore
-from featurestore.online.packing import Layouts, StoredLayout, supersedes
-from featurestore.rows import ORDER_BYTES, Layout
+from steadfeast.featurestore.errors import StoreUnavailableError
+from steadfeast.featurestore.online.base import PackedOnlineStore
+from steadfeast.featurestore.online.packing import Layouts, StoredLayout, supersedes
+from steadfeast.featurestore.rows.layout import ORDER_BYTES, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ class SQLiteOnlineStoreConfig(FeastConfigBaseModel):
         timeout_seconds: How long a write waits for another process's write.
     """
 
-    type: Literal["featurestore.online.SQLiteOnlineStore"] = "featurestore.online.SQLiteOnlineStore"
+    type: Literal["steadfeast.SQLiteOnlineStore"] = "steadfeast.SQLiteOnlineStore"
     path: str = "data/online.db"
     timeout_seconds: PositiveFloat = 30.0
 

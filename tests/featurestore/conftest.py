@@ -18,13 +18,13 @@ import pytest
 import redis
 from feast.repo_config import RepoConfig
 
-from featurestore import Store
-from featurestore.online import RedisOnlineStore, SQLiteOnlineStore
+from steadfeast import Store
+from steadfeast.featurestore.online import RedisOnlineStore, SQLiteOnlineStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from featurestore.online import PackedOnlineStore
+    from steadfeast.featurestore.online import PackedOnlineStore
 
 STORES = (
     "sqlite",
@@ -114,10 +114,10 @@ def online_options(kind: str, request: pytest.FixtureRequest, folder: Path) -> d
     """Return section `online_store` for a store of `kind`."""
     if kind == "sqlite":
         path = str(folder / "online.db")
-        return {"type": "featurestore.online.SQLiteOnlineStore", "path": path}
+        return {"type": "steadfeast.SQLiteOnlineStore", "path": path}
     port = request.getfixturevalue("redis_port" if kind == "redis" else "cluster_port")
     return {
-        "type": "featurestore.online.RedisOnlineStore",
+        "type": "steadfeast.RedisOnlineStore",
         "url": f"redis://127.0.0.1:{port}",
         "cluster": kind == "cluster",
     }

@@ -14,7 +14,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from featurestore import Store, cli
+from steadfeast import Store
+from steadfeast.featurestore import cli
 
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
 
@@ -101,7 +102,7 @@ def test_a_change_under_a_live_model_is_said_and_asked_about(stocked, run):
         assert store.live_changes() == {}
 
 
-STEADFEAST = [sys.executable, "-m", "featurestore.cli"]
+STEADFEAST = [sys.executable, "-m", "steadfeast.featurestore.cli"]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_what_the_user_can_put_right_is_one_message_and_code_2(
 
 def test_help_comes_without_feast_and_teaches_by_example():
     code = (
-        "import sys; from featurestore import cli\n"
+        "import sys; from steadfeast.featurestore import cli\n"
         "sys.argv = ['steadfeast', 'store', 'materialize', '--help']\n"
         "try: cli.main()\n"
         "except SystemExit: pass\n"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import monitor.config
-import pipeline.config
-from featurestore.config import StoreConfig, load_section
-from featurestore.errors import ConfigError
+from steadfeast.featurestore.config import StoreConfig, load_section
+from steadfeast.featurestore.errors import ConfigError
+from steadfeast.monitor.config import schema as monitor_config
+from steadfeast.pipeline import config as pipeline_config
 
 FLIGHTS = Path(__file__).resolve().parents[2] / "feature_repo" / "steadfeast.yaml"
 STEADFEAST = Path(sys.executable).parent / "steadfeast"
@@ -24,8 +24,8 @@ COMMANDS = {
 }
 LOADERS = {
     "store": lambda path: load_section(path, "store", StoreConfig),
-    "monitor": monitor.config.load,
-    "pipeline": pipeline.config.load,
+    "monitor": monitor_config.load,
+    "pipeline": pipeline_config.load,
 }
 
 
@@ -108,7 +108,7 @@ def test_durations_and_paths_and_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("STEADFEAST_MONITOR_GRPC", "127.0.0.1:1234")
     monkeypatch.delenv("STEADFEAST_MONITOR_HTTP", raising=False)
     path = changed(tmp_path, "cooldown: 28d", "cooldown: 1.5h")
-    daemon, store = monitor.config.load(path)
+    daemon, store = monitor_config.load(path)
     assert daemon.monitors["late_arrival"].cooldown == timedelta(minutes=90)
     assert daemon.tick == timedelta(milliseconds=200)
     assert (daemon.grpc, daemon.http) == ("127.0.0.1:1234", "127.0.0.1:9464")

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featurestore import Store
-from featurestore.errors import (
+from steadfeast import Store
+from steadfeast.featurestore.errors import (
     ConfigError,
     ContractMismatchError,
     DefinitionsError,

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import prometheus_world as world
 import pyarrow as pa
 import pytest
 from prometheus_client import start_http_server
 
-from featurestore import OnlineFeatures, edge
+from steadfeast import OnlineFeatures
+from steadfeast.featurestore.server import metrics
+from support import prometheus_world as world
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from types import ModuleType
 
-    from prometheus_world import Prometheus
-
-    from monitor.state import State
+    from steadfeast.monitor.ledger.state import State
+    from support.prometheus_world import Prometheus
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,7 +58,7 @@ def prometheus(
     scraping: Callable[[str], AbstractContextManager[Prometheus]],
 ) -> Iterator[Prometheus]:
     """Give a Prometheus that has scraped a daemon in trouble and a serving edge a few times."""
-    figures = edge.Figures()
+    figures = metrics.Figures()
     found = np.array([1, 3], np.uint8)  # one value present, one not found
     answer = OnlineFeatures(pa.table({"origin": ["EWR", "JFK"]}), {"temp": found}, {}, "")
     with figures.request("http", "late_arrival"):

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
-import monitor_world as world
 import pytest
 import yaml
+
+from support import monitor_world as world
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

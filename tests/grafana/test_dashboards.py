@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from featurestore import edge
-from monitor.metrics import METRICS, SAMPLES
+from steadfeast.featurestore.server import metrics
+from steadfeast.monitor.exporter.metrics import METRICS, SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ VARIABLES = {
     "$__rate_interval": "1m",
 }
 MOST_SERIES = 100
-SERVING = {edge.REQUESTS, edge.ROWS, edge.VALUES, f"{edge.DURATION}_bucket"}
+SERVING = {metrics.REQUESTS, metrics.ROWS, metrics.VALUES, f"{metrics.DURATION}_bucket"}
 """What the serving edges export; a process of its own, with names of its own."""
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from monitor.metrics import SAMPLES
+from steadfeast.monitor.exporter.metrics import SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

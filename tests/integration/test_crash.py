@@ -10,22 +10,18 @@ import random
 import resource
 import shutil
 import subprocess
-import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "monitor"))
-
-import monitor_world as world
-from monitor_world import DAY, START, Daemon, Pipeline, PipelineServer
-
-from protos.steadfeast.v1 import pipeline_pb2 as pb
+from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
+from support import monitor_world as world
+from support.monitor_world import DAY, START, Daemon, Pipeline, PipelineServer
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from collections.abc import Callable
 
 SERVED_FROM = START + 40 * DAY

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -21,12 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "monitor"))
-
-import monitor_world as world
-from monitor_world import DAY, PER_DAY, START, TS, Daemon
+from support import monitor_world as world
+from support.monitor_world import DAY, PER_DAY, START, TS, Daemon
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from collections.abc import Callable
 
 TRAINED, DAYS, DRIFT_FROM = 21, 5, 3

@@ -15,15 +15,15 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from boards_world import panels, rules
-from demo_world import ROOT, Told, steadfeast, tell
-from prometheus_world import scraping
 from sklearn.metrics import roc_auc_score
 
 from demo.__main__ import edge, servers
 from demo.processes import free_addresses
 from demo.replay import REQUEST_COLUMNS
-from monitor.metrics import AUDIT_AT, AUDIT_CELLS, SPARSE
+from steadfeast.monitor.exporter.metrics import AUDIT_AT, AUDIT_CELLS, SPARSE
+from support.boards_world import panels, rules
+from support.demo_world import ROOT, Told, steadfeast, tell
+from support.prometheus_world import scraping
 
 SHARE = 0.35
 OF_THE_DATA = {"SteadfeastDriftEpisode", "SteadfeastPerformanceDrop", "SteadfeastDataIncident",

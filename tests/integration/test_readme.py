@@ -13,12 +13,13 @@ from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 
-import monitor_world as world
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from demo_world import ROOT, steadfeast
-from monitor_world import DAY, START
+
+from support import monitor_world as world
+from support.demo_world import ROOT, steadfeast
+from support.monitor_world import DAY, START
 
 README = (ROOT / "README.md").read_text()
 SNIPPETS = dict(re.findall(r"<!-- snippet: (\S+) -->\n```\w+\n(.*?)```\n", README, re.DOTALL))
@@ -66,7 +67,7 @@ def repo(tmp_path_factory):
 
 def test_training_and_serving_give_the_same_values(repo, monkeypatch):
     """The snippet trains and serves, and both say what the source says."""
-    from featurestore import Store  # noqa: PLC0415 - Feast takes seconds
+    from steadfeast import Store  # noqa: PLC0415 - Feast takes seconds
 
     monkeypatch.chdir(repo)
     entities = pa.table(
@@ -148,7 +149,9 @@ class Printed(StringIO):
 
 def test_receiving_an_alert(daemon):
     """The snippet prints the alerts in their order: the episode, the trigger, the run."""
-    head = "import grpc\nfrom protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc\n"
+    head = (
+        "import grpc\nfrom steadfeast.protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc\n"
+    )
     printed = Printed()
     with redirect_stdout(printed), pytest.raises(EnoughError):
         exec(head + addressed("alerts.py", daemon), {})  # noqa: S102 - that is the test

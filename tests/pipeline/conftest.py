@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-import featurestore
-from pipeline.config import load
-from pipeline.registry import Registry
-from pipeline.retrain import Retrain
-from pipeline.runs import RunQueue
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import shop_world as world
+from steadfeast import featurestore
+from steadfeast.pipeline.config import load
+from steadfeast.pipeline.queue import RunQueue
+from steadfeast.pipeline.registry.registry import Registry
+from steadfeast.pipeline.training.retrain import Retrain
+from support import shop_world as world
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from collections.abc import Iterator
     from datetime import datetime
 
-    from protos.steadfeast.v1 import pipeline_pb2 as pb
+    from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shop_world import at, trigger
 
-from featurestore.errors import NotFoundError
-from pipeline.runs import (
+from steadfeast.featurestore.errors import NotFoundError
+from steadfeast.pipeline.queue import (
     ENDED,
     MAX_STARTS,
     QueueFormatError,
@@ -25,7 +24,8 @@ from pipeline.runs import (
     canonical,
     worker_lock,
 )
-from protos.steadfeast.v1 import pipeline_pb2 as pb
+from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
+from support.shop_world import at, trigger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -212,7 +212,7 @@ def test_events_count_up_and_the_last_one_is_the_run(tmp_path_factory, names):
 
 def test_only_one_process_is_the_worker_and_its_end_frees_the_lock(tmp_path: Path):
     program = (
-        "import sys; from pathlib import Path; from pipeline.runs import worker_lock\n"
+        "import sys; from pathlib import Path; from steadfeast.pipeline.queue import worker_lock\n"
         "with worker_lock(Path(sys.argv[1])) as mine:\n"
         "    print(mine, flush=True); sys.stdin.read()"
     )

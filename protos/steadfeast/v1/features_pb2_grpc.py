@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from protos.steadfeast.v1 import features_pb2 as protos_dot_steadfeast_dot_v1_dot_features__pb2
+from steadfeast.protos.steadfeast.v1 import features_pb2 as steadfeast_dot_v1_dot_features__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in protos/steadfeast/v1/features_pb2_grpc.py depends on'
+        + ' but the generated code in steadfeast/v1/features_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,8 +36,8 @@ class FeatureServiceStub:
         """
         self.GetFeatures = channel.unary_unary(
                 '/steadfeast.v1.FeatureService/GetFeatures',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_features__pb2.GetFeaturesRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_features__pb2.GetFeaturesResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_features__pb2.GetFeaturesRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_features__pb2.GetFeaturesResponse.FromString,
                 _registered_method=True)
 
 
@@ -58,8 +58,8 @@ def add_FeatureServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetFeatures': grpc.unary_unary_rpc_method_handler(
                     servicer.GetFeatures,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_features__pb2.GetFeaturesRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_features__pb2.GetFeaturesResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_features__pb2.GetFeaturesRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_features__pb2.GetFeaturesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,8 +87,8 @@ class FeatureService:
             request,
             target,
             '/steadfeast.v1.FeatureService/GetFeatures',
-            protos_dot_steadfeast_dot_v1_dot_features__pb2.GetFeaturesRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_features__pb2.GetFeaturesResponse.FromString,
+            steadfeast_dot_v1_dot_features__pb2.GetFeaturesRequest.SerializeToString,
+            steadfeast_dot_v1_dot_features__pb2.GetFeaturesResponse.FromString,
             options,
             channel_credentials,
             insecure,

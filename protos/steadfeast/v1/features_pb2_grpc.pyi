@@ -5,7 +5,7 @@ Features at request time, column by column."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from protos.steadfeast.v1 import features_pb2 as _features_pb2
+from steadfeast.protos.steadfeast.v1 import features_pb2 as _features_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from protos.steadfeast.v1 import monitor_pb2 as protos_dot_steadfeast_dot_v1_dot_monitor__pb2
+from steadfeast.protos.steadfeast.v1 import monitor_pb2 as steadfeast_dot_v1_dot_monitor__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in protos/steadfeast/v1/monitor_pb2_grpc.py depends on'
+        + ' but the generated code in steadfeast/v1/monitor_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,48 +36,48 @@ class MonitorServiceStub:
         """
         self.WatchAlerts = channel.unary_stream(
                 '/steadfeast.v1.MonitorService/WatchAlerts',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.WatchAlertsRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.WatchAlertsResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_monitor__pb2.WatchAlertsRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_monitor__pb2.WatchAlertsResponse.FromString,
                 _registered_method=True)
         self.ListAlerts = channel.unary_unary(
                 '/steadfeast.v1.MonitorService/ListAlerts',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAlertsRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAlertsResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_monitor__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_monitor__pb2.ListAlertsResponse.FromString,
                 _registered_method=True)
         self.Acknowledge = channel.unary_unary(
                 '/steadfeast.v1.MonitorService/Acknowledge',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.AcknowledgeRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.AcknowledgeResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_monitor__pb2.AcknowledgeRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_monitor__pb2.AcknowledgeResponse.FromString,
                 _registered_method=True)
         self.DecideTrigger = channel.unary_unary(
                 '/steadfeast.v1.MonitorService/DecideTrigger',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerResponse.FromString,
                 _registered_method=True)
         self.ResendTrigger = channel.unary_unary(
                 '/steadfeast.v1.MonitorService/ResendTrigger',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerResponse.FromString,
                 _registered_method=True)
         self.ListTriggers = channel.unary_unary(
                 '/steadfeast.v1.MonitorService/ListTriggers',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_monitor__pb2.ListTriggersRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_monitor__pb2.ListTriggersResponse.FromString,
                 _registered_method=True)
         self.ListAudit = channel.unary_unary(
                 '/steadfeast.v1.MonitorService/ListAudit',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAuditRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAuditResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_monitor__pb2.ListAuditRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_monitor__pb2.ListAuditResponse.FromString,
                 _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/steadfeast.v1.MonitorService/GetStatus',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.GetStatusRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.GetStatusResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_monitor__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_monitor__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
         self.Evaluate = channel.unary_unary(
                 '/steadfeast.v1.MonitorService/Evaluate',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.EvaluateRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.EvaluateResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_monitor__pb2.EvaluateRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_monitor__pb2.EvaluateResponse.FromString,
                 _registered_method=True)
 
 
@@ -156,48 +156,48 @@ def add_MonitorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'WatchAlerts': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchAlerts,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.WatchAlertsRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.WatchAlertsResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_monitor__pb2.WatchAlertsRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_monitor__pb2.WatchAlertsResponse.SerializeToString,
             ),
             'ListAlerts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAlerts,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAlertsRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAlertsResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_monitor__pb2.ListAlertsRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_monitor__pb2.ListAlertsResponse.SerializeToString,
             ),
             'Acknowledge': grpc.unary_unary_rpc_method_handler(
                     servicer.Acknowledge,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.AcknowledgeRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.AcknowledgeResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_monitor__pb2.AcknowledgeRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_monitor__pb2.AcknowledgeResponse.SerializeToString,
             ),
             'DecideTrigger': grpc.unary_unary_rpc_method_handler(
                     servicer.DecideTrigger,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerResponse.SerializeToString,
             ),
             'ResendTrigger': grpc.unary_unary_rpc_method_handler(
                     servicer.ResendTrigger,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerResponse.SerializeToString,
             ),
             'ListTriggers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTriggers,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_monitor__pb2.ListTriggersRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_monitor__pb2.ListTriggersResponse.SerializeToString,
             ),
             'ListAudit': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAudit,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAuditRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAuditResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_monitor__pb2.ListAuditRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_monitor__pb2.ListAuditResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.GetStatusRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.GetStatusResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_monitor__pb2.GetStatusRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_monitor__pb2.GetStatusResponse.SerializeToString,
             ),
             'Evaluate': grpc.unary_unary_rpc_method_handler(
                     servicer.Evaluate,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.EvaluateRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_monitor__pb2.EvaluateResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_monitor__pb2.EvaluateRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_monitor__pb2.EvaluateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -225,8 +225,8 @@ class MonitorService:
             request,
             target,
             '/steadfeast.v1.MonitorService/WatchAlerts',
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.WatchAlertsRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.WatchAlertsResponse.FromString,
+            steadfeast_dot_v1_dot_monitor__pb2.WatchAlertsRequest.SerializeToString,
+            steadfeast_dot_v1_dot_monitor__pb2.WatchAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -252,8 +252,8 @@ class MonitorService:
             request,
             target,
             '/steadfeast.v1.MonitorService/ListAlerts',
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAlertsRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAlertsResponse.FromString,
+            steadfeast_dot_v1_dot_monitor__pb2.ListAlertsRequest.SerializeToString,
+            steadfeast_dot_v1_dot_monitor__pb2.ListAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -279,8 +279,8 @@ class MonitorService:
             request,
             target,
             '/steadfeast.v1.MonitorService/Acknowledge',
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.AcknowledgeRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.AcknowledgeResponse.FromString,
+            steadfeast_dot_v1_dot_monitor__pb2.AcknowledgeRequest.SerializeToString,
+            steadfeast_dot_v1_dot_monitor__pb2.AcknowledgeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -306,8 +306,8 @@ class MonitorService:
             request,
             target,
             '/steadfeast.v1.MonitorService/DecideTrigger',
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerResponse.FromString,
+            steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerRequest.SerializeToString,
+            steadfeast_dot_v1_dot_monitor__pb2.DecideTriggerResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -333,8 +333,8 @@ class MonitorService:
             request,
             target,
             '/steadfeast.v1.MonitorService/ResendTrigger',
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerResponse.FromString,
+            steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerRequest.SerializeToString,
+            steadfeast_dot_v1_dot_monitor__pb2.ResendTriggerResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -360,8 +360,8 @@ class MonitorService:
             request,
             target,
             '/steadfeast.v1.MonitorService/ListTriggers',
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListTriggersResponse.FromString,
+            steadfeast_dot_v1_dot_monitor__pb2.ListTriggersRequest.SerializeToString,
+            steadfeast_dot_v1_dot_monitor__pb2.ListTriggersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -387,8 +387,8 @@ class MonitorService:
             request,
             target,
             '/steadfeast.v1.MonitorService/ListAudit',
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAuditRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.ListAuditResponse.FromString,
+            steadfeast_dot_v1_dot_monitor__pb2.ListAuditRequest.SerializeToString,
+            steadfeast_dot_v1_dot_monitor__pb2.ListAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -414,8 +414,8 @@ class MonitorService:
             request,
             target,
             '/steadfeast.v1.MonitorService/GetStatus',
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.GetStatusRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.GetStatusResponse.FromString,
+            steadfeast_dot_v1_dot_monitor__pb2.GetStatusRequest.SerializeToString,
+            steadfeast_dot_v1_dot_monitor__pb2.GetStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -441,8 +441,8 @@ class MonitorService:
             request,
             target,
             '/steadfeast.v1.MonitorService/Evaluate',
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.EvaluateRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_monitor__pb2.EvaluateResponse.FromString,
+            steadfeast_dot_v1_dot_monitor__pb2.EvaluateRequest.SerializeToString,
+            steadfeast_dot_v1_dot_monitor__pb2.EvaluateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,7 +5,7 @@ What the monitor daemon tells and is told."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from protos.steadfeast.v1 import monitor_pb2 as _monitor_pb2
+from steadfeast.protos.steadfeast.v1 import monitor_pb2 as _monitor_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys

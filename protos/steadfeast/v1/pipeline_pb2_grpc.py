@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from protos.steadfeast.v1 import pipeline_pb2 as protos_dot_steadfeast_dot_v1_dot_pipeline__pb2
+from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as steadfeast_dot_v1_dot_pipeline__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in protos/steadfeast/v1/pipeline_pb2_grpc.py depends on'
+        + ' but the generated code in steadfeast/v1/pipeline_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,28 +36,28 @@ class PipelineServiceStub:
         """
         self.TriggerRetrain = channel.unary_unary(
                 '/steadfeast.v1.PipelineService/TriggerRetrain',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.TriggerRetrainRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.TriggerRetrainResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_pipeline__pb2.TriggerRetrainRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.TriggerRetrainResponse.FromString,
                 _registered_method=True)
         self.GetRun = channel.unary_unary(
                 '/steadfeast.v1.PipelineService/GetRun',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.GetRunRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.GetRunResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_pipeline__pb2.GetRunRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.GetRunResponse.FromString,
                 _registered_method=True)
         self.ListRuns = channel.unary_unary(
                 '/steadfeast.v1.PipelineService/ListRuns',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.ListRunsRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.ListRunsResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_pipeline__pb2.ListRunsRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.ListRunsResponse.FromString,
                 _registered_method=True)
         self.WatchRun = channel.unary_stream(
                 '/steadfeast.v1.PipelineService/WatchRun',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.WatchRunRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.WatchRunResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_pipeline__pb2.WatchRunRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.WatchRunResponse.FromString,
                 _registered_method=True)
         self.CancelRun = channel.unary_unary(
                 '/steadfeast.v1.PipelineService/CancelRun',
-                request_serializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.CancelRunRequest.SerializeToString,
-                response_deserializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.CancelRunResponse.FromString,
+                request_serializer=steadfeast_dot_v1_dot_pipeline__pb2.CancelRunRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
 
 
@@ -110,28 +110,28 @@ def add_PipelineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'TriggerRetrain': grpc.unary_unary_rpc_method_handler(
                     servicer.TriggerRetrain,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.TriggerRetrainRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.TriggerRetrainResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.TriggerRetrainRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_pipeline__pb2.TriggerRetrainResponse.SerializeToString,
             ),
             'GetRun': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRun,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.GetRunRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.GetRunResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.GetRunRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_pipeline__pb2.GetRunResponse.SerializeToString,
             ),
             'ListRuns': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRuns,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.ListRunsRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.ListRunsResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.ListRunsRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_pipeline__pb2.ListRunsResponse.SerializeToString,
             ),
             'WatchRun': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRun,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.WatchRunRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.WatchRunResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.WatchRunRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_pipeline__pb2.WatchRunResponse.SerializeToString,
             ),
             'CancelRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelRun,
-                    request_deserializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.CancelRunRequest.FromString,
-                    response_serializer=protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.CancelRunResponse.SerializeToString,
+                    request_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.CancelRunRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_pipeline__pb2.CancelRunResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -159,8 +159,8 @@ class PipelineService:
             request,
             target,
             '/steadfeast.v1.PipelineService/TriggerRetrain',
-            protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.TriggerRetrainRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.TriggerRetrainResponse.FromString,
+            steadfeast_dot_v1_dot_pipeline__pb2.TriggerRetrainRequest.SerializeToString,
+            steadfeast_dot_v1_dot_pipeline__pb2.TriggerRetrainResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -186,8 +186,8 @@ class PipelineService:
             request,
             target,
             '/steadfeast.v1.PipelineService/GetRun',
-            protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.GetRunRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.GetRunResponse.FromString,
+            steadfeast_dot_v1_dot_pipeline__pb2.GetRunRequest.SerializeToString,
+            steadfeast_dot_v1_dot_pipeline__pb2.GetRunResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -213,8 +213,8 @@ class PipelineService:
             request,
             target,
             '/steadfeast.v1.PipelineService/ListRuns',
-            protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.ListRunsRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.ListRunsResponse.FromString,
+            steadfeast_dot_v1_dot_pipeline__pb2.ListRunsRequest.SerializeToString,
+            steadfeast_dot_v1_dot_pipeline__pb2.ListRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -240,8 +240,8 @@ class PipelineService:
             request,
             target,
             '/steadfeast.v1.PipelineService/WatchRun',
-            protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.WatchRunRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.WatchRunResponse.FromString,
+            steadfeast_dot_v1_dot_pipeline__pb2.WatchRunRequest.SerializeToString,
+            steadfeast_dot_v1_dot_pipeline__pb2.WatchRunResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -267,8 +267,8 @@ class PipelineService:
             request,
             target,
             '/steadfeast.v1.PipelineService/CancelRun',
-            protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.CancelRunRequest.SerializeToString,
-            protos_dot_steadfeast_dot_v1_dot_pipeline__pb2.CancelRunResponse.FromString,
+            steadfeast_dot_v1_dot_pipeline__pb2.CancelRunRequest.SerializeToString,
+            steadfeast_dot_v1_dot_pipeline__pb2.CancelRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

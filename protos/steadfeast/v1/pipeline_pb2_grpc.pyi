@@ -10,7 +10,7 @@ may stand in its place.
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from protos.steadfeast.v1 import pipeline_pb2 as _pipeline_pb2
+from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as _pipeline_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -21,12 +19,11 @@ from feast.types import Float64, PrimitiveFeastType
 from feast.value_type import ValueType
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from collections.abc import Callable, Iterator, Sequence
     from datetime import timedelta
 
-OURS = "featurestore.offline.DuckDBOfflineStore"
-
-sys.path.insert(0, str(Path(__file__).parent))  # for offline_oracle
+OURS = "steadfeast.DuckDBOfflineStore"
 
 
 @dataclass

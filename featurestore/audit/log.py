@@ -1,0 +1,172 @@
+"""What the served log says of itself: I4, I9 and I11, with nothing joined or replayed.
+
+Above `report` and `logfiles`, below `audit`. I4 and I9 are one pass of DuckDB over the columns that
+they need; where the log says nothing of them, as where no model is named, there is no such check.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from steadfeast.featurestore.audit.report import EXAMPLES, Check, Redactor
+from steadfeast.featurestore.definitions.plan import personal_columns
+from steadfeast.featurestore.offline.session import session
+from steadfeast.featurestore.served_log.files import Lineage, Run
+from steadfeast.featurestore.tables.sql import identifier, parquet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from steadfeast.featurestore.audit.served import Replayed, Window
+    from steadfeast.featurestore.definitions.plan import StoredView
+
+_IN_FLIGHT_US = 60_000_000
+"""Requests so close to each other may be logged in another order than they were read in."""
+
+
+def log_is_complete(
+    service: str, files: Mapping[Path, Lineage], collected: Sequence[Run] = ()
+) -> Check:
+    """I11: each writer's files, in order, hold all rows that it says it logged.
+
+    What was collected on purpose counts as there: it was, and was remembered.
+    """
+    writers: dict[str, list[tuple[Lineage, str]]] = {}
+    lost = 0
+    examples: list[dict[str, Any]] = []
+    for run in collected:
+        told = Lineage(run.writer, run.first, run.rows, run.rows, run.before, 0)
+        writers.setdefault(run.writer, []).append((told, ""))
+    for path, told in files.items():
+        if any(r.writer == told.writer and r.first <= told.number <= r.last for r in collected):
+            continue  # a collection that was cut short left it
+        if told.said != told.holds:
+            lost += abs(told.said - told.holds)
+            examples.append({"file": path.name, "said": told.said, "holds": told.holds})
+        writers.setdefault(told.writer, []).append((told, path.name))
+    for pieces in writers.values():
+        expected = 0
+        for told, name in sorted(pieces, key=lambda piece: piece[0].number):
+            if told.before != expected:
+                gone = told.before - expected
+                lost += gone
+                examples.append({"before": name, "file_number": told.number, "lost": gone})
+            expected = told.before + told.said
+    dropped = sum(told.dropped for told in files.values())
+    notes = [f"{dropped} more were dropped and counted"] if dropped else []
+    if collected:
+        notes.append(f"{sum(run.rows for run in collected)} more were collected")
+    rows = sum(told.holds for told in files.values())
+    return Check(
+        "I11",
+        service,
+        rows,
+        {"lost": lost} if lost else {},
+        examples[:EXAMPLES],
+        "; ".join(notes) if files or collected else "nothing was logged",
+    )
+
+
+def one_contract_each(
+    store: Replayed, service: str, files: Sequence[Path], window: Window
+) -> Check | None:
+    """I4: a version of a model was served under one contract; None where no model is named."""
+    with session(store.feast.config) as connection:
+        found = connection.execute(
+            f"""SELECT model, model_version, contract, count(*), min(request_time)
+            FROM {_scan(files)} WHERE model <> '' AND {_within(window)}
+            GROUP BY ALL ORDER BY model, model_version, count(*) DESC, contract"""
+        ).fetchall()
+    most: dict[tuple[str, str], str] = {}
+    rows = mixed = 0
+    examples = []
+    for model, version, contract, count, since in found:
+        rows += count
+        if most.setdefault((model, version), contract) == contract:
+            continue
+        mixed += count
+        told = {"kind": "mixed", "model": model, "version": version, "since": since}
+        told |= {"contract": contract, "mostly": most[model, version], "rows": count}
+        examples.append(told)
+    mismatches = {"mixed": mixed} if mixed else {}
+    return Check("I4", service, rows, mismatches, examples[:EXAMPLES]) if rows else None
+
+
+def never_back(
+    store: Replayed,
+    service: str,
+    view: StoredView,
+    files: Mapping[Path, Lineage],
+    window: Window,
+    redactor: Redactor,
+) -> Check | None:
+    """I9: no key of a view was served an older row after a newer one; None without any row.
+
+    Told from the order in which each writer logged its requests. Left out are requests for a
+    time before that of an earlier one, and what is in flight together.
+    """
+    order = pa.table(
+        {
+            "filename": [str(path) for path in files],
+            "writer": [told.writer for told in files.values()],
+            "number": [told.number for told in files.values()],
+        }
+    )
+    keys = [identifier(column) for column in view.keys.values()]
+    event = identifier(f"{view.name}__event_timestamp")
+    by = ", ".join(["writer", "contract", *keys])
+    with session(store.feast.config) as connection:
+        connection.register("written", order)
+        relation = connection.sql(
+            f"""WITH logged AS (SELECT writer, contract, request_id, request_time, {event} AS event,
+                epoch_us(request_time) AS t, max(request_time) OVER (
+                    PARTITION BY writer ORDER BY number, file_row_number) AS latest
+                {"".join(f", {key}" for key in keys)}
+                FROM {_scan(list(files), places=True)} JOIN written USING (filename)
+                WHERE {_within(window)}),
+            judged AS (SELECT *, max(event) OVER (PARTITION BY {by} ORDER BY t RANGE BETWEEN
+                UNBOUNDED PRECEDING AND {_IN_FLIGHT_US} PRECEDING) AS best
+                FROM logged WHERE request_time = latest AND event IS NOT NULL)
+            SELECT count(*) AS rows, count(*) FILTER (WHERE event < best) AS back,
+            min_by({{'request_id': request_id, 'request_time': request_time, 'event': event,
+                'best': best{"".join(f", 'k{i}': {key}" for i, key in enumerate(keys))}}},
+                request_time, {EXAMPLES}) FILTER (WHERE event < best) AS worst FROM judged"""
+        )
+        rows, back, worst = relation.fetchall()[0]
+    if not rows:
+        return None
+    personal = personal_columns(store.bundle(service).plan)
+    examples = [
+        {
+            "kind": "went back",
+            "request_id": one["request_id"],
+            "request_time": one["request_time"],
+            "key": {
+                column: redactor.show(one[f"k{i}"], personal=column in personal)
+                for i, column in enumerate(view.keys.values())
+            },
+            "served_event_time": one["event"],
+            "served_before": one["best"],
+        }
+        for one in worst or ()
+    ]
+    return Check("I9", view.name, rows, {"went back": back} if back else {}, examples)
+
+
+def _scan(files: Sequence[Path], *, places: bool = False) -> str:
+    scan = parquet([str(path) for path in files])
+    united = ", union_by_name=true" if len(files) == 1 else ""
+    more = ", filename=true, file_row_number=true" if places else ""
+    return scan[:-1] + united + more + ")"
+
+
+def _within(window: Window) -> str:
+    bounds = [
+        f"request_time {sign} '{bound.isoformat()}'::TIMESTAMPTZ"
+        for sign, bound in zip((">=", "<"), window, strict=True)
+        if bound is not None
+    ]
+    return " AND ".join(bounds) or "true"

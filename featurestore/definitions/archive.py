@@ -1,0 +1,72 @@
+"""Definitions as they stood when a contract was applied, kept so that they can run again.
+
+Above `definitions`, below `catalog`. One ZIP per contract holds Feast's registry and the Python
+files of the repo. What comes out of it is trusted only after the contract that is worked out from
+it is the one asked for: a library of another version, or a helper outside the repo that changed,
+makes another contract and is refused by whoever asked.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import weakref
+import zipfile
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING
+
+from feast import FeatureStore
+from feast.repo_operations import get_repo_files
+
+from steadfeast.featurestore.tables.hashing import write_whole
+
+if TYPE_CHECKING:
+    from feast import RepoConfig
+
+_REGISTRY, _CODE = "registry.pb", "code"
+
+
+def keep(path: Path, feast: FeatureStore, repo: Path) -> None:
+    """Write the registry that `feast` sees and the Python files under `repo` to `path`.
+
+    The first of equals stays: a contract that is there already is not written again.
+    """
+    if path.exists():
+        return
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(_REGISTRY, feast.registry.proto().SerializeToString())
+        for file in _python(repo):
+            archive.write(file, f"{_CODE}/{file.relative_to(repo).as_posix()}")
+    write_whole(path, held.getvalue())
+
+
+def _python(repo: Path) -> list[Path]:
+    """Return the files that Feast would read, and what makes packages of their folders."""
+    files = {Path(file) for file in get_repo_files(repo)}
+    files = {file for file in files if file.is_relative_to(repo)}
+    packages = {folder / "__init__.py" for file in files for folder in file.parents}
+    return sorted(files | {file for file in packages if file.is_file() and file.parent != repo})
+
+
+class Kept:
+    """What `keep` wrote, unpacked to a folder that lives as long as this object.
+
+    Attributes:
+        feast: A store with the registry of then, and the repo folder and stores of now.
+        code: Folder of the Python files of then.
+    """
+
+    def __init__(self, path: Path, config: RepoConfig) -> None:
+        folder = mkdtemp(prefix="steadfeast-kept-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # also at exit
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+        self.code = Path(folder).resolve() / _CODE
+        self.code.mkdir(exist_ok=True)
+        aside = config.model_copy()
+        registry = str(Path(folder) / _REGISTRY)
+        aside.registry_config = {"registry_type": "file", "path": registry, "cache_ttl_seconds": 0}
+        aside._registry = None  # noqa: SLF001 - where Feast keeps what it made of the above
+        self.feast = FeatureStore(config=aside)

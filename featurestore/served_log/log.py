@@ -1,0 +1,422 @@
+"""Vectors that were served, and the log of every one of them.
+
+Above `logfiles`; imports no Feast, so that what only reads the log starts at once. The hot path
+pays for one list append: a thread of the log's own, alive while rows wait, does the Arrow work, for
+all that wait at once, and writes each file by rename, so that a reader sees all of it or nothing.
+
+When `rows_waiting` rows of a service wait, because the disk is slower than the requests, the
+policy decides: "block" makes requests wait, "drop" leaves their vectors out and counts them. Each
+file carries its writer, its number, what that writer logged before it and what it dropped, so
+that a lost file or row shows, and a dropped one is told from it.
+
+What a crash loses, kill -9 included, is what was not on disk yet: vectors of the last
+`flush_seconds` and of the write under way, never more than `rows_waiting` of a service. `flush`
+and `Store.close` leave nothing to lose.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import chain, groupby
+from threading import Condition, RLock, Thread
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from steadfeast.featurestore.errors import LogUnavailableError
+from steadfeast.featurestore.rows.layout import TIMESTAMP
+from steadfeast.featurestore.served_log.files import Listing, Run, collected, microseconds, write
+from steadfeast.featurestore.serving.features import settled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from steadfeast.featurestore.serving.features import OnlineFeatures
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_RETRY_SECONDS = 1.0
+
+LABELS = pa.schema([("request_id", pa.string()), ("label", pa.float64()), ("known_at", TIMESTAMP)])
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What one log has taken in since it was opened.
+
+    Attributes:
+        requests: Calls of `append`.
+        rows: Vectors given to it.
+        written: Vectors that are on disk.
+        dropped: Vectors left out because too many waited. After `flush`, `rows` is `written`
+            plus `dropped`.
+    """
+
+    requests: int = 0
+    rows: int = 0
+    written: int = 0
+    dropped: int = 0
+
+
+@dataclass(slots=True)
+class _Buffer:
+    """One service's vectors or labels that are not on disk yet.
+
+    `waiting` counts what is being written, too. `lost` is one item that was dropped, whose columns
+    a file without rows takes; `gap` the times of what was.
+    """
+
+    items: list[Any] = field(default_factory=list)
+    waiting: int = 0
+    since: float = 0.0
+    requests: int = 0
+    rows: int = 0
+    written: int = 0
+    files: int = 0
+    dropped: int = 0
+    told: int = 0
+    lost: Any = None
+    gap: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    features: OnlineFeatures
+    request_ids: Sequence[str] | pa.Array | pa.ChunkedArray
+    request_time: int
+    model: str
+    model_version: str
+    predictions: Any
+
+    @property
+    def num_rows(self) -> int:
+        rows: int = self.features.rows
+        return rows
+
+
+_Key = tuple[Literal["served", "labels"], str]
+
+
+class ServedLog:
+    """Logs served vectors and their labels under one folder.
+
+    Safe to share between threads. One process may write while others read and write.
+
+    Args:
+        root: Folder that holds `served/` and `labels/`.
+        rows_per_file: When so many rows of one service wait, they are written.
+        rows_waiting: Rows of one service that may wait in memory.
+        flush_seconds: How long a row may wait.
+        when_full: What happens to a request that finds no room: it waits ("block"), or its
+            vectors are left out and counted ("drop"). Labels always wait.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        rows_per_file: int = 100_000,
+        rows_waiting: int = 400_000,
+        flush_seconds: float = 60.0,
+        when_full: Literal["block", "drop"] = "block",
+    ) -> None:
+        self._root, self._rows_per_file = root, rows_per_file
+        self._rows_waiting = max(rows_waiting, rows_per_file)
+        self._flush_seconds, self._when_full = flush_seconds, when_full
+        self._writer = uuid4().hex
+        self._lock, self._writing = RLock(), RLock()
+        self._changed = Condition(self._lock)
+        self._running = False
+        self._failure: OSError | None = None
+        self._buffers: defaultdict[_Key, _Buffer] = defaultdict(_Buffer)
+        self._listings: dict[_Key, Listing] = {}
+
+    def append(
+        self,
+        service: str,
+        features: OnlineFeatures,
+        *,
+        request_ids: Sequence[str] | pa.Array | pa.ChunkedArray,
+        request_time: datetime,
+        model: str = "",
+        model_version: str = "",
+        predictions: np.ndarray[Any, Any] | Sequence[float | None] | pa.Array | None = None,
+    ) -> None:
+        """Take in the vectors of one request; writes a file when enough rows wait.
+
+        Args:
+            service: The feature service that was read.
+            features: What was served.
+            request_ids: One per row, unique for good: labels refer to them.
+            request_time: The time that the features were read for.
+            model: Name of the model that used them.
+            model_version: Its version.
+            predictions: One per row, if there are any.
+
+        Raises:
+            LogUnavailableError: There is no room, and the disk takes nothing.
+        """
+        rows = features.rows
+        if len(request_ids) != rows or (predictions is not None and len(predictions) != rows):
+            raise ValueError(f"{rows} rows need as many request ids and predictions")
+        item = _Served(
+            features, request_ids, microseconds(request_time), model, model_version, predictions
+        )
+        self._take(("served", service), item, rows)
+
+    def append_labels(
+        self,
+        service: str,
+        request_ids: Sequence[str] | pa.Array | pa.ChunkedArray,
+        labels: Sequence[float] | np.ndarray[Any, Any] | pa.Array | pa.ChunkedArray,
+        known_at: datetime | pa.Array | pa.ChunkedArray,
+    ) -> None:
+        """Take in labels of earlier requests.
+
+        Args:
+            service: The feature service that was read.
+            request_ids: The requests, shape (n,).
+            labels: Their outcomes, shape (n,).
+            known_at: When they became known: one time, or n of them.
+        """
+        rows = len(request_ids)
+        if isinstance(known_at, datetime):
+            known_at = np.full(rows, microseconds(known_at), np.int64)
+        known_at = _column(known_at, TIMESTAMP)
+        table = pa.table(
+            [_column(request_ids, pa.string()), _column(labels, pa.float64()), known_at],
+            schema=LABELS,
+        )
+        if rows:
+            self._take(("labels", service), table, rows)
+
+    def flush(self) -> None:
+        """Write everything that waits.
+
+        Raises:
+            OSError: The disk takes nothing; what waits still waits.
+        """
+        with self._writing:
+            for key in list(self._buffers):
+                while self._write_some(key):
+                    pass
+
+    def counters(self, service: str) -> Counters:
+        """Return what this log has taken in for `service` since it was opened."""
+        with self._lock:
+            buffer = self._buffers["served", service]
+            return Counters(buffer.requests, buffer.rows, buffer.written, buffer.dropped)
+
+    def files(self, service: str, start: datetime, end: datetime) -> list[Path]:
+        """Return the served files that may hold rows with request time in [start, end)."""
+        return self._listing("served", service).between(start, end)
+
+    def collected(self, service: str) -> list[Run]:
+        """Return what was collected of the served files on purpose."""
+        return collected(self._root / "served" / service)
+
+    def label_files(self, service: str, start: datetime, end: datetime) -> list[Path]:
+        """Return the label files that may hold labels known in [start, end)."""
+        return self._listing("labels", service).between(start, end)
+
+    def models(self, service: str, contract: str) -> tuple[tuple[str, str], ...]:
+        """Return the `(model, version)` pairs that the newest file names under a contract."""
+        newest = self._listing("served", service).newest()
+        if newest is None:
+            return ()
+        names = ["model", "model_version", "contract"]
+        with pq.ParquetFile(newest[1]) as file:
+            rows = file.read(columns=names).filter(pc.field("contract") == contract)
+        pairs = rows.group_by(names[:2]).aggregate([]).to_pylist()
+        found = {(pair["model"], pair["model_version"]) for pair in pairs if pair["model"]}
+        return tuple(sorted(found))
+
+    def watermark(self, service: str) -> datetime | None:
+        """Return the latest request time on disk, or None when nothing is."""
+        newest = self._listing("served", service).newest()
+        return None if newest is None else _EPOCH + newest[0] * _MICROSECOND
+
+    def _listing(self, kind: Literal["served", "labels"], service: str) -> Listing:
+        with self._lock:
+            return self._listings.setdefault((kind, service), Listing(self._root / kind / service))
+
+    def _take(self, key: _Key, item: Any, rows: int) -> None:
+        with self._lock:
+            buffer = self._buffers[key]
+            buffer.requests += 1
+            buffer.rows += rows
+            if buffer.waiting and buffer.waiting + rows > self._rows_waiting:
+                if self._when_full == "drop" and key[0] == "served":
+                    first, last = buffer.gap or (item.request_time, item.request_time)
+                    buffer.gap = min(first, item.request_time), max(last, item.request_time)
+                    buffer.dropped += rows
+                    buffer.lost = item
+                    return
+                self._wait_for_room(buffer, rows)
+            if not buffer.items:
+                buffer.since = monotonic()
+            buffer.items.append(item)
+            buffer.waiting += rows
+            if not self._running:
+                self._running = True
+                Thread(target=self._run, name="served-log", daemon=True).start()
+            elif buffer.waiting >= self._rows_per_file:
+                self._changed.notify_all()
+
+    def _wait_for_room(self, buffer: _Buffer, rows: int) -> None:
+        while buffer.waiting and buffer.waiting + rows > self._rows_waiting:
+            if self._failure is not None:
+                buffer.requests -= 1
+                buffer.rows -= rows
+                raise LogUnavailableError(self._root, self._failure) from self._failure
+            self._changed.wait()
+
+    def _run(self) -> None:
+        """Write what is due, until nothing waits; a later append starts anew."""
+        while True:
+            with self._lock:
+                key = self._due()
+                while key is None:
+                    waiting = [buffer.since for buffer in self._buffers.values() if buffer.items]
+                    if not waiting:
+                        self._running = False
+                        return
+                    self._changed.wait(max(0.0, min(waiting) + self._flush_seconds - monotonic()))
+                    key = self._due()
+            try:
+                with self._writing:
+                    self._write_some(key)
+            except OSError as error:
+                with self._lock:
+                    self._failure = error
+                    self._changed.notify_all()  # who waits for room shall not wait for the disk
+                    self._changed.wait(_RETRY_SECONDS)
+
+    def _due(self) -> _Key | None:
+        limit = monotonic() - self._flush_seconds
+        for key, buffer in self._buffers.items():
+            if buffer.items and (buffer.waiting >= self._rows_per_file or buffer.since <= limit):
+                return key
+        return None
+
+    def _write_some(self, key: _Key) -> bool:
+        """Write one file's worth of what waits; say whether there was any."""
+        kind, service = key
+        with self._lock:
+            buffer, rows, count = self._buffers[key], 0, 0
+            while count < len(buffer.items) and rows < self._rows_per_file:
+                rows += buffer.items[count].num_rows
+                count += 1
+            items, buffer.items = buffer.items[:count], buffer.items[count:]
+            dropped, gap, lost = buffer.dropped - buffer.told, buffer.gap, buffer.lost
+            buffer.gap = buffer.lost = None
+        if not items and not dropped:
+            return False
+        try:
+            for alike, whole in _tables(items or [lost]) if kind == "served" else _labels(items):
+                table = whole if items else whole.slice(0, 0)
+                self._write(kind, service, buffer, table, dropped=dropped, gap=gap)
+                with self._lock:
+                    buffer.told += dropped
+                    buffer.waiting -= table.num_rows
+                    self._failure = None
+                    self._changed.notify_all()
+                dropped, gap = 0, None
+                there = set(map(id, alike))
+                items = [item for item in items if id(item) not in there]
+        except OSError:
+            with self._lock:
+                buffer.items = items + buffer.items
+                if dropped:
+                    buffer.gap, buffer.lost = gap, lost
+            raise
+        return True
+
+    def _write(
+        self,
+        kind: str,
+        service: str,
+        buffer: _Buffer,
+        table: pa.Table,
+        *,
+        dropped: int,
+        gap: tuple[int, int] | None,
+    ) -> None:
+        folder = self._root / kind / service
+        folder.mkdir(parents=True, exist_ok=True)
+        time = "request_time" if kind == "served" else "known_at"
+        times = [*pc.min_max(table.column(time).cast(pa.int64())).as_py().values(), *(gap or ())]
+        times = [moment for moment in times if moment is not None]
+        told = {
+            "writer": self._writer,
+            "file": buffer.files,
+            "rows": table.num_rows,
+            "rows_before": buffer.written,
+            "dropped": dropped,
+        }
+        write(folder / f"{min(times)}-{max(times)}-{uuid4().hex}.parquet", table, told)
+        buffer.files += 1
+        buffer.written += table.num_rows
+
+
+def _labels(items: list[pa.Table]) -> Iterator[tuple[list[pa.Table], pa.Table]]:
+    if items:
+        yield items, pa.concat_tables(items).combine_chunks()
+
+
+def _tables(items: list[_Served]) -> Iterator[tuple[list[_Served], pa.Table]]:
+    """Make one table of all calls with the same columns; two contracts in a rollout have two."""
+    for members, vectors, event_times in settled([item.features for item in items]):
+        some = [items[i] for i in members]
+        rows = [item.num_rows for item in some]
+        columns: dict[str, Any] = {
+            "request_id": _joined([item.request_ids for item in some], pa.string()),
+            "request_time": pa.array(
+                np.repeat([item.request_time for item in some], rows), TIMESTAMP
+            ),
+        }
+        for name, values in (
+            ("model", [item.model for item in some]),
+            ("model_version", [item.model_version for item in some]),
+            ("contract", [item.features.contract for item in some]),
+        ):
+            columns[name] = pa.array(np.repeat(np.array(values, object), rows), pa.string())
+        columns |= zip(vectors.column_names, vectors.columns, strict=True)
+        columns |= {
+            f"{view}__event_timestamp": _column(times, TIMESTAMP)
+            for view, times in event_times.items()
+        }
+        given = [
+            [None] * item.num_rows if item.predictions is None else item.predictions
+            for item in some
+        ]
+        columns["prediction"] = _joined(given, pa.float64())
+        yield some, pa.table(columns).combine_chunks()
+
+
+def _column(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    """Arrow, numpy or a list, as Arrow of one type."""
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        return values if values.type == kind else values.cast(kind)
+    if isinstance(values, np.ndarray) and pa.types.is_timestamp(kind):
+        return pa.array(values).cast(kind)
+    return pa.array(values, kind)
+
+
+def _joined(columns: Iterable[Any], kind: pa.DataType) -> pa.ChunkedArray:
+    """Columns as of `_column`, one after the other; what can be joined before Arrow is."""
+    chunks: list[pa.Array] = []
+    for plain, group in groupby(columns, lambda values: isinstance(values, (list, tuple))):
+        some = list(group)
+        for values in [list(chain.from_iterable(some))] if plain else some:
+            column = _column(values, kind)
+            chunks += column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    return pa.chunked_array(chunks, kind)

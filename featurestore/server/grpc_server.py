@@ -1,0 +1,238 @@
+"""The edge: features over gRPC and over HTTP, with health, reflection and metrics.
+
+Above `web`; `cli` calls `serve`. Protobuf in, one call of the store, protobuf out. Plaintext is
+served on loopback only. Stopping drains: health says NOT_SERVING first, calls under way end.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Self
+
+import grpc
+import pyarrow as pa
+import uvicorn
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from steadfeast.featurestore.errors import AddressError, RequestError, SteadfeastError
+from steadfeast.featurestore.server.http_app import Application
+from steadfeast.featurestore.server.metrics import MAX_REQUEST_BYTES, Figures, answer_of
+from steadfeast.featurestore.server.workers import Siblings, until_orphaned
+from steadfeast.protos.steadfeast.v1 import features_pb2, features_pb2_grpc
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from steadfeast.featurestore.store import Store
+
+SERVICE = features_pb2.DESCRIPTOR.services_by_name["FeatureService"].full_name
+DOMAIN = "steadfeast"
+WORKERS = 16
+GRACE_SECONDS = 5.0
+_DETAIL = 200  # characters; all details travel in one HTTP/2 header of 8 KiB
+
+
+class Features(features_pb2_grpc.FeatureServiceServicer):
+    """FeatureService over one store."""
+
+    def __init__(self, store: Store, figures: Figures) -> None:
+        self._store, self._figures = store, figures
+
+    def GetFeatures(  # noqa: N802 - the protocol's name
+        self, request: features_pb2.GetFeaturesRequest, context: grpc.ServicerContext
+    ) -> features_pb2.GetFeaturesResponse:
+        """See features.proto."""
+        try:
+            with self._figures.request("grpc", request.service):
+                return self._answer(request)
+        except SteadfeastError as error:
+            context.abort_with_status(rpc_status.to_status(_status(error)))
+            raise AssertionError from error  # abort_with_status does not return
+
+    def _answer(self, request: features_pb2.GetFeaturesRequest) -> features_pb2.GetFeaturesResponse:
+        try:
+            entities = pa.ipc.open_stream(request.entities).read_all()
+            entities.validate(full=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise RequestError("entities", f"is not an Arrow IPC stream: {error}") from error
+        time = None
+        if request.HasField("request_time"):
+            time = request.request_time.ToDatetime(tzinfo=UTC)
+        got = self._store.online_features(
+            request.service,
+            entities,
+            request_time=datetime.now(UTC) if time is None else time,
+            contract=request.contract or None,
+        )
+        self._figures.served("grpc", request.service, got)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, got.table.schema) as writer:
+            writer.write_table(got.table)
+        return features_pb2.GetFeaturesResponse(
+            features=sink.getvalue().to_pybytes(),
+            statuses={name: codes.tobytes() for name, codes in got.statuses.items()},
+            contract=got.contract,
+        )
+
+
+class Edge:
+    """Both servers; a context manager that starts and drains them.
+
+    Args:
+        store: Answers; stays open.
+        grpc_address: `host:port`; port 0 takes a free one.
+        http_address: The same for HTTP.
+        siblings: Folder of the workers that share the addresses, if there are any.
+
+    Raises:
+        AddressError: An address is no loopback address, is taken or is not `host:port`.
+
+    Attributes:
+        grpc_port: The port taken.
+        http_port: The port taken.
+    """
+
+    def __init__(
+        self, store: Store, grpc_address: str, http_address: str, siblings: Path | None = None
+    ) -> None:
+        figures = Figures()
+        self._draining = Event()
+        self._siblings: Siblings | None = None
+        shared = siblings is not None
+        with ExitStack() as undo:
+            self._socket = undo.enter_context(_listen(http_address, shared=shared))
+            self.http_port: int = self._socket.getsockname()[1]
+            self._grpc = grpc.server(
+                ThreadPoolExecutor(WORKERS, "grpc"),
+                options=[
+                    ("grpc.so_reuseport", int(shared)),
+                    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+                    ("grpc.max_send_message_length", -1),
+                ],
+            )
+            self._health = health.HealthServicer()
+            features_pb2_grpc.add_FeatureServiceServicer_to_server(
+                Features(store, figures), self._grpc
+            )
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._grpc)
+            split(grpc_address)
+            try:
+                self.grpc_port: int = self._grpc.add_insecure_port(grpc_address)
+            except RuntimeError as error:
+                raise AddressError(grpc_address, "is taken or unknown") from error
+            if siblings is not None:
+                self._siblings = Siblings(siblings, figures.plain)
+                figures.others = self._siblings.others
+            undo.pop_all()
+        self._http = uvicorn.Server(
+            uvicorn.Config(
+                Application(store, figures, lambda: not self._draining.is_set()),
+                log_level="warning",
+                lifespan="off",
+                timeout_graceful_shutdown=int(GRACE_SECONDS),
+            )
+        )
+        self._thread = Thread(target=self._http.run, args=([self._socket],), name="http")
+
+    def __enter__(self) -> Self:
+        self._grpc.start()
+        self._thread.start()
+        for name in ("", SERVICE):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._draining.set()
+        self._health.enter_graceful_shutdown()
+        self._grpc.stop(GRACE_SECONDS).wait()
+        self._http.should_exit = True
+        self._thread.join()
+        self._socket.close()
+        if self._siblings is not None:
+            self._siblings.close()
+
+
+def serve(store: Store, grpc_address: str, http_address: str, siblings: Path | None = None) -> None:
+    """Serve `store` until SIGTERM or SIGINT, then drain.
+
+    With `siblings`, as one worker of several: also until standard input ends.
+
+    Raises:
+        AddressError: See `Edge`.
+    """
+    inbox: SimpleQueue[int] = SimpleQueue()
+    if siblings is not None:
+        until_orphaned(lambda: inbox.put(signal.SIGTERM))
+    with Edge(store, grpc_address, http_address, siblings) as edge:
+        before = {
+            number: signal.signal(number, lambda caught, _: inbox.put(caught))
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        sys.stdout.write(f"serving gRPC on port {edge.grpc_port}, HTTP on {edge.http_port}\n")
+        sys.stdout.flush()
+        try:
+            inbox.get()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def split(address: str) -> tuple[str, int]:
+    """Return host and port of `host:port`.
+
+    Raises:
+        AddressError: It is something else, or is not on loopback.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal():
+        raise AddressError(address, "is not host:port")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise AddressError(address, "is served in plaintext, which only loopback may be")
+    return host, int(port)
+
+
+def _listen(address: str, *, shared: bool) -> socket.socket:
+    host, port = split(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024, reuse_port=shared)
+    except OSError as error:
+        raise AddressError(address, str(error.strerror)) from error
+
+
+def _status(error: SteadfeastError) -> Status:
+    info = AnyMessage()
+    info.Pack(
+        ErrorInfo(
+            reason=type(error).__name__,
+            domain=DOMAIN,
+            metadata={name: str(value)[:_DETAIL] for name, value in vars(error).items()},
+        )
+    )
+    return Status(code=answer_of(error).grpc.value[0], message=str(error)[:2000], details=[info])

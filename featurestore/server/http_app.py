@@ -1,0 +1,230 @@
+"""The HTTP edge: the request and the JSON of Feast's `/get-online-features`, health, metrics.
+
+Above `edge`, below `server`. A feature service is answered by `Store.online_features`; a list of
+single features by Feast's own SDK on the same online store, which is slower and just as right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from feast.errors import FeastError
+from feast.feature_server_utils import convert_response_to_dict
+from prometheus_client.exposition import choose_encoder
+from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from steadfeast.featurestore.errors import EntityRowsError, RequestError, SteadfeastError
+from steadfeast.featurestore.server.feast_json import answer
+from steadfeast.featurestore.server.metrics import MAX_REQUEST_BYTES, Figures, answer_of
+from steadfeast.featurestore.serving.assembly import rows_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from steadfeast.featurestore.definitions.plan import ServicePlan
+    from steadfeast.featurestore.serving.features import OnlineFeatures
+    from steadfeast.featurestore.store import Store
+
+_PATH = "/get-online-features"
+_INLINE_ROWS = 1000
+_JSON = (b"content-type", b"application/json")
+
+
+class Query(BaseModel, frozen=True):
+    """Body of a request, as Feast's server takes it; other keys are ignored.
+
+    Attributes:
+        entities: Column of values per join key and request field.
+        feature_service: Name of a feature service; else `features` says what.
+        features: `view:feature` references.
+        full_feature_names: Whether features are called `view__feature`.
+        contract: Serve only under this contract; empty means any. Steadfeast's own.
+    """
+
+    entities: dict[str, list[Any]]
+    feature_service: str | None = None
+    features: list[str] = []
+    full_feature_names: bool = False
+    contract: str = ""
+
+
+class TooLargeError(RequestError):
+    """The body is larger than what is read."""
+
+    def __init__(self) -> None:
+        super().__init__("body", f"is larger than {MAX_REQUEST_BYTES} bytes")
+
+
+class Application:
+    """The ASGI application. Feature requests go round Starlette, which would take half the time.
+
+    What needs no network and no user's code is answered in the event loop: a thread would cost
+    more than the work.
+
+    Args:
+        store: Answers.
+        figures: Shown on `/metrics`.
+        ready: Whether requests are welcome; false while draining.
+    """
+
+    def __init__(self, store: Store, figures: Figures, ready: Callable[[], bool]) -> None:
+        self._store, self._figures, self._ready = store, figures, ready
+        self._rest = Starlette(
+            routes=[
+                Route(_PATH, self._features, methods=["POST"]),
+                Route("/health", self._health),
+                Route("/metrics", self._metrics),
+            ]
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http" or scope["path"] != _PATH or scope["method"] != "POST":
+            await self._rest(scope, receive, send)
+            return
+        code, body = await self._answer(receive)
+        headers = [_JSON, (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": code, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, receive: Receive) -> tuple[int, bytes]:
+        try:
+            query = _query(await _body(receive))
+            if self._is_brief(query):
+                return 200, _features(self._store, self._figures, query)
+            return 200, await asyncio.to_thread(_features, self._store, self._figures, query)
+        except SteadfeastError as error:
+            code = 413 if isinstance(error, TooLargeError) else answer_of(error).http
+            return code, _error(error)
+        except FeastError as error:  # of a list of features, which Feast's SDK answers
+            return error.http_status_code(), _error(error)
+
+    def _is_brief(self, query: Query) -> bool:
+        if query.feature_service is None or not self._store.online.embedded:
+            return False
+        try:
+            return rows_in(query.entities) <= _INLINE_ROWS and self._store.is_plain(
+                query.feature_service, query.contract or None
+            )
+        except SteadfeastError:
+            return False  # said, and counted, where the request is answered
+
+    async def _features(self, request: Request) -> Response:
+        code, body = await self._answer(request.receive)
+        return Response(body, code, media_type="application/json")
+
+    async def _health(self, _: Request) -> Response:
+        up = self._ready()
+        return PlainTextResponse("ok\n" if up else "draining\n", status_code=200 if up else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self._figures.registry), headers={"content-type": content_type})
+
+
+def _features(store: Store, figures: Figures, query: Query) -> bytes:
+    if query.feature_service is None:
+        return json.dumps(_single_features(store, query)).encode()
+    service = query.feature_service
+    with figures.request("http", service):
+        plan = store.bundle(service, query.contract or None).plan
+        got = _read(store, plan, query)
+        figures.served("http", service, got)
+        return answer(plan, got, full_names=query.full_feature_names)
+
+
+def _read(store: Store, plan: ServicePlan, query: Query) -> OnlineFeatures:
+    contract = query.contract or None
+    lengths = {len(values) for values in query.entities.values()}
+    if len(lengths) > 1:
+        raise RequestError("entities", f"columns have different lengths: {sorted(lengths)}")
+    if not plan.requests:
+        try:
+            return store.online_features(plan.name, query.entities, contract=contract)
+        except EntityRowsError:
+            pass  # JSON has no times and no bytes: they are made below, or refused by name
+    return store.online_features(plan.name, _table(query.entities, plan), contract=contract)
+
+
+def _single_features(store: Store, query: Query) -> dict[str, Any]:
+    try:
+        response = store.feast.get_online_features(
+            features=query.features,
+            entity_rows=query.entities,
+            full_feature_names=query.full_feature_names,
+        )
+    except (KeyError, TypeError, ValueError) as error:  # what Feast raises for a wrong request
+        if isinstance(error, SteadfeastError):
+            raise
+        raise RequestError("body", str(error)) from error
+    return convert_response_to_dict(response.proto)
+
+
+async def _body(receive: Receive) -> bytes:
+    parts, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RequestError("body", "ended early")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        more = message.get("more_body", False)
+        if size > MAX_REQUEST_BYTES:
+            raise TooLargeError
+    return b"".join(parts)
+
+
+def _query(body: bytes) -> Query:
+    try:
+        return Query.model_validate_json(body)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        if detail["type"] == "json_invalid":
+            raise RequestError("body", f"is not JSON: {detail['ctx']['error']}") from error
+        raise RequestError(".".join(map(str, detail["loc"])) or "body", detail["msg"]) from error
+
+
+def _table(entities: Mapping[str, list[Any]], plan: ServicePlan) -> pa.Table:
+    """Return the columns that the service takes; which are missing, the store says."""
+    columns = {
+        name: _column(name, entities[name], t)
+        for name, t in plan.entity_columns.items()
+        if name in entities
+    }
+    return pa.table(columns)
+
+
+def _column(name: str, values: list[Any], to: pa.DataType) -> pa.Array:
+    try:
+        if pa.types.is_timestamp(to):
+            return pa.array([_moment(value) for value in values], to)
+        if pa.types.is_binary(to):
+            return pa.array([v if v is None else base64.b64decode(v) for v in values], to)
+        return pa.array(values, to)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError, ValueError) as error:
+        raise RequestError(f"entities.{name}", f"does not fit {to}: {error}") from error
+
+
+def _moment(value: Any) -> datetime | None:
+    """Read a time as JSON has it: seconds since the epoch, or ISO 8601; a naive one is UTC."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        moment = datetime.fromisoformat(value)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return datetime.fromtimestamp(value, UTC)
+
+
+def _error(error: Exception) -> bytes:
+    return json.dumps({"error": type(error).__name__, "detail": str(error)}).encode()

@@ -1,0 +1,100 @@
+"""Where a table's files are: a file, a folder, a glob, a Delta table, an address.
+
+Above `sql`; imports no Feast, so that what only reads tables starts at once. Parquet files,
+folders, globs and hive-partitioned folders are read by DuckDB itself; Delta through deltalake's
+list of live files; remote addresses by DuckDB's own settings.
+"""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+from steadfeast.featurestore.errors import SourceError
+from steadfeast.featurestore.tables import sql
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+
+def scan_of(view: str, location: str, *, delta: bool = False) -> str:
+    """Return the table expression of what lies at `location`.
+
+    Raises:
+        SourceError: There is no file.
+    """
+    if is_remote(location):
+        return _delta(view, location) if delta else sql.parquet([location], hive="=" in location)
+    path = Path(location)
+    if delta or (path / "_delta_log").is_dir():
+        return _delta(view, location)
+    files = local_files(path)
+    if not files:
+        raise SourceError(view, location, nothing(path))
+    return sql.parquet([str(file) for file in files], hive=is_hive(path, files))
+
+
+def is_remote(location: str) -> bool:
+    """Tell an address such as `s3://bucket/key` from a path."""
+    parsed = urlparse(location)
+    return bool(parsed.scheme and parsed.netloc)
+
+
+def local_files(path: Path) -> list[Path]:
+    """Return the Parquet files of a file, a folder (at any depth) or a glob, in order of name.
+
+    As elsewhere, names that start with a dot or an underscore are not data.
+    """
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return sorted(
+            file
+            for file in path.rglob("*.parquet")
+            if file.is_file()
+            and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+        )
+    names = glob.glob(str(path), recursive=True)  # noqa: PTH207 - the pattern may be absolute
+    return sorted(file for file in map(Path, names) if file.is_file())
+
+
+def is_hive(root: Path, files: list[Path]) -> bool:
+    """Tell whether the folders below `root` name partitions, as `day=2024-01-01`."""
+    first = files[0]
+    try:
+        below = first.relative_to(root).parts[:-1]
+    except ValueError:  # a glob
+        below = first.parts[:-1]
+    return any("=" in part for part in below)
+
+
+def nothing(path: Path) -> str:
+    """Say what is wrong where no file was found."""
+    return "the folder holds no Parquet file" if path.is_dir() else "there is no such file"
+
+
+def _delta(view: str, location: str) -> str:
+    table = delta_table(view, location)
+    files = table.file_uris()
+    if not files:
+        raise SourceError(view, location, "the Delta table holds no file")
+    return sql.parquet(files, hive=bool(table.metadata().partition_columns))
+
+
+def delta_table(view: str, location: str) -> DeltaTable:
+    """Open a Delta table.
+
+    Raises:
+        SourceError: There is none, or the extra is not installed.
+    """
+    try:
+        from deltalake import DeltaTable  # noqa: PLC0415 - an extra
+        from deltalake.exceptions import DeltaError, TableNotFoundError  # noqa: PLC0415
+    except ImportError as error:
+        raise SourceError(view, location, "Delta tables need steadfeast[delta]") from error
+    try:
+        return DeltaTable(location)
+    except (TableNotFoundError, DeltaError) as error:
+        raise SourceError(view, location, f"not a readable Delta table: {error}") from error

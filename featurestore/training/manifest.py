@@ -1,0 +1,170 @@
+"""Training sets as they are kept: the data, and the manifest that says what it is.
+
+Above `evidence`; imports no Feast, so that what only reads training sets starts at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from steadfeast.featurestore.errors import ErasedError, ManifestError
+from steadfeast.featurestore.tables.hashing import content_sha256, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import pandas as pd
+
+DATA, MANIFEST = "data.parquet", "manifest.json"
+_REMOVALS = "removals.json"
+
+
+def removals_of(folder: Path) -> list[dict[str, Any]]:
+    """Return what was removed from a training set on purpose, the oldest first.
+
+    Each has `at`, and `erasure` with `rows`, or `collected` with what.
+    """
+    path = folder / _REMOVALS
+    if not path.is_file():
+        return []
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def remember_removal(folder: Path, removal: Mapping[str, Any]) -> None:
+    """Note beside a training set that something is removed from it."""
+    held = [*removals_of(folder), dict(removal)]
+    write_whole(folder / _REMOVALS, json.dumps(held, indent=1).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a training set was made of; JSON beside its data.
+
+    Attributes:
+        id: First 16 hexadecimal digits of the SHA-256 of everything below but `created_at` and
+            `pins`.
+        service: The feature service.
+        contract: SHA-256 of its contract.
+        label: Label column, if there is one.
+        features: Feature columns.
+        keys: Entity columns that were joined on, request fields included.
+        created_at: When it was built, ISO 8601.
+        as_known_at: The knowledge time asked for, ISO 8601, or null.
+        rows: How many.
+        sha256: Of the canonical Arrow content of the data.
+        entities_sha256: Of that of the entity frame.
+        sources: `{view, path, sha256, size}` of each file that was read; hash and size are null
+            for what is not a local file.
+        pins: View -> `{sha256, rows, bytes}` of the copy of the source rows that were used;
+            empty when they were only hashed. Not part of the identity.
+        columns: Name -> `{type, nulls, ...}`; `pii` is true of those tagged so.
+        commit: Git commit of the definitions, with "+changes" when files differ; empty without git.
+        libraries: Versions of what executed.
+    """
+
+    id: str
+    service: str
+    contract: str
+    label: str | None
+    features: tuple[str, ...]
+    keys: tuple[str, ...]
+    created_at: str
+    as_known_at: str | None
+    rows: int
+    sha256: str
+    entities_sha256: str
+    sources: tuple[Mapping[str, Any], ...]
+    columns: Mapping[str, Mapping[str, Any]]
+    commit: str
+    libraries: Mapping[str, str]
+    pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON, sorted and indented."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read one.
+
+        Raises:
+            ManifestError: It is missing, not JSON, or not a manifest.
+        """
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ManifestError(path, f"cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ManifestError(path, f"is not JSON: {error}") from error
+        names = {item.name for item in fields(cls)}
+        if isinstance(raw, dict):
+            raw.setdefault("pins", {})  # those of before pins have none
+        if not isinstance(raw, dict) or set(raw) != names:
+            odd = sorted(names.symmetric_difference(raw)) if isinstance(raw, dict) else []
+            raise ManifestError(path, f"is not a manifest; fields at fault: {', '.join(odd)}")
+        for name in ("features", "keys", "sources"):
+            raw[name] = tuple(raw[name])
+        return cls(**raw)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Features and label, with the evidence of what they are.
+
+    Attributes:
+        table: Entity columns, then features, in the order of the entity frame.
+        manifest: What it was made of.
+        path: Folder that holds `data.parquet` and `manifest.json`.
+    """
+
+    table: pa.Table
+    manifest: Manifest
+    path: Path
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the feature columns, in the order of the service."""
+        return self.manifest.features
+
+    @property
+    def label(self) -> str | None:
+        """Name of the label column."""
+        return self.manifest.label
+
+    @property
+    def entities(self) -> pa.Table:
+        """The entity frame it was built from."""
+        return self.table.drop_columns(list(self.features))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the table as a data frame."""
+        frame: pd.DataFrame = self.table.to_pandas()
+        return frame
+
+    @classmethod
+    def load(cls, path: Path) -> TrainingSet:
+        """Read the training set whose manifest is at `path`, checking its content hash.
+
+        Raises:
+            ManifestError: The manifest or the data is missing, unreadable or altered.
+            ErasedError: Rows of it were erased.
+        """
+        manifest = Manifest.load(path)
+        for removal in removals_of(path.parent):
+            if "erasure" in removal:
+                raise ErasedError(manifest.id, removal["erasure"], removal["at"], removal["rows"])
+        try:
+            table = pq.read_table(path.parent / DATA, partitioning=None)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ManifestError(path, f"its {DATA} cannot be read: {error}") from error
+        found = content_sha256(table)
+        if found != manifest.sha256:
+            raise ManifestError(path, f"its {DATA} holds {found}, not {manifest.sha256}")
+        return cls(table, manifest, path.parent)

@@ -1,0 +1,79 @@
+"""What a training set read, kept by its content, so that it can be read again.
+
+Above `offline` and `service`, below `training`. A pin holds the rows of one view's source that a
+join used: as many as the entity frame has, at most, and those that tie with them. Its name is the
+SHA-256 of the file, so that training sets which used the same rows share it, and what was altered
+shows.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from steadfeast.featurestore.offline.pins import can_pin, pinned, used_rows
+from steadfeast.featurestore.tables.hashing import hash_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import pyarrow as pa
+    from feast.repo_config import RepoConfig
+
+    from steadfeast.featurestore.definitions.plan import ServicePlan
+
+
+def make_pins(
+    config: RepoConfig, plan: ServicePlan, entities: pa.Table, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Copy what a join of `plan` to `entities` uses into `folder`.
+
+    Returns:
+        View -> `{sha256, rows, bytes}`; a view that is not read from files here has none.
+
+    Raises:
+        SourceError: A source cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pins = {}
+    for view in plan.views:
+        if not can_pin(config, view.view):
+            continue
+        half = folder / f".{uuid4().hex}.half"
+        try:
+            rows = used_rows(config, view.view, entities, half)
+            digest, size = hash_file(half), half.stat().st_size
+            os.replace(half, pin_path(folder, digest))  # noqa: PTH105 - says that it replaces
+        finally:
+            half.unlink(missing_ok=True)
+        pins[view.name] = {"sha256": digest, "rows": rows, "bytes": size}
+    return pins
+
+
+def pin_path(folder: Path, sha256: str) -> Path:
+    """Return where the pin of that content is."""
+    return folder / f"{sha256}.parquet"
+
+
+def intact(folder: Path, pins: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+    """Return view -> file of the pins that are there and hold what their names say."""
+    paths = {view: pin_path(folder, pin["sha256"]) for view, pin in pins.items()}
+    return {
+        view: path
+        for view, path in paths.items()
+        if path.is_file() and hash_file(path) == path.stem
+    }
+
+
+def over_pins(plan: ServicePlan, paths: Mapping[str, Path]) -> ServicePlan:
+    """Return `plan` with the views that `paths` names read from there."""
+    there = copy.copy(plan)
+    there.views = tuple(
+        replace(view, view=pinned(view.view, paths[view.name])) if view.name in paths else view
+        for view in plan.views
+    )
+    return there

@@ -1,0 +1,269 @@
+"""Training sets: point-in-time values, and the evidence of what they are.
+
+Above `ondemand` and `manifest`. Every entity row is joined at its own time with what was known
+then: a source row counts when its event time and its created time (where the source has one) are
+at or before the entity row's `event_timestamp`. A knowledge time `as_known_at` therefore needs
+nothing of the join: rows of the entity frame, or labels with a `known_at`, that lie after it are
+an error, and no row before it can see anything after it. A view without a created column has only
+its event times to go by: a row that was written late cannot be told from one that was not, and
+the manifest's source hashes are what shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from steadfeast.featurestore.definitions.plan import EVENT_TIMESTAMP, TIMESTAMP, personal_columns
+from steadfeast.featurestore.errors import EntityRowsError, FutureKnowledgeError
+from steadfeast.featurestore.rows.layout import cast_array
+from steadfeast.featurestore.tables.hashing import (
+    code_commit,
+    content_sha256,
+    file_hashes,
+    libraries,
+    profile,
+    sha256_of,
+)
+from steadfeast.featurestore.training.manifest import DATA, MANIFEST, Manifest, TrainingSet
+from steadfeast.featurestore.training.pins import make_pins, over_pins, pin_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from feast import FeatureStore
+
+    from steadfeast.featurestore.definitions.on_demand import Executor
+    from steadfeast.featurestore.definitions.plan import ServicePlan
+
+KNOWN_AT = "known_at"
+_ROW = "__steadfeast_row"
+
+
+def entity_table(plan: ServicePlan, entities: pa.Table | pd.DataFrame) -> pa.Table:
+    """Return an entity frame as Arrow, with typed keys, request fields and times.
+
+    Raises:
+        EntityRowsError: A column is missing, of a wrong type, or named as a feature is.
+    """
+    table = (
+        entities
+        if isinstance(entities, pa.Table)
+        else pa.Table.from_pandas(entities, preserve_index=False)
+    ).replace_schema_metadata(None)
+    table = typed(plan.name, table, {**plan.entity_columns, EVENT_TIMESTAMP: TIMESTAMP})
+    if KNOWN_AT in table.column_names:
+        table = typed(plan.name, table, {KNOWN_AT: TIMESTAMP})
+    if table.column(EVENT_TIMESTAMP).null_count:
+        count = table.column(EVENT_TIMESTAMP).null_count
+        raise EntityRowsError(plan.name, EVENT_TIMESTAMP, f"is null in {count} rows")
+    for name in table.column_names:
+        if name in plan.features:
+            raise EntityRowsError(plan.name, name, "has the name of a feature")
+    return table
+
+
+def typed(service: str, table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """Cast the columns of `types`, exactly.
+
+    Raises:
+        EntityRowsError: One is missing, or holds what its type cannot.
+    """
+    for name, kind in types.items():
+        index = table.schema.get_field_index(name)
+        if index < 0:
+            known = ", ".join(table.column_names)
+            raise EntityRowsError(service, name, f"is missing; there are {known}")
+        column = table.column(index)
+        if column.type == kind:
+            continue
+        try:
+            table = table.set_column(index, name, column.cast(kind))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise EntityRowsError(
+                service, name, f"is {column.type} and does not fit {kind}: {error}"
+            ) from error
+    return table
+
+
+def point_in_time(
+    store: FeatureStore,
+    plan: ServicePlan,
+    executors: Sequence[Executor],
+    entities: pa.Table,
+) -> pa.Table:
+    """Return the features of each entity row as they were known at its `event_timestamp`.
+
+    Args:
+        store: Feast's store; its offline store does the joins.
+        plan: The service.
+        executors: One per on-demand view of the plan.
+        entities: What `entity_table` returns.
+
+    Returns:
+        The features alone, in the order of the rows and of the service.
+    """
+    rows = entities.num_rows
+    stored = _stored(store, plan, entities) if plan.views and rows else _nothing(plan)
+    requests = {name: entities.column(name).combine_chunks() for name in plan.requests}
+    computed: dict[tuple[str, str], pa.Array] = {}
+    for executor in executors:
+        result = executor.run(stored, requests, rows)
+        computed |= {(executor.view.name, name): values for name, values in result.items()}
+    values = {**stored, **computed}
+    return pa.table(
+        [values[output.view, output.feature] for output in plan.outputs], schema=plan.schema
+    )
+
+
+def _stored(
+    store: FeatureStore, plan: ServicePlan, entities: pa.Table
+) -> dict[tuple[str, str], pa.Array]:
+    """Join the stored views. Only keys, time and row number travel, so no type can suffer."""
+    spine = entities.select([*plan.keys, EVENT_TIMESTAMP])
+    spine = spine.append_column(_ROW, pa.array(range(entities.num_rows), pa.int64()))
+    job = store._get_provider().get_historical_features(  # noqa: SLF001 - as Feast's own caller does
+        store.config,
+        [view.view for view in plan.views],
+        [f"{view.name}:{feature}" for view in plan.views for feature in view.columns],
+        spine,
+        store.registry,
+        store.project,
+        full_feature_names=True,
+        filter_by_created_timestamp=True,
+    )
+    joined = job.to_arrow()
+    joined = joined.take(pc.sort_indices(joined.column(_ROW)))
+    if joined.num_rows != entities.num_rows:
+        raise ValueError(f"the offline store gave {joined.num_rows} rows for {entities.num_rows}")
+    values = {}
+    for view in plan.views:
+        for feature, kind in view.columns.items():
+            name = f"{view.name}__{feature}"
+            # The cast that writing to the online store does, so that both sides round alike.
+            values[view.name, feature] = cast_array(
+                joined.column(name).combine_chunks(), kind, name
+            )
+    return values
+
+
+def _nothing(plan: ServicePlan) -> dict[tuple[str, str], pa.Array]:
+    return {
+        (view.name, feature): pa.array([], kind)
+        for view in plan.views
+        for feature, kind in view.columns.items()
+    }
+
+
+def build(
+    store: FeatureStore,
+    plan: ServicePlan,
+    executors: Sequence[Executor],
+    entities: pa.Table | pd.DataFrame,
+    *,
+    contract: str,
+    folder: Path,
+    pins: Path | None,
+    label: str | None = None,
+    as_known_at: datetime | None = None,
+) -> TrainingSet:
+    """Build a training set and write it to `folder/<id>/`, whole or not at all.
+
+    With pins, what is joined is the pinned rows: nothing can come between the two.
+
+    Args:
+        store: Feast's store.
+        plan: The service.
+        executors: One per on-demand view of the plan.
+        entities: Keys, request fields, `event_timestamp`, and what else shall stay beside them.
+        contract: SHA-256 of the service's contract.
+        folder: Where training sets are kept.
+        pins: Where the source rows that they use are kept; None to hash the sources only.
+        label: Which of the entity columns is the label.
+        as_known_at: Nothing after this time may count.
+
+    Raises:
+        EntityRowsError: A column is missing or wrong.
+        FutureKnowledgeError: Entity rows or labels lie after `as_known_at`.
+    """
+    frame = entity_table(plan, entities)
+    if label is not None and label not in frame.column_names:
+        raise EntityRowsError(plan.name, label, "is the label, and missing")
+    if as_known_at is not None:
+        _refuse_future(frame, as_known_at)
+    made = {} if pins is None else make_pins(store.config, plan, frame, pins)
+    chosen = {} if pins is None else {v: pin_path(pins, pin["sha256"]) for v, pin in made.items()}
+    features = point_in_time(store, over_pins(plan, chosen), executors, frame)
+    table = beside(frame, features)
+    content = {
+        "service": plan.name,
+        "contract": contract,
+        "label": label,
+        "features": plan.features,
+        "keys": tuple(plan.entity_columns),
+        "as_known_at": None if as_known_at is None else as_known_at.isoformat(),
+        "rows": table.num_rows,
+        "sha256": content_sha256(table),
+        "entities_sha256": content_sha256(frame),
+        "sources": tuple(sources(store, plan)),
+        "columns": profile(table, personal_columns(plan)),
+        "commit": code_commit(Path(store.repo_path)),
+        "libraries": libraries(),
+    }
+    identity = sha256_of(json.dumps(content, sort_keys=True).encode())[:16]
+    manifest = Manifest(id=identity, created_at=datetime.now(UTC).isoformat(), pins=made, **content)
+    return TrainingSet(table, manifest, _write(table, manifest, folder))
+
+
+def beside(entities: pa.Table, features: pa.Table) -> pa.Table:
+    """Return entity columns and features as one table."""
+    for name, column in zip(features.column_names, features.columns, strict=True):
+        entities = entities.append_column(name, column)
+    return entities
+
+
+def _refuse_future(entities: pa.Table, as_known_at: datetime) -> None:
+    limit = pa.scalar(as_known_at if as_known_at.tzinfo else as_known_at.replace(tzinfo=UTC))
+    for name in (EVENT_TIMESTAMP, KNOWN_AT):
+        if name in entities.column_names:
+            late = pc.sum(pc.greater(entities.column(name), limit.cast(TIMESTAMP))).as_py() or 0
+            if late:
+                raise FutureKnowledgeError(name, late, as_known_at)
+
+
+def _write(table: pa.Table, manifest: Manifest, folder: Path) -> Path:
+    """Write both files to a folder of their own, and rename that; the first of equals stays."""
+    final, half = folder / manifest.id, folder / f".{manifest.id}-{uuid4().hex}"
+    half.mkdir(parents=True)
+    pq.write_table(table, half / DATA, compression="zstd")
+    (half / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    try:
+        os.rename(half, final)  # noqa: PTH104 - the pair of the check below
+    except OSError:
+        shutil.rmtree(half)
+        if not (final / MANIFEST).is_file():
+            raise
+    return final
+
+
+def sources(store: FeatureStore, plan: ServicePlan) -> list[dict[str, Any]]:
+    """Return `{view, path, sha256, size}` of each file the service's views are read from."""
+    pinned = []
+    for view in plan.views:
+        source = view.view.batch_source
+        if source is None:
+            continue
+        location = str(getattr(source, "path", None) or source.name)
+        for path, digest, size in file_hashes(Path(store.repo_path), location):
+            pinned.append({"view": view.name, "path": path, "sha256": digest, "size": size})
+    return pinned

@@ -1,0 +1,287 @@
+"""`steadfeast monitor`: run the daemon, and see how it stands. Top of `monitor`.
+
+What is said to a running daemon, and asked of it, is in `remote`, and joined here. What a command
+needs is imported inside it: listing the commands must not wait for pandas. All but `run` are
+clients of MonitorService: the daemon's file has one writer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steadfeast.featurestore.errors import NotFoundError, UserError
+from steadfeast.monitor.cli import calls
+from steadfeast.monitor.cli.calls import (
+    DEADLINE_SECONDS,
+    DEFAULT,
+    Address,
+    CallError,
+    Config,
+    Json,
+    daemon,
+)
+
+app = typer.Typer(help="Watch features, and retrain when they drift.", no_args_is_help=True)
+
+OPEN = 1
+"""Exit code of `status --exit-code` when anything is open; a UserError's is 2."""
+
+
+class NoReferenceError(UserError):
+    """There is no training set to measure limits on.
+
+    Attributes:
+        monitor: Whose.
+        why: What is missing.
+    """
+
+    def __init__(self, monitor: str, why: str) -> None:
+        self.monitor, self.why = monitor, why
+        super().__init__(
+            f"monitor {monitor} has nothing to compare with: {why}; "
+            "give --reference, the manifest.json of a training set"
+        )
+
+
+@app.command()
+def run(
+    config: Config = DEFAULT,
+    log: Annotated[
+        str, typer.Option(help="`json` or `console`; without it, console on a terminal.")
+    ] = "",
+) -> None:
+    """Run the daemon until SIGTERM or Ctrl-C; SIGHUP reloads the configuration.
+
+    A monitor watches the served log of a `service`, or a `source` in its place: a feature view,
+    Parquet or CSV files, a Delta table, a table of a DuckDB file. See docs/guide/tables.md.
+    """
+    if log not in {"", "json", "console"}:
+        raise typer.BadParameter("write json or console", param_hint="--log")
+    from steadfeast.monitor.daemon.process import main
+
+    json_logs = log == "json" or (not log and not sys.stderr.isatty())
+    raise typer.Exit(main(config, json_logs=json_logs))
+
+
+@app.command()
+def status(
+    monitor: Annotated[str, typer.Argument(help="Only this monitor.")] = "",
+    config: Config = DEFAULT,
+    address: Address = "",
+    exit_code: Annotated[
+        bool,
+        typer.Option("--exit-code", help="Exit with 1 when anything is open, for scripts."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show where every monitor stands, open episodes and the last triggers.
+
+    With --exit-code: 0 when nothing is open; 1 when an episode or a data incident is, or a
+    trigger was given up; 2 when the daemon cannot be asked.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from steadfeast.monitor.cli import output
+    from steadfeast.protos.steadfeast.v1 import monitor_pb2
+
+    with daemon(config, address) as stub:
+        answer = stub.GetStatus(
+            monitor_pb2.GetStatusRequest(monitor=monitor), timeout=DEADLINE_SECONDS
+        )
+    if as_json:
+        typer.echo(output.as_json(answer))
+    else:
+        console = Console()
+        for part in output.status(answer):
+            console.print(part, highlight=False, soft_wrap=not isinstance(part, Table))
+    if exit_code and output.troubled(answer):
+        raise typer.Exit(OPEN)
+
+
+@app.command()
+def watch(
+    monitor: Annotated[str, typer.Argument(help="Only this monitor.")] = "",
+    config: Config = DEFAULT,
+    address: Address = "",
+    interval: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds between two looks.")
+    ] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Show the status live until Ctrl-C; with --json, print each one that differs."""
+    from steadfeast.monitor.cli import output
+    from steadfeast.protos.steadfeast.v1 import monitor_pb2
+
+    with daemon(config, address) as stub, suppress(KeyboardInterrupt):
+        output.watch(
+            lambda: stub.GetStatus(
+                monitor_pb2.GetStatusRequest(monitor=monitor), timeout=DEADLINE_SECONDS
+            ),
+            lambda: list(
+                stub.ListAlerts(
+                    monitor_pb2.ListAlertsRequest(monitor=monitor, limit=5),
+                    timeout=DEADLINE_SECONDS,
+                ).alerts
+            ),
+            interval,
+            json_lines=as_json,
+        )
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path(
+        "report.html"
+    ),
+    config: Config = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Write the daemon's page as one self-contained HTML file.
+
+    A running daemon is asked for it; without one, it is made from the state folder.
+    """
+    from steadfeast.monitor.web.report import written
+
+    source = written(config, out)
+    answer = {"out": str(out), "bytes": out.stat().st_size, "source": source}
+    typer.echo(json.dumps(answer) if as_json else f"{out}, from the {source}")
+
+
+@app.command()
+def backtest(
+    start: Annotated[
+        datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="First day of event time, UTC.")
+    ],
+    end: Annotated[
+        datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="The day after the last one.")
+    ],
+    config: Config = DEFAULT,
+    monitor: Annotated[str, typer.Option(help="Only this monitor.")] = "",
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="manifest.json of a training set; without it, the pipeline is asked."),
+    ] = None,
+    scored: Annotated[
+        Path | None, typer.Option(help="With --reference: its rows with the model's predictions.")
+    ] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Keep the first model, whatever was promoted later.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write one self-contained HTML file here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Replay history under a configuration: which alarms, how late, how far ahead of decay.
+
+    The served log and the labels are read where they are; the daemon, its state and the pipeline
+    are left alone, and nothing is fired. Change a limit in a copy of the configuration, and see
+    what it would have done.
+
+    Example: steadfeast monitor backtest --from 2013-03-02 --to 2013-12-31 --html backtest.html
+    """
+    from rich.console import Console
+
+    from steadfeast.monitor.backtest import report
+    from steadfeast.monitor.web.render import Renderer
+
+    first, last = start.replace(tzinfo=UTC), end.replace(tzinfo=UTC)
+    if first >= last:
+        raise typer.BadParameter("must be after --from", param_hint="--to")
+    if scored is not None and reference is None:
+        raise typer.BadParameter("goes with --reference", param_hint="--scored")
+    pinned = {} if reference is None else {"reference": reference, "scored": scored}
+    found = report.replayed(config, monitor, pinned, first, last, alone=alone)
+    if html is not None:
+        text = report.page(found, first, last, datetime.now(UTC), Renderer())
+        html.write_text(text, encoding="utf-8")
+    if as_json:
+        typer.echo(report.as_json(found))
+        return
+    console = Console()
+    for part in report.tables(found):
+        console.print(part, highlight=False)
+    wanted = "--html FILE draws it." if html is None else f"Drawn in {html}."
+    console.print(wanted, highlight=False)
+
+
+@app.command()
+def calibrate(
+    monitor: Annotated[str, typer.Argument(help="Only this monitor.")] = "",
+    config: Config = DEFAULT,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Manifest of a training set; without it, what the monitor compares with."
+        ),
+    ] = None,
+    address: Address = "",
+    as_json: Json = False,
+) -> None:
+    """Print each feature's limit, and the smallest change that it would see.
+
+    What `false_alarms_per_year` buys, before a daemon runs: limits are measured on the windows of
+    the training set, or of the stretch that `reference` names, as the daemon does. Nothing is
+    changed. Without --reference a running daemon is asked which training set its champion was
+    trained on.
+
+    Example: steadfeast monitor calibrate --reference data/training/ab12/manifest.json
+    """
+    from rich.console import Console
+
+    from steadfeast.featurestore.served_log.log import ServedLog
+    from steadfeast.monitor.cli import sensitivity
+    from steadfeast.monitor.config.schema import load
+    from steadfeast.monitor.evaluation.preflight import check
+    from steadfeast.monitor.sources.source import Sources
+
+    section, store = load(config)
+    tables = any(one.source is not None for one in section.monitors.values())
+    views = check(config, section, store) if tables else {}
+    sources = Sources(ServedLog(store.data), views)
+    for name, one in sorted(section.monitors.items()):
+        if monitor not in {"", name}:
+            continue
+        if one.stretch is not None and reference is None:
+            found = sensitivity.measured(sources.of(name, one), one, name, quiet=as_json)
+        else:
+            manifest = reference or one.manifest or _champion(name, config, address)
+            found = sensitivity.measured(manifest, one, name, quiet=as_json)
+        if as_json:
+            for line in found:
+                typer.echo(json.dumps({"monitor": name, **asdict(line)}))
+        else:
+            console = Console()
+            console.print(sensitivity.table(found, name, one))
+            console.print(sensitivity.advice(found, one), highlight=False)
+    if monitor and monitor not in section.monitors:
+        raise NotFoundError("monitor", monitor, section.monitors)
+
+
+def _champion(monitor: str, config: Path, address: str) -> Path:
+    """Return the training set that a running daemon compares with."""
+    from steadfeast.protos.steadfeast.v1 import monitor_pb2
+
+    try:
+        with daemon(config, address) as stub:
+            answer = stub.GetStatus(
+                monitor_pb2.GetStatusRequest(monitor=monitor), timeout=DEADLINE_SECONDS
+            )
+    except CallError as error:
+        raise NoReferenceError(monitor, f"no daemon answers at {error.address}") from error
+    found = [one.reference_uri for one in answer.monitors if one.reference_uri]
+    if not found:
+        raise NoReferenceError(monitor, "no model was promoted")
+    return Path(found[0])
+
+
+app.add_typer(calls.app)

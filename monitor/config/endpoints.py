@@ -1,0 +1,185 @@
+"""Where a configuration says that pipelines are: gRPC addresses, and the APIs of other systems.
+
+Bottom of `monitor`, below `config`; `targets` and `adapters` reach what is described here.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, model_validator
+
+from steadfeast.featurestore.config import FilePath, Section
+
+Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$", examples=["127.0.0.1:9465"])]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+(/[^\s?#]*)?$")]
+
+
+def _secret(value: object, info: ValidationInfo) -> object:
+    """Read `{file: PATH}`; anything else is the secret itself."""
+    if not isinstance(value, dict):
+        return value
+    if set(value) != {"file"}:
+        raise ValueError("write the secret, ${NAME} for an environment variable, or {file: PATH}")
+    path = Path((info.context or {}).get("folder", ".")) / str(value["file"])
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+
+
+Secret = Annotated[SecretStr, BeforeValidator(_secret)]
+"""A token: as text, `${NAME}` from the environment, or `{file: PATH}`."""
+
+
+class ClientTlsConfig(Section):
+    """How a pipeline is known, and how the daemon shows who it is.
+
+    Attributes:
+        ca: PEM of who signs the pipeline's certificate; none means what the machine trusts.
+        certificate: PEM of the daemon's own certificate, for mTLS.
+        key: PEM.
+    """
+
+    ca: FilePath | None = None
+    certificate: FilePath | None = None
+    key: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together")
+        return self
+
+
+class GrpcPipelineConfig(Section):
+    """A pipeline that speaks PipelineService; as plain text, only its address.
+
+    Attributes:
+        tls: None means plaintext.
+        token: Sent with every call, as `authorization: Bearer`.
+    """
+
+    kind: Literal["grpc"] = "grpc"
+    address: Address
+    tls: ClientTlsConfig | None = None
+    token: Secret = SecretStr("")
+
+    @property
+    def plaintext(self) -> str:
+        """The `host:port` that would be reached without TLS; empty when none is."""
+        return "" if self.tls else self.address
+
+
+class HttpConfig(Section):
+    """What all that is reached over HTTP has.
+
+    Attributes:
+        url: Without a slash at the end.
+        token: How it is sent follows from the kind.
+        ca: PEM of who signs the certificate; none means what the machine trusts.
+    """
+
+    url: Url
+    token: Secret = SecretStr("")
+    ca: FilePath | None = None
+
+    @property
+    def plaintext(self) -> str:
+        """The `host:port` that would be reached without TLS; empty when none is."""
+        parts = urlsplit(self.url)
+        return "" if parts.scheme == "https" else f"{parts.hostname}:{parts.port or 80}"
+
+
+class GithubConfig(HttpConfig):
+    """A GitHub Actions workflow with `on: workflow_dispatch`.
+
+    Attributes:
+        repository: `owner/name`.
+        workflow: File name of the workflow.
+        ref: Branch or tag.
+    """
+
+    kind: Literal["github"]
+    url: Url = "https://api.github.com"
+    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    workflow: str
+    ref: str = "main"
+
+
+class GitlabConfig(HttpConfig):
+    """A GitLab project's pipeline.
+
+    Attributes:
+        project: Its number, or its full path.
+        ref: Branch or tag.
+    """
+
+    kind: Literal["gitlab"]
+    url: Url = "https://gitlab.com"
+    project: str
+    ref: str = "main"
+
+
+class JenkinsConfig(HttpConfig):
+    """A parameterised Jenkins job.
+
+    Attributes:
+        job: Its path, as `folder/job`.
+        user: Whose API token it is.
+    """
+
+    kind: Literal["jenkins"]
+    job: str
+    user: str
+
+
+class AirflowConfig(HttpConfig):
+    """An Airflow DAG.
+
+    Attributes:
+        dag: Its id.
+        user: With it the token is a password (basic); without it a bearer token.
+        api: `v2` is Airflow 3's, `v1` Airflow 2's.
+    """
+
+    kind: Literal["airflow"]
+    dag: str
+    user: str = ""
+    api: Literal["v1", "v2"] = "v2"
+
+
+class AlertTargetConfig(HttpConfig):
+    """Where alerts go, besides to whoever watches over gRPC.
+
+    Attributes:
+        kind: `cloudevents` (1.0, structured JSON), `slack` (a webhook that takes `text`), or
+            `alertmanager` (its API v2; `url` is the server's).
+    """
+
+    kind: Literal["cloudevents", "slack", "alertmanager"]
+
+
+def _pipeline(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"kind": "grpc", "address": value}
+    return {"kind": "grpc", **value} if isinstance(value, dict) else value
+
+
+PipelineConfig = Annotated[
+    GrpcPipelineConfig | GithubConfig | GitlabConfig | JenkinsConfig | AirflowConfig,
+    Field(discriminator="kind"),
+    BeforeValidator(_pipeline),
+]
+
+
+def loopback(address: str) -> bool:
+    """Say whether the host of `host:port` is this machine only; of names, localhost is."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

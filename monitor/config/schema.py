@@ -1,0 +1,378 @@
+"""Section `monitor` of `steadfeast.yaml`.
+
+Above `endpoints`. Times are durations as Prometheus writes them (`1d`, `30s`); a monitor
+works in event time, so windows, lateness, cooldown and budget follow the data's clock.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+
+from steadfeast.featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
+from steadfeast.monitor.config.cron import parse
+from steadfeast.monitor.config.endpoints import (
+    Address,
+    AlertTargetConfig,
+    PipelineConfig,
+    Secret,
+    loopback,
+)
+from steadfeast.monitor.config.sources import ReferenceConfig, SourceConfig, StretchConfig
+
+SHORTEST_TOKEN = 16
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _cron(line: str) -> str:
+    parse(line)
+    return line
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+"""A cron line in UTC: minute, hour, day of the month, month, day of the week."""
+
+
+class Role(StrEnum):
+    """What a token may be used for.
+
+    `read` sees everything but who did what, which is for `audit`; `acknowledge` says that an
+    episode was seen, `approve` decides triggers that wait, `trigger` evaluates now, delivers again
+    what was given up, and tells of other systems' alerts.
+    """
+
+    READ = "read"
+    ACKNOWLEDGE = "acknowledge"
+    APPROVE = "approve"
+    TRIGGER = "trigger"
+    AUDIT = "audit"
+
+
+class TokenConfig(Section):
+    """Who may do what with which token.
+
+    Attributes:
+        token: At least 16 characters.
+        roles: What for.
+    """
+
+    token: Secret
+    roles: tuple[Role, ...] = Field(min_length=1)
+
+    @field_validator("token")
+    @classmethod
+    def _not_guessable(cls, token: SecretStr) -> SecretStr:
+        if len(token) < SHORTEST_TOKEN:
+            raise ValueError(f"must have {SHORTEST_TOKEN} characters or more")
+        return token
+
+
+class TlsConfig(Section):
+    """Certificates of the daemon's ports; files that change are used from the next connection on.
+
+    Attributes:
+        certificate: PEM, with the chain.
+        key: PEM.
+        client_ca: PEM; with it, the gRPC port takes only clients with a certificate signed by it.
+    """
+
+    certificate: FilePath
+    key: FilePath
+    client_ca: FilePath | None = None
+
+
+class EpisodeConfig(Section):
+    """When an episode opens and closes.
+
+    Attributes:
+        k: Windows over threshold, out of the last `n`, that open one.
+        n: Windows looked at.
+        close: Windows in a row below 0.8 of the threshold that close it.
+    """
+
+    k: PositiveInt = 2
+    n: PositiveInt = 3
+    close: PositiveInt = 3
+
+    @model_validator(mode="after")
+    def _k_of_n(self) -> Self:
+        if self.k > self.n:
+            raise ValueError(f"k ({self.k}) must not exceed n ({self.n})")
+        return self
+
+
+class BudgetConfig(Section):
+    """At most `runs` triggers per model in any stretch of length `per`."""
+
+    runs: PositiveInt = 12
+    per: Duration = timedelta(days=365)
+
+
+class PerformanceConfig(Section):
+    """What to expect of the live model once labels are in.
+
+    Attributes:
+        metric: The figure that decides. For classifiers `auc`, `accuracy`, `f1`, `log_loss` or
+            `calibration_error`, for regressors `rmse`, `mae` or `r2`; or one of your own: the name
+            of an entry point in `steadfeast.measures`, or `module:function`. All figures of the
+            same task are measured and shown.
+        min_labels: Labelled rows below which there is no figure.
+        max_drop: How much worse than on its hold-out the model may be, in the figure's unit.
+        label_delay: How long labels take to come in. What is measured at each bucket is the
+            window that ended so long before; what is estimated is always the current one.
+    """
+
+    metric: str = "auc"
+    min_labels: PositiveInt = 500
+    max_drop: PositiveFloat = 0.05
+    label_delay: Duration = timedelta(0)
+
+
+_OF_A_SERVICE = ("scored", "max_age", "audit")
+
+
+class MonitorConfig(Section):
+    """One monitor: what is watched, by default one feature service as one model reads it.
+
+    Attributes:
+        service: Feature service whose served log is watched.
+        source: What is watched in place of a served log.
+        model: Registered model that reads it, and that a trigger retrains. May be left out where
+            there is a `reference` and no `pipeline`: drift is then told, and nothing is fired.
+        pipeline: Name of the pipeline, in `pipelines`, that triggers go to; none means that
+            drift is watched and nothing is fired.
+        reference: What to compare with, for good: manifest of a training set; or a stretch of
+            what is watched, as `{from: 2024-01-01, to: 2024-03-01}`. None means the training set
+            of the model's champion, as the pipeline tells it, which moves with every promotion.
+        scored: With `reference`: Parquet file of rows with the model's `prediction`, as the runs of
+            a pipeline name one by `scored_uri`.
+        bucket: Length of one snapshot; divides a day or is whole days.
+        window: Length of what is compared with the reference; a multiple of `bucket`.
+        lateness: How long after its end a bucket takes late rows. Until then its window is
+            shown as it stands; then the bucket is frozen, and its window decided on, once.
+        min_rows: Rows in a window below which the verdict is `insufficient_data`.
+        statistic: Name of the statistic that decides.
+        features: Watched features; empty means all that are served.
+        segments: Columns whose values split the rows: the same looks at each of the largest.
+        multivariate: Look at all features together, too: whether they hang together as they did.
+            Needs the extra `multivariate`, a training set whose rows are kept, and seconds.
+        false_alarms_per_year: False episodes that the user accepts from this monitor, in all.
+        max_null_increase: Rise of a feature's null share over the reference that is an
+            incident.
+        max_age: Per feature view, the age of its newest value at request time that is an
+            incident, at the median.
+        cooldown: Least time between two triggers for the model.
+        approval: `auto`, or `manual`: a person decides each trigger.
+        schedule: When to retrain though nothing drifted, as a cron line in UTC. A time that comes
+            while the daemon is away counts once it is back, but only the last of several.
+        causes: Labels of other systems' alerts that are causes to retrain, as Alertmanager's
+            webhook tells them: an alert is one if it has every label of any entry.
+        audit: How often the store's invariants are checked on the current window, wall clock;
+            none, or `never`, means never.
+    """
+
+    service: str = ""
+    source: SourceConfig | None = None
+    model: str = ""
+    pipeline: str | None = None
+    reference: ReferenceConfig | None = None
+    scored: FilePath | None = None
+    bucket: Duration = timedelta(days=1)
+    window: Duration = timedelta(days=7)
+    lateness: Duration = timedelta(0)
+    min_rows: PositiveInt = 200
+    statistic: str = "psi"
+    features: tuple[str, ...] = ()
+    segments: tuple[str, ...] = Field(default=(), max_length=4)
+    multivariate: bool = False
+    false_alarms_per_year: PositiveFloat = 4
+    max_null_increase: Share = 0.2
+    max_age: dict[str, Duration] = Field(default_factory=dict)
+    episode: EpisodeConfig = EpisodeConfig()
+    cooldown: Duration = timedelta(days=7)
+    budget: BudgetConfig = BudgetConfig()
+    approval: Literal["auto", "manual"] = "auto"
+    schedule: Cron | None = None
+    causes: tuple[Annotated[dict[str, str], Field(min_length=1)], ...] = ()
+    audit: Duration | None = None
+    performance: PerformanceConfig | None = PerformanceConfig()
+
+    @field_validator("audit", mode="before")
+    @classmethod
+    def _never(cls, audit: object) -> object:
+        # A variable of the environment cannot say none.
+        return None if audit == "never" else audit
+
+    @property
+    def manifest(self) -> Path | None:
+        """Manifest of the training set to compare with for good, if it is one."""
+        return self.reference if isinstance(self.reference, Path) else None
+
+    @property
+    def stretch(self) -> StretchConfig | None:
+        """Stretch of what is watched to compare with, if it is one."""
+        return self.reference if isinstance(self.reference, StretchConfig) else None
+
+    @property
+    def kind(self) -> Literal["served", "view", "table"]:
+        """What sort of source is watched."""
+        if self.source is None:
+            return "served"
+        return "view" if self.source.view else "table"
+
+    @property
+    def subject(self) -> str:
+        """Name of what is watched: the feature service, the view, the table or the files."""
+        if self.source is None:
+            return self.service
+        return self.source.view or self.source.table or str(self.source.files)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_labels_without_a_service(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("source") is not None:
+            return {"performance": None, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.service) == (self.source is not None):
+            raise ValueError("give either service or source")
+        if self.source is not None:
+            extra = [name for name in _OF_A_SERVICE if getattr(self, name)]
+            extra += ["performance"] if self.performance is not None else []
+            if extra:
+                raise ValueError(
+                    f"{' and '.join(extra)} cannot go with source: there are no requests, no "
+                    f"predictions and no labels"
+                )
+            if self.multivariate:
+                raise ValueError(
+                    "multivariate goes with service: it needs a training set's rows, and a stretch "
+                    "that was read once keeps none"
+                )
+        elif self.stretch is not None:
+            raise ValueError("reference: a stretch goes with source, a training set with service")
+        if not self.model and (self.pipeline is not None or self.reference is None):
+            raise ValueError(
+                "model is missing; without one give reference, as {from: 2024-01-01, "
+                "to: 2024-03-01} or a training set's manifest, and no pipeline"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_buckets(self) -> Self:
+        day = timedelta(days=1)
+        if self.bucket <= timedelta(0) or (day % self.bucket and self.bucket % day):
+            raise ValueError(f"bucket ({self.bucket}) must divide a day or be whole days")
+        if self.window < self.bucket or self.window % self.bucket:
+            raise ValueError(f"window ({self.window}) must be a multiple of bucket ({self.bucket})")
+        if self.performance is not None and self.performance.label_delay % self.bucket:
+            raise ValueError(
+                f"performance.label_delay ({self.performance.label_delay}) must be a multiple of "
+                f"bucket ({self.bucket})"
+            )
+        if self.scored is not None and self.manifest is None:
+            raise ValueError("scored goes with a manifest; a pipeline's runs name their own")
+        return self
+
+    @model_validator(mode="after")
+    def _somewhere_to_send(self) -> Self:
+        if self.pipeline is None and (self.schedule or self.causes):
+            raise ValueError("schedule and causes need a pipeline to send triggers to")
+        return self
+
+
+class DaemonConfig(Section):
+    """The whole section.
+
+    Attributes:
+        state: Folder for the daemon's DuckDB file and its snapshots.
+        http: Address of `/metrics`, `/healthz`, `/readyz` and the page.
+        grpc: Address of MonitorService.
+        operator_token: Whoever has it may do everything, on the page and over gRPC; empty means
+            nobody. Give it by an environment variable: `${STEADFEAST_OPERATOR_TOKEN:-}`.
+        tokens: More tokens by the name of who has them. As soon as there is any token, what acts
+            over gRPC needs one; what reads needs one as soon as any of these has the role `read`.
+        tls: Of both ports; none means plaintext.
+        allow_plaintext: Serve, and reach pipelines, without TLS off loopback too: inside a
+            network that only trusted programs share.
+        clock: `wall`; or `watermark`, where now is the latest event seen: for replays.
+        tick: Time between two looks at the sources, wall clock.
+        retention: How long snapshot rows are kept; profiles stay.
+        alerts: Name to where alerts are sent, from when it is first configured on.
+        pipelines: Name to gRPC address, or to more about it.
+        monitors: Name to monitor.
+    """
+
+    state: FilePath
+    http: Address = "127.0.0.1:9464"
+    grpc: Address = "127.0.0.1:9465"
+    operator_token: Secret = SecretStr("")
+    tokens: dict[str, TokenConfig] = Field(default_factory=dict)
+    tls: TlsConfig | None = None
+    allow_plaintext: bool = False
+    clock: Literal["wall", "watermark"] = "wall"
+    tick: Duration = timedelta(seconds=30)
+    retention: Duration = timedelta(days=90)
+    alerts: dict[str, AlertTargetConfig] = Field(default_factory=dict)
+    pipelines: dict[str, PipelineConfig] = Field(default_factory=dict)
+    monitors: dict[str, MonitorConfig] = Field(min_length=1)
+
+    @field_validator("operator_token")
+    @classmethod
+    def _not_guessable(cls, token: SecretStr) -> SecretStr:
+        if 0 < len(token) < SHORTEST_TOKEN:
+            raise ValueError(f"must have {SHORTEST_TOKEN} characters or more")
+        return token
+
+    @model_validator(mode="after")
+    def _pipelines_exist(self) -> Self:
+        for name, monitor in self.monitors.items():
+            if monitor.pipeline is not None and monitor.pipeline not in self.pipelines:
+                raise ValueError(
+                    f"monitors.{name}.pipeline: {monitor.pipeline!r} is not in pipelines "
+                    f"({', '.join(self.pipelines) or 'which is empty'})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _no_plaintext_off_loopback(self) -> Self:
+        if self.allow_plaintext:
+            return self
+        plain = {} if self.tls else {"http": self.http, "grpc": self.grpc}
+        for name, pipeline in self.pipelines.items():
+            if pipeline.plaintext:
+                plain[f"pipelines.{name}"] = pipeline.plaintext
+        for name, target in self.alerts.items():
+            if target.plaintext:
+                plain[f"alerts.{name}"] = target.plaintext
+        for field, address in plain.items():
+            if not loopback(address):
+                raise ValueError(
+                    f"{field}: {address} is no loopback address, and would be in plaintext; give "
+                    f"tls, or allow_plaintext: true where only trusted programs share the network"
+                )
+        return self
+
+
+def load(path: Path) -> tuple[DaemonConfig, StoreConfig]:
+    """Read what the daemon needs of the file at `path`.
+
+    Raises:
+        ConfigError: See `featurestore.config.load_section`.
+    """
+    return load_section(path, "monitor", DaemonConfig), load_section(path, "store", StoreConfig)

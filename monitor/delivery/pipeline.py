@@ -1,0 +1,214 @@
+"""Where triggers go: what every pipeline can be asked, and gRPC, which most of them speak.
+
+Above `messages`; `outbox` delivers to what is made here, `adapters` has the pipelines that are
+reached over HTTP.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from steadfeast.featurestore.errors import SteadfeastError
+from steadfeast.monitor.ledger.messages import ENDED
+from steadfeast.protos.steadfeast.v1 import pipeline_pb2, pipeline_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from steadfeast.monitor.config.endpoints import GrpcPipelineConfig
+
+    Metadata = tuple[tuple[str, str], ...]
+
+DEADLINE_SECONDS = 10.0
+WATCH_SECONDS = 60.0
+HEARTBEAT = Duration(seconds=10)
+
+RETRIED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+"""Answers that say nothing about the request. A deadline is one: sending twice is harmless."""
+
+_CHANNEL = [
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+]
+
+
+class UnansweredError(SteadfeastError):
+    """A pipeline did not answer; whether it has heard the request is unknown.
+
+    Attributes:
+        reason: What was seen instead, in one line.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class RejectedError(SteadfeastError):
+    """A pipeline answered that it will not; asking again would not help.
+
+    Attributes:
+        reason: What it said, in one line.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class RunForgottenError(SteadfeastError):
+    """A pipeline does not know a run that it has accepted.
+
+    Attributes:
+        reason: What it said, in one line.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class Target(Protocol):
+    """One pipeline; safe to share between threads."""
+
+    def trigger(self, request: pipeline_pb2.TriggerRetrainRequest) -> pipeline_pb2.Run:
+        """Deliver a trigger and return its run; once the run exists, the same again.
+
+        Raises:
+            UnansweredError: It is to be sent again.
+            RejectedError: It is not.
+        """
+
+    def watch(self, run: pipeline_pb2.Run, after: int) -> Iterator[tuple[int, pipeline_pb2.Run]]:
+        """Yield (sequence, run) for every event above `after`; may stop before the run's end.
+
+        Raises:
+            UnansweredError: The stream broke.
+            RunForgottenError: There is no such run.
+        """
+
+    def champion(self, model: str) -> pipeline_pb2.Run | None:
+        """Return the run that was promoted last; None if none was, or if it cannot say.
+
+        Raises:
+            UnansweredError: It cannot be asked now.
+        """
+
+    def close(self) -> None:
+        """End what is under way."""
+
+
+class GrpcTarget:
+    """A pipeline that speaks PipelineService.
+
+    Args:
+        channel: Closed with this.
+        metadata: Sent with every call.
+    """
+
+    def __init__(self, channel: grpc.Channel, metadata: Metadata = ()) -> None:
+        self._channel, self._metadata = channel, metadata
+        self._stub = pipeline_pb2_grpc.PipelineServiceStub(channel)
+
+    def trigger(self, request: pipeline_pb2.TriggerRetrainRequest) -> pipeline_pb2.Run:
+        """See `Target`."""
+        try:
+            return self._stub.TriggerRetrain(
+                request, timeout=DEADLINE_SECONDS, metadata=self._metadata
+            ).run
+        except grpc.RpcError as error:
+            if error.code() in RETRIED:
+                raise UnansweredError(_text(error)) from error
+            raise RejectedError(_text(error)) from error
+        except ValueError as error:
+            raise UnansweredError("the channel is closed") from error
+
+    def watch(self, run: pipeline_pb2.Run, after: int) -> Iterator[tuple[int, pipeline_pb2.Run]]:
+        """See `Target`. Ends after a minute, so that one that vanished is noticed."""
+        request = pipeline_pb2.WatchRunRequest(
+            run_id=run.run_id, after_sequence=after, heartbeat_interval=HEARTBEAT
+        )
+        with _watched():
+            for event in self._stub.WatchRun(
+                request, timeout=WATCH_SECONDS, metadata=self._metadata
+            ):
+                if event.HasField("run") and event.sequence > after:
+                    after = event.sequence
+                    yield event.sequence, event.run
+                    if event.run.state in ENDED:
+                        return
+
+    def champion(self, model: str) -> pipeline_pb2.Run | None:
+        """See `Target`."""
+        runs = self.promoted(model, limit=1)
+        return runs[0] if runs else None
+
+    def promoted(self, model: str, limit: int = 1000) -> list[pipeline_pb2.Run]:
+        """Return the runs of a model that were promoted, the last one first.
+
+        Raises:
+            UnansweredError: It cannot be asked now.
+        """
+        request = pipeline_pb2.ListRunsRequest(
+            model=model, states=[pipeline_pb2.RUN_STATE_PROMOTED], limit=limit
+        )
+        try:
+            answer = self._stub.ListRuns(request, timeout=DEADLINE_SECONDS, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise UnansweredError(_text(error)) from error
+        return list(answer.runs)
+
+    def close(self) -> None:
+        """See `Target`."""
+        self._channel.close()
+
+
+def connect(config: GrpcPipelineConfig) -> Target:
+    """Return the pipeline that `config` describes; connects when first asked.
+
+    Raises:
+        UnansweredError: A certificate cannot be read.
+    """
+    token = config.token.get_secret_value()
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    if config.tls is None:
+        return GrpcTarget(grpc.insecure_channel(config.address, options=_CHANNEL), metadata)
+    tls = config.tls
+    try:
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=_read(tls.ca),
+            private_key=_read(tls.key),
+            certificate_chain=_read(tls.certificate),
+        )
+    except OSError as error:
+        raise UnansweredError(f"{error.filename}: {error.strerror}") from error
+    return GrpcTarget(grpc.secure_channel(config.address, credentials, options=_CHANNEL), metadata)
+
+
+def _read(path: Path | None) -> bytes | None:
+    return None if path is None else path.read_bytes()
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        code = error.code()
+        if code is grpc.StatusCode.NOT_FOUND:
+            raise RunForgottenError(_text(error)) from error
+        if code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise UnansweredError(_text(error)) from error
+    except ValueError as error:
+        raise UnansweredError("the channel is closed") from error
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
+        return f"{error.code().name}: {error.details()}"
+    return repr(error)

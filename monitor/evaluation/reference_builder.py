@@ -1,0 +1,181 @@
+"""References: which are to be built anew, and when the one that is held will do.
+
+Above `references`, which reads a training set or a stretch; below `evaluation`, which commits what
+is built here. Nothing here changes the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import structlog
+
+from steadfeast.featurestore.errors import UserError
+from steadfeast.monitor.drift.distances import statistic
+from steadfeast.monitor.drift.multivariate.detector import required
+from steadfeast.monitor.drift.reference import VERSION
+from steadfeast.monitor.performance.metrics import measure_named
+from steadfeast.monitor.references.training_set import (
+    STRETCH,
+    reference_from,
+    reference_from_stretch,
+    stretch_uri,
+)
+from steadfeast.monitor.sources.source import check as check_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from steadfeast.monitor.config.schema import DaemonConfig, MonitorConfig
+    from steadfeast.monitor.drift.reference import Outdated, Reference
+    from steadfeast.monitor.ledger.ledger import Held, Ledger
+    from steadfeast.monitor.sources.source import Source, Sources
+    from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
+
+log = structlog.get_logger(__name__)
+
+_REFERENCE_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(
+        ("bucket", "window", "min_rows", "statistic", "features", "false_alarms_per_year",
+         "episode", "segments", "scored"),
+        True,
+    ),
+    "performance": {"metric"},
+}  # fmt: skip
+"""What of a monitor's configuration a reference depends on."""
+
+
+class OutdatedReferenceError(UserError):
+    """A reference that another build stored cannot be built anew.
+
+    Attributes:
+        monitor: Whose it is.
+        version: Of the stored reference.
+    """
+
+    def __init__(self, monitor: str, version: int, problem: UserError) -> None:
+        self.monitor, self.version = monitor, version
+        super().__init__(
+            f"monitor.monitors.{monitor}: its reference was stored by another Steadfeast (version "
+            f"{version}; this one reads {VERSION}) and cannot be built anew: {problem}; bring the "
+            f"training set back, or name another as `reference`"
+        )
+
+
+class Builder:
+    """Builds references, one at a time and always in the same thread.
+
+    What a build allocates and frees, tens of megabytes, stays with the thread that did: in
+    whichever thread has heard of a promotion it would be as much again for each.
+
+    Args:
+        ledger: Says what is held.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="references")
+
+    def close(self) -> None:
+        """Wait for a build under way."""
+        self._thread.shutdown()
+
+    def prepare(self, config: DaemonConfig, sources: Sources) -> dict[str, Reference]:
+        """Build the references that `config` needs anew.
+
+        Raises:
+            UserError: The configuration does not fit what is watched, or the reference.
+        """
+        built: dict[str, Reference] = {}
+        for name, monitor in config.monitors.items():
+            statistic(monitor.statistic)
+            required(monitor)
+            if monitor.performance is not None:
+                measure_named(monitor.performance.metric)
+            held = self._ledger.held(name)
+            source = sources.of(name, monitor)
+            check_source(source, monitor)
+            outdated = held.outdated
+            try:
+                found = self._anew(monitor, held, source)
+            except UserError as error:
+                if outdated is None:
+                    raise
+                raise OutdatedReferenceError(name, outdated.version, error) from error
+            if found is not None:
+                built[name] = found
+            if outdated is not None:
+                log.info(
+                    "reference_outdated", monitor=name, version=outdated.version, reads=VERSION
+                )
+        return built
+
+    def _anew(self, monitor: MonitorConfig, held: Held, source: Source) -> Reference | None:
+        """Build the reference of one monitor, if it is not the one that is held."""
+        old, pinned = held.reference or held.outdated, monitor.manifest
+        if monitor.stretch is not None:
+            same = old is not None and old.uri == stretch_uri(monitor)
+            if same and old is not None and held.reference_key == reference_key(old, monitor):
+                return None
+            return self._built(reference_from_stretch, source, monitor)
+        if pinned is not None and (old is None or old.uri != str(pinned)):
+            return self._built(reference_from, pinned, monitor, scored=monitor.scored)
+        if old is None or old.uri.startswith(STRETCH):
+            return None  # the champion's comes with the next look at the pipelines
+        if held.reference_key == reference_key(old, monitor):
+            return None
+        scored = Path(old.scored_uri) if old.scored_uri else None
+        return self._built(
+            reference_from,
+            Path(old.uri),
+            monitor,
+            scored=scored if pinned is None else monitor.scored,
+            model_version=old.model_version,
+            performance=old.performance if pinned is None else None,
+        )
+
+    def of_run(self, run: Run, config: DaemonConfig) -> dict[str, Reference]:
+        """Build the reference of each of the monitors of a promoted run's model.
+
+        Monitors whose reference the configuration names keep it.
+
+        Raises:
+            UserError: The training set is missing or cannot be a reference.
+        """
+        return {
+            name: self._built(
+                reference_from,
+                Path(run.manifest_uri),
+                monitor,
+                # A table has no predictions of the model to compare.
+                scored=Path(run.scored_uri) if run.scored_uri and monitor.service else None,
+                model_version=run.model_version,
+                performance=dict(run.metrics),
+            )
+            for name, monitor in config.monitors.items()
+            if monitor.model == run.model and monitor.reference is None
+        }
+
+    def _built(self, build: Callable[..., Reference], *given: Any, **known: Any) -> Reference:
+        return self._thread.submit(_connected, build, *given, **known).result()
+
+
+def _connected(build: Callable[..., Reference], *given: Any, **known: Any) -> Reference:
+    with duckdb.connect() as con:
+        con.execute("SET enable_progress_bar = false")  # it draws into the log
+        return build(con, *given, **known)
+
+
+def reference_key(reference: Reference | Outdated, config: MonitorConfig) -> str:
+    """Return what changes whenever the reference, how it is built, or what for does."""
+    made_for = config.model_dump_json(include=_REFERENCE_FIELDS)
+    text = f"{VERSION}\n{reference.uri}\n{reference.model_version}\n{made_for}"
+    if config.source is not None:
+        text += f"\n{config.source.model_dump_json()}"
+    if config.multivariate:
+        text += "\nmultivariate"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,327 @@
+"""What the daemon knows, in the one DuckDB file that it owns.
+
+Above `policy`, which decides what is committed here; below `evaluation`, `outbox` and `server`,
+which do. One connection under one lock writes, and what belongs together is one transaction:
+`with ledger.transaction(): ...`. `Ledger.state()` is the last committed state as one immutable
+value, for everybody who only reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from steadfeast.monitor.decisions.model import ModelHistory, Outcome, PolicyState
+from steadfeast.monitor.drift.data_quality import Figures, Freshness, Incident
+from steadfeast.monitor.drift.detector import Verdict
+from steadfeast.monitor.drift.reference import Reference, ReferenceVersionError
+from steadfeast.monitor.drift.segments import Segment
+from steadfeast.monitor.ledger import messages, queries
+from steadfeast.monitor.ledger.codec import dump, load
+from steadfeast.monitor.ledger.outbox import Deliveries, Following, Message
+from steadfeast.monitor.ledger.queries import Held, Kept
+from steadfeast.monitor.ledger.state import EpisodeRecord, MonitorState, PastWindow, State
+from steadfeast.monitor.profiles.distribution import Distribution
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.decisions.model import Decision, Evaluation, Trigger
+    from steadfeast.monitor.profiles.profile import Profile, Window
+    from steadfeast.monitor.sources.snapshot import Snapshot
+
+__all__ = ["Following", "Held", "Kept", "Ledger", "Message", "MonitorState", "State"]
+
+
+class Ledger(Deliveries):
+    """The daemon's DuckDB file; safe to share between threads.
+
+    Methods whose name begins with `add_` are called inside `transaction()`. See `Journal` for
+    alerts and people, and `Deliveries` for the outbox.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open or create the ledger in `folder`.
+
+        Raises:
+            LedgerLockedError: Another process holds it.
+            LedgerVersionError: It is of a newer version.
+            LedgerBrokenError: It cannot be read.
+        """
+        super().__init__(folder)
+        self._held: dict[str, Held] = {}
+        self._state: State | None = None
+        self._monitors: dict[str, MonitorState] = {}
+
+    def _rolled_back(self) -> None:
+        self._held.clear()
+
+    def _committed(self) -> None:
+        self._state = None
+
+    # What a monitor goes on from
+
+    def held(self, monitor: str) -> Held:
+        """Return what `monitor` goes on from; the default before it was ever seen."""
+        with self._lock:
+            if monitor not in self._held:
+                rows = self._rows(
+                    "SELECT watermark, policy, reference, reference_key FROM monitors "
+                    "WHERE name = ?",
+                    monitor,
+                )
+                self._held[monitor] = Held()
+                for watermark, policy, reference, key in rows:
+                    known, outdated = None, None
+                    try:
+                        known = None if reference is None else Reference.from_json(reference)
+                    except ReferenceVersionError as error:
+                        outdated = error.outdated
+                    self._held[monitor] = Held(
+                        queries.utc(watermark), load(PolicyState, policy), known, key, outdated
+                    )
+            return self._held[monitor]
+
+    def hold(self, monitor: str, held: Held) -> None:
+        """Replace what `monitor` goes on from."""
+        reference = None
+        if held.reference is not None and held.reference is not self.held(monitor).reference:
+            reference = held.reference.to_json()
+        with self.transaction():
+            self._rows(
+                "INSERT INTO monitors VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO UPDATE SET "
+                "watermark = $2, policy = $3, reference = coalesce($4, reference), "
+                "reference_key = $5",
+                monitor,
+                held.watermark,
+                dump(held.policy),
+                reference,
+                held.reference_key,
+            )
+            self._held[monitor] = held
+            self._monitors.pop(monitor, None)
+
+    def history(self, model: str) -> ModelHistory:
+        """Return what the ledger knows of a model's triggers; `blocked` is the caller's."""
+        with self._lock:
+            rows = self._rows(
+                "SELECT request_id, fired_at, state = 'pending' OR "
+                "(state = 'delivered' AND NOT run_ended) FROM triggers "
+                "WHERE model = ? AND fired_at IS NOT NULL ORDER BY position",
+                model,
+            )
+        return ModelHistory(
+            fired=tuple(fired.astimezone(UTC) for _, fired, _ in rows),
+            running=next((request for request, _, under_way in rows if under_way), ""),
+        )
+
+    # Buckets and windows
+
+    def add_bucket(
+        self, monitor: str, snapshot: Snapshot, profile: Profile, key: str, frozen_at: datetime
+    ) -> None:
+        """Keep a frozen bucket; a second one of the same monitor and start is an error."""
+        self._rows(
+            "INSERT INTO buckets VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?)",
+            monitor,
+            snapshot.bucket.start,
+            snapshot.bucket.end,
+            snapshot.rows,
+            snapshot.watermark,
+            snapshot.sha256,
+            str(snapshot.path),
+            frozen_at,
+            key,
+            profile.to_json(),
+        )
+        self._count("snapshots", monitor)
+        self._count("rows", monitor, amount=snapshot.rows)
+
+    def buckets(self, monitor: str, start: datetime, end: datetime, *, but: str = "") -> list[Kept]:
+        """Return the frozen buckets inside [start, end), in order; none of reference key `but`."""
+        with self._lock:
+            return queries.buckets(self._rows, monitor, start, end, but=but)
+
+    def profile(self, monitor: str, kept: Kept) -> str:
+        """Return the profile of a frozen bucket, as JSON."""
+        with self._lock:
+            ((text,),) = self._rows(
+                "SELECT profile FROM buckets WHERE monitor = ? AND start_time = ?",
+                monitor,
+                kept.bucket.start,
+            )
+        return str(text)
+
+    def add_profile(self, monitor: str, kept: Kept, profile: Profile, key: str) -> None:
+        """Replace the profile of a bucket by one over the reference of `key`."""
+        self._rows(
+            "UPDATE buckets SET profile = ?, reference_key = ? "
+            "WHERE monitor = ? AND start_time = ?",
+            profile.to_json(),
+            key,
+            monitor,
+            kept.bucket.start,
+        )
+
+    def add_spread(
+        self, monitor: str, end: datetime, key: str, spread: Sequence[Distribution]
+    ) -> None:
+        """Keep how the values of the window that ends at `end` spread, and what beside."""
+        self._rows(
+            "INSERT INTO spreads VALUES (?, ?, ?, ?)",
+            monitor,
+            end,
+            key,
+            dump(tuple(spread), tuple[Distribution, ...]),
+        )
+
+    def spread(self, monitor: str, end: datetime) -> tuple[Distribution, ...]:
+        """Return how the values of the window that ends at `end` spread; empty if not kept."""
+        with self._lock:
+            rows = self._rows(
+                "SELECT body FROM spreads WHERE monitor = ? AND end_time = ?", monitor, end
+            )
+        return load(tuple[Distribution, ...], rows[0][0]) if rows else ()
+
+    def add_late_rows(self, monitor: str, kept: Kept, late_rows: int) -> None:
+        """Correct how many rows came after a bucket was frozen."""
+        self._rows(
+            "UPDATE buckets SET late_rows = ? WHERE monitor = ? AND start_time = ?",
+            late_rows,
+            monitor,
+            kept.bucket.start,
+        )
+        self._count("late_rows", monitor, amount=late_rows - kept.late_rows)
+
+    def add_window(self, evaluation: Evaluation) -> None:
+        """Keep what was measured about one window."""
+        performance = evaluation.performance
+        past = PastWindow(
+            evaluation.window,
+            {v.feature: v.ratio for v in evaluation.verdicts if v.value is not None},
+            {} if performance is None else dict(performance.metrics),
+            dict(evaluation.estimated),
+            None if performance is None else performance.window.end,
+        )
+        self._rows(
+            "INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            evaluation.monitor,
+            evaluation.window.end,
+            dump(past),
+            dump(evaluation.verdicts, tuple[Verdict, ...]),
+            dump(evaluation.figures, tuple[Figures, ...]),
+            dump(evaluation.freshness, tuple[Freshness, ...]),
+            dump(evaluation.incidents, tuple[Incident, ...]),
+            "" if performance is None else dump(performance),
+        )
+        if evaluation.segments:
+            self._rows(
+                "INSERT INTO segments VALUES (?, ?, ?)",
+                evaluation.monitor,
+                evaluation.window.end,
+                dump(evaluation.segments, tuple[Segment, ...]),
+            )
+
+    def last_window(self, monitor: str) -> Window | None:
+        """Return the last window that was judged; None before the first."""
+        with self._lock:
+            rows = self._rows(
+                "SELECT past FROM windows WHERE monitor = ? ORDER BY end_time DESC LIMIT 1", monitor
+            )
+        return load(PastWindow, rows[0][0]).window if rows else None
+
+    def judged(self, monitor: str) -> list[tuple[PastWindow, tuple[Verdict, ...]]]:
+        """Return every evaluated window with its verdicts, by time."""
+        with self._lock:
+            rows = self._rows(
+                "SELECT past, verdicts FROM windows WHERE monitor = ? ORDER BY end_time", monitor
+            )
+        return [
+            (load(PastWindow, past), load(tuple[Verdict, ...], verdicts)) for past, verdicts in rows
+        ]
+
+    def episodes(self) -> list[EpisodeRecord]:
+        """Return every open episode and the last that closed, newest first in each."""
+        with self._lock:
+            return queries.episodes(self._rows, 1_000_000)
+
+    # Decisions
+
+    def add_decision(self, monitor: str, config: MonitorConfig, decision: Decision) -> None:
+        """Keep a decision: its episodes, triggers, outbox messages and alerts."""
+        for episode in decision.opened:
+            record = EpisodeRecord(
+                episode.episode_id,
+                monitor,
+                episode.kind,
+                episode.window.end,
+                None,
+                episode.features,
+                episode.summary,
+            )
+            self._rows(
+                "INSERT INTO episodes VALUES (?, ?, false, ?)",
+                record.episode_id,
+                record.opened_at,
+                dump(record),
+            )
+            if config.pipeline is None:
+                self._count("decisions", monitor, "no_pipeline")
+        for closed in decision.closed:
+            record = self.episode(closed.episode_id)
+            self._rewrite(replace(record, closed_at=closed.at, reason=closed.reason))
+        for trigger in decision.triggers:
+            self._add_trigger(monitor, config, trigger)
+        self.add_alerts(decision.alerts)
+
+    def _add_trigger(self, monitor: str, config: MonitorConfig, trigger: Trigger) -> None:
+        fired = trigger.outcome is Outcome.FIRED
+        self._rows(
+            "INSERT INTO triggers VALUES ($1, (SELECT coalesce(max(position), 0) + 1 "
+            "FROM triggers), $2, $3, $4, $5, $6, $7, $8, NULL, 0, false) "
+            "ON CONFLICT DO UPDATE SET state = $4, reason = $5, decided_at = $7, fired_at = $8",
+            trigger.request_id,
+            monitor,
+            config.model,
+            trigger.state.value,
+            trigger.reason,
+            trigger.episode.episode_id,
+            trigger.at,
+            trigger.at if fired else None,
+        )
+        self._count("decisions", monitor, trigger.outcome.value)
+        if fired:
+            self._rows(
+                "INSERT INTO outbox VALUES (?, ?, ?, ?, 'pending', 0)",
+                trigger.request_id,
+                config.pipeline,
+                messages.request(monitor, config.model, trigger).SerializeToString(),
+                datetime.now(UTC),
+            )
+
+    # Reading
+
+    def state(self, monitors: Mapping[str, MonitorConfig]) -> State:
+        """Return the last committed state; what the daemon adds (jobs, idle) is left out."""
+        with self._lock:
+            if self._state is None or list(self._state.monitors) != list(monitors):
+                self._state = State(
+                    monitors={name: self._monitor(name, monitors[name]) for name in monitors},
+                    episodes=tuple(queries.episodes(self._rows)),
+                    triggers=tuple(queries.triggers(self._rows)),
+                    promotions=tuple(queries.promotions(self._rows)),
+                    alerts=tuple(self.alerts_before(queries.LISTED)),
+                    outbox=queries.outbox(self._rows),
+                    counters=queries.counters(self._rows),
+                )
+            return self._state
+
+    def _monitor(self, name: str, config: MonitorConfig) -> MonitorState:
+        """Read one monitor, but only what is newer than what was read before."""
+        held, before = self.held(name), self._monitors.get(name)
+        if before is None or before.watermark != held.watermark:
+            self._monitors[name] = queries.monitor(self._rows, name, config, held)
+        return self._monitors[name]

@@ -1,0 +1,279 @@
+"""Rows of the ledger's file as the values that everybody else knows.
+
+Above `codec`; `ledger` calls these under its lock, in the transaction that it sees fit.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from steadfeast.monitor.decisions.model import PolicyState, TriggerState
+from steadfeast.monitor.drift.data_quality import Figures, Freshness
+from steadfeast.monitor.drift.detector import Verdict
+from steadfeast.monitor.drift.segments import Segment
+from steadfeast.monitor.ledger.codec import load
+from steadfeast.monitor.ledger.state import (
+    Counters,
+    EpisodeRecord,
+    MonitorState,
+    OutboxState,
+    PastWindow,
+    PromotionRecord,
+    ReferenceInfo,
+    TriggerRecord,
+)
+from steadfeast.monitor.performance.metrics import measure_named
+from steadfeast.monitor.performance.realized import Performance
+from steadfeast.monitor.profiles.distribution import Distribution, distributions
+from steadfeast.monitor.sources.snapshot import Bucket
+from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.drift.reference import Outdated, Reference
+
+HISTORY = 60
+LISTED = 100
+
+
+class Rows(Protocol):
+    """A query and the values that are bound to it; all rows at once."""
+
+    def __call__(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Execute it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a monitor needs to go on from where it stands.
+
+    Attributes:
+        watermark: End of the last evaluated bucket; none before the first.
+        reference_key: Changes whenever the reference does; empty without one.
+        outdated: The reference that another build stored, until it is built anew.
+    """
+
+    watermark: datetime | None = None
+    policy: PolicyState = field(default_factory=PolicyState)
+    reference: Reference | None = None
+    reference_key: str = ""
+    outdated: Outdated | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One frozen bucket; its profile is kept over the edges of `reference_key`'s reference."""
+
+    bucket: Bucket
+    rows: int
+    late_rows: int
+    path: Path
+    frozen_at: datetime
+    reference_key: str
+
+
+def buckets(
+    rows: Rows, monitor: str, start: datetime, end: datetime, *, but: str = ""
+) -> list[Kept]:
+    """Return the frozen buckets inside [start, end), in order; none of the reference key `but`."""
+    found = rows(
+        "SELECT start_time, end_time, row_count, late_rows, path, frozen_at, reference_key "
+        "FROM buckets WHERE monitor = ? AND start_time >= ? AND end_time <= ? "
+        "AND reference_key <> ? ORDER BY start_time",
+        monitor,
+        start,
+        end,
+        but,
+    )
+    return [
+        Kept(
+            Bucket(begin.astimezone(UTC), stop.astimezone(UTC)),
+            count,
+            late,
+            Path(path),
+            frozen_at.astimezone(UTC),
+            key,
+        )
+        for begin, stop, count, late, path, frozen_at, key in found
+    ]
+
+
+def monitor(rows: Rows, name: str, config: MonitorConfig, held: Held) -> MonitorState:
+    """Return one monitor after its last evaluated window."""
+    windows = rows(
+        "SELECT past, verdicts, figures, freshness FROM windows WHERE monitor = ? "
+        "ORDER BY end_time DESC LIMIT ?",
+        name,
+        HISTORY,
+    )
+    history = tuple(load(PastWindow, row[0]) for row in reversed(windows))
+    reference = held.reference
+    asked = config.performance
+    figure = None if asked is None else measure_named(asked.metric)
+    state = MonitorState(
+        name,
+        config.service,
+        config.model,
+        None if config.source is None else (config.kind, config.subject),
+        metric="" if figure is None else figure.name,
+        max_drop=0.0 if asked is None else asked.max_drop,
+        lower_is_better=figure is not None and figure.lower_is_better,
+        watermark=held.watermark,
+        reference=None if reference is None else _info(reference),
+        history=history,
+    )
+    if held.watermark is None or not windows:
+        return state
+    _, verdicts, figures, freshness = windows[0]
+    window = history[-1].window
+    measured = rows(
+        "SELECT w.performance FROM windows AS w JOIN spreads AS s "
+        "ON s.monitor = w.monitor AND s.end_time = w.end_time "
+        "WHERE w.monitor = ? AND w.performance <> '' AND s.reference_key = ? "
+        "ORDER BY w.end_time DESC LIMIT 1",
+        name,
+        held.reference_key,
+    )
+    spread = rows(
+        "SELECT body FROM spreads WHERE monitor = ? AND end_time = ? AND reference_key = ?",
+        name,
+        window.end,
+        held.reference_key,
+    )
+    parts = rows("SELECT body FROM segments WHERE monitor = ? AND end_time = ?", name, window.end)
+    current = bool(spread)
+    return replace(
+        state,
+        window=window,
+        verdicts=load(tuple[Verdict, ...], verdicts),
+        figures=load(tuple[Figures, ...], figures),
+        freshness=load(tuple[Freshness, ...], freshness),
+        incidents=tuple(o for o in held.policy.incidents if o.last_seen == held.watermark),
+        blocked=held.policy.blocked(held.watermark - config.window),
+        performance=load(Performance, measured[0][0]) if measured else None,
+        estimated=history[-1].estimated if current else {},
+        estimate_errors=_errors(history),
+        segments=load(tuple[Segment, ...], parts[0][0]) if parts and current else (),
+        distributions=_spread(reference, spread[0][0] if current else ""),
+        superseded=not current,
+    )
+
+
+def episodes(rows: Rows, listed: int = LISTED) -> list[EpisodeRecord]:
+    """Return every open episode, then the last `listed` that closed; newest first in each."""
+    found = []
+    for where, limit in (("NOT closed", 1_000_000), ("closed", listed)):
+        found += rows(
+            f"SELECT body FROM episodes WHERE {where} ORDER BY opened_at DESC, episode_id LIMIT ?",
+            limit,
+        )
+    return [load(EpisodeRecord, body) for (body,) in found]
+
+
+def triggers(
+    rows: Rows,
+    request: str = "",
+    *,
+    limit: int = LISTED,
+    monitor: str = "",
+    states: Sequence[TriggerState] = (),
+) -> list[TriggerRecord]:
+    """Return one trigger, or the last ones, newest first; empty arguments leave none out."""
+    found = rows(
+        "SELECT t.request_id, t.monitor, t.model, t.state, t.reason, t.episode_id, "
+        "t.decided_at, coalesce(o.attempts, 0), t.run "
+        "FROM triggers AS t LEFT JOIN outbox AS o USING (request_id) "
+        "WHERE ? IN ('', t.request_id) AND ? IN ('', t.monitor) "
+        "AND (len(?::VARCHAR[]) = 0 OR list_contains(?::VARCHAR[], t.state)) "
+        "ORDER BY t.position DESC LIMIT ?",
+        request,
+        monitor,
+        [state.value for state in states],
+        [state.value for state in states],
+        limit,
+    )
+    return [
+        TriggerRecord(
+            id_,
+            name,
+            model,
+            TriggerState(state),
+            reason,
+            episode,
+            decided_at.astimezone(UTC),
+            attempts,
+            None if run is None else Run.FromString(run),
+        )
+        for id_, name, model, state, reason, episode, decided_at, attempts, run in found
+    ]
+
+
+def promotions(rows: Rows) -> list[PromotionRecord]:
+    """Return the last promotions that no trigger asked for, newest first."""
+    found = rows(
+        "SELECT monitor, noticed_at, run FROM promotions ORDER BY noticed_at DESC, rowid DESC "
+        "LIMIT ?",
+        LISTED,
+    )
+    return [
+        PromotionRecord(name, noticed_at.astimezone(UTC), Run.FromString(run))
+        for name, noticed_at, run in found
+    ]
+
+
+def outbox(rows: Rows) -> OutboxState:
+    """Return what is still to deliver."""
+    ((depth, oldest, attempts, dead),) = rows(
+        "SELECT count(*) FILTER (state = 'pending'), "
+        "min(committed_at) FILTER (state = 'pending'), coalesce(sum(attempts), 0), "
+        "count(*) FILTER (state = 'dead') FROM outbox"
+    )
+    return OutboxState(depth, utc(oldest), int(attempts), dead)
+
+
+def counters(rows: Rows) -> Counters:
+    """Return the counts over the life of the ledger."""
+    totals: defaultdict[str, dict[Any, int]] = defaultdict(dict)
+    for name, monitor, label, amount in rows("FROM counters"):
+        totals[name][(monitor, label) if name == "decisions" else monitor] = amount
+    return Counters(totals["snapshots"], totals["rows"], totals["late_rows"], totals["decisions"])
+
+
+def utc(value: datetime | None) -> datetime | None:
+    """Return a time of the file in UTC proper."""
+    return None if value is None else value.astimezone(UTC)
+
+
+def _errors(history: Sequence[PastWindow]) -> dict[str, float]:
+    """Return the newest estimate that labels have caught up with, less what they say."""
+    estimates = {past.window.end: past.estimated for past in history}
+    for past in reversed(history):
+        thought = estimates.get(past.measured_until) if past.measured_until else None
+        if thought and past.performance:
+            known = past.performance
+            return {name: thought[name] - known[name] for name in known if name in thought}
+    return {}
+
+
+def _spread(reference: Reference | None, compared: str) -> tuple[Distribution, ...]:
+    """Return what the last window was compared in, or the reference alone, before the first."""
+    if compared:
+        return load(tuple[Distribution, ...], compared)
+    return () if reference is None else distributions(reference.profile, None)
+
+
+def _info(reference: Reference) -> ReferenceInfo:
+    return ReferenceInfo(
+        reference.uri,
+        reference.contract,
+        reference.model_version,
+        reference.window,
+        dict(reference.performance),
+        dict(reference.importance),
+    )

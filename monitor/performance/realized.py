@@ -1,0 +1,164 @@
+"""How good the served predictions were, once their labels are known.
+
+Above `monitor.performance.metrics` and `monitor.drift.data_quality`. Joins served predictions with labels; a label
+counts only from its `known_at` on, so that a replay sees at each time what was known then.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import structlog
+
+from steadfeast.monitor.performance.metrics import (
+    HALF,
+    Floats,
+    Measure,
+    OneClassError,
+    Task,
+    measures_for,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    import duckdb
+
+    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.profiles.profile import Window
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Performance:
+    """Metrics of one window.
+
+    Attributes:
+        metrics: By name of `monitor.performance.metrics`; those that the labels allow, so `auc` only with
+            both classes.
+        labelled: Predictions whose label was known.
+        positives: Labels that are 1 among them; None for a regressor.
+        window: The window, by request time; its rows are the predictions, labelled or not.
+        intervals: Ends of each metric's interval of 95 %, where it has one.
+    """
+
+    metrics: Mapping[str, float]
+    labelled: int
+    positives: int | None
+    window: Window
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def predictions(
+    con: duckdb.DuckDBPyConnection,
+    served_files: Sequence[Path],
+    label_files: Sequence[Path],
+    window: Window,
+    as_of: datetime,
+    *,
+    model_version: str | None = None,
+    columns: Sequence[str] = (),
+) -> pa.Table:
+    """Return what was predicted for the requests of `window`, one row a request, in a fixed order.
+
+    Args:
+        con: Any DuckDB connection; nothing is written to its database.
+        served_files: Snapshots or served-log files that hold the window.
+        label_files: Label files; of several labels for a request the latest known counts.
+        window: By request time.
+        as_of: Knowledge time.
+        model_version: Only this version's predictions; None means all.
+        columns: More columns of the served log to read; one that is not there is null.
+
+    Returns:
+        Columns `prediction`, `label` (null while unknown) and `columns`.
+    """
+    schema = [("prediction", pa.float64()), ("label", pa.float64())]
+    blank = pa.schema([*schema, *((name, pa.string()) for name in columns)])
+    if not served_files:
+        return blank.empty_table()
+    served = "read_parquet($served, union_by_name = true)"
+    values: dict[str, Any] = {"served": sorted(map(str, served_files))}
+    described = con.execute(f"DESCRIBE SELECT * FROM {served}", values).fetchall()
+    there = {row[0] for row in described}
+    if "prediction" not in there:
+        return blank.empty_table()
+    version = ""
+    values |= {"start": window.start, "end": window.end}
+    if model_version is not None:
+        version = " AND model_version = $version"
+        values["version"] = model_version
+    quoted = ['"' + name.replace('"', '""') + '"' for name in columns]
+    asked = "".join(
+        f", arg_min({name}, request_time) AS {name}" if column in there else f", NULL AS {name}"
+        for column, name in zip(columns, quoted, strict=True)
+    )
+    known = "SELECT NULL::VARCHAR AS request_id, NULL::DOUBLE AS label LIMIT 0"
+    if label_files:
+        values |= {"labels": sorted(map(str, label_files)), "as_of": as_of}
+        known = """SELECT request_id, arg_max(label, known_at) AS label
+            FROM read_parquet($labels, union_by_name = true)
+            WHERE known_at <= $as_of AND label IS NOT NULL AND NOT isnan(label)
+            GROUP BY request_id"""
+    query = f"""
+        WITH predicted AS (
+            SELECT request_id, arg_min(prediction, request_time)::DOUBLE AS prediction{asked}
+            FROM {served}
+            WHERE request_time >= $start AND request_time < $end
+              AND prediction IS NOT NULL AND NOT isnan(prediction){version}
+            GROUP BY request_id
+        ), known AS ({known})
+        SELECT predicted.* EXCLUDE (request_id), label::DOUBLE AS label
+        FROM predicted LEFT JOIN known USING (request_id)
+        ORDER BY request_id"""  # sums of floats depend on the order
+    return con.sql(query, params=values).to_arrow_table()
+
+
+def judge(rows: pa.Table, window: Window, config: MonitorConfig) -> Performance | None:
+    """Return the metrics of what `predictions` gave.
+
+    Returns:
+        None with fewer labels than asked for, or if `config.performance` is None.
+    """
+    if config.performance is None:
+        return None
+    both = rows.select(["prediction", "label"]).drop_null()
+    if both.num_rows < config.performance.min_labels:
+        return None
+    prediction, truth = (both[name].to_numpy() for name in ("prediction", "label"))
+    measures = measures_for(config.performance.metric)
+    metrics, intervals = measured(measures, truth, prediction)
+    positives = None
+    if measures[0].task is Task.CLASSIFICATION:
+        positives = int((truth > HALF).sum())
+    whole = replace(window, rows=rows.num_rows)
+    return Performance(metrics, both.num_rows, positives, whole, intervals)
+
+
+def measured(
+    measures: Sequence[Measure], truth: Floats, prediction: Floats
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Return each measure's value and interval; what these rows have no value for is left out."""
+    values: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for one in measures:
+        try:
+            with np.errstate(all="ignore"):
+                value, ends = one.function(truth, prediction), one.ends(truth, prediction)
+        except OneClassError:
+            continue
+        except (ValueError, ArithmeticError) as error:  # of a function of the user's own
+            log.warning("measure_failed", measure=one.name, reason=str(error))
+            continue
+        if math.isfinite(value):
+            values[one.name] = float(value)
+            if all(map(math.isfinite, ends)):
+                intervals[one.name] = (float(ends[0]), float(ends[1]))
+    return values, intervals

@@ -1,0 +1,207 @@
+"""The rows of one time bucket, frozen.
+
+Above `monitor.profiles.profile`. What is watched grows and changes; a monitor looks at one bucket of event
+time at a time and must see the same rows whenever it looks again. So it freezes them:
+one Parquet file per bucket, sorted, written aside and renamed. A file that is there is the
+truth: whatever crashes or restarts, a bucket is frozen once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import duckdb
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+REQUEST, AT = "request_id", "request_time"
+"""Columns of a snapshot: what a row answers, of a served log only; and its event time."""
+OPEN, PARTIAL = ".open", ".partial"
+BATCH_ROWS = 32_768
+"""Columns of so many numbers stay in a processor's cache from one step to the next."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """A stretch of event time, start inclusive, end exclusive."""
+
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A query, and the values that are bound to it, for rows with a column `request_time`."""
+
+    query: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, files: Sequence[Path]) -> Rows | None:
+        """Return the rows of Parquet files; they may have different columns."""
+        if not files:
+            return None
+        query = "SELECT * FROM read_parquet($files, union_by_name = true)"
+        return cls(query, {"files": sorted(map(str, files))})
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A frozen bucket.
+
+    Attributes:
+        monitor: Whose.
+        bucket: The stretch of event time.
+        rows: Rows in it; 0 is a bucket like any other.
+        watermark: Latest `request_time` in it; None without rows.
+        sha256: Of the file, 64 hexadecimal digits.
+        path: The file.
+    """
+
+    monitor: str
+    bucket: Bucket
+    rows: int
+    watermark: datetime | None
+    sha256: str
+    path: Path
+
+    def batches(
+        self, columns: Collection[str] | None = None, *, categories: Collection[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows; columns that the file lacks are left out.
+
+        Args:
+            columns: Which to read; None means all.
+            categories: Text columns to yield as dictionaries, which is how the file has them
+                where values repeat: their rows are then counted without being looked at.
+        """
+        with pq.ParquetFile(self.path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+        wanted = [name for name in schema.names if columns is None or name in columns]
+        coded = [name for name in wanted if name in categories and _text(schema.field(name).type)]
+        # Neither mapped nor fetched ahead: both hold more of the file than the row group in hand.
+        options = {"read_dictionary": coded, "pre_buffer": False}
+        with pq.ParquetFile(self.path, metadata=metadata, **options) as file:
+            yield from file.iter_batches(BATCH_ROWS, columns=wanted)
+
+
+def buckets(after: datetime, until: datetime, length: timedelta) -> list[Bucket]:
+    """Return the whole buckets within [after, until), in order; they are aligned to 1970 UTC."""
+    start = EPOCH + -((EPOCH - after) // length) * length
+    if start < after:
+        start += length
+    found = []
+    while start + length <= until:
+        found.append(Bucket(start, start + length))
+        start += length
+    return found
+
+
+def bucket_path(state: Path, monitor: str, bucket: Bucket) -> Path:
+    """Return where the snapshot of `bucket` is kept under the daemon's folder `state`."""
+    return (
+        state / "snapshots" / monitor / f"{bucket.start.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}.parquet"
+    )
+
+
+def open_path(path: Path) -> Path:
+    """Return where the rows so far of a bucket are kept that still takes late ones."""
+    return path.with_suffix(OPEN)
+
+
+def swept(state: Path) -> None:
+    """Remove what a process before this one left half done; snapshots themselves stay."""
+    for suffix in (OPEN, PARTIAL):
+        for left in (state / "snapshots").glob(f"*/*{suffix}"):
+            left.unlink(missing_ok=True)
+
+
+def freeze(
+    con: duckdb.DuckDBPyConnection,
+    rows: Rows | Sequence[Path] | None,
+    bucket: Bucket,
+    path: Path,
+    *,
+    again: bool = False,
+) -> Snapshot:
+    """Freeze the rows whose `request_time` is in `bucket` as the file `path`.
+
+    Does nothing but read if the file is there, unless it is to be frozen again. The snapshot has
+    all columns that there are.
+
+    Args:
+        con: Any DuckDB connection; nothing is written to its database.
+        rows: May hold rows outside the bucket; of Parquet files, their names are enough.
+        bucket: What to keep.
+        path: `bucket_path` of it; its folder's name is the monitor's.
+        again: Replace a file that is there, by rename.
+    """
+    if again or not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{os.getpid()}{PARTIAL}")
+        if rows is not None and not isinstance(rows, Rows):
+            rows = Rows.of(rows)
+        try:
+            con.execute(*_copy(con, rows, bucket, aside)).fetchall()
+            _synced(aside)
+            aside.rename(path)
+            _synced(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+    return load(con, bucket, path)
+
+
+def load(con: duckdb.DuckDBPyConnection, bucket: Bucket, path: Path) -> Snapshot:
+    """Return the snapshot that is kept in `path`."""
+    query = "SELECT count(*), epoch_us(max(request_time)) FROM read_parquet($path)"
+    ((rows, micros),) = con.execute(query, {"path": str(path)}).fetchall()
+    watermark = None if micros is None else EPOCH + timedelta(microseconds=micros)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Snapshot(path.parent.name, bucket, rows, watermark, digest, path)
+
+
+def _copy(
+    con: duckdb.DuckDBPyConnection, rows: Rows | None, bucket: Bucket, aside: Path
+) -> tuple[str, dict[str, Any]]:
+    target = "'" + str(aside).replace("'", "''") + "'"  # COPY takes no bound file name
+    options = "(FORMAT parquet, COMPRESSION zstd)"
+    if rows is None:
+        blank = "SELECT NULL::VARCHAR AS request_id, NULL::TIMESTAMPTZ AS request_time LIMIT 0"
+        return f"COPY ({blank}) TO {target} {options}", {}
+    values = dict(rows.values)
+    described = con.execute(f"DESCRIBE {rows.query}", values).fetchall()
+    # By name, and rows by everything: neither the order of the files nor of their rows shows.
+    names = sorted((row[0] for row in described), key=lambda name: (name != REQUEST, name))
+    listed = ", ".join('"' + name.replace('"', '""') + '"' for name in names)
+    query = (
+        f"SELECT {listed} FROM ({rows.query}) "
+        "WHERE request_time >= $start AND request_time < $end ORDER BY ALL"
+    )
+    return (
+        f"COPY ({query}) TO {target} {options}",
+        {**values, "start": bucket.start, "end": bucket.end},
+    )
+
+
+def _text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _synced(path: Path) -> None:
+    """Have the disk hold a file or a folder's entries, as a rename alone does not promise."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

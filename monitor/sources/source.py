@@ -1,0 +1,169 @@
+"""Where a monitor's rows come from: the served log, a feature view, a table that DuckDB reads.
+
+Above `tables` and `config`; `measuring` freezes what is read here, and knows no difference. A
+source tells its latest row without reading any while nothing has changed.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Protocol
+
+from steadfeast.featurestore.errors import NotFoundError
+from steadfeast.monitor.sources.snapshot import EPOCH, Rows
+from steadfeast.monitor.sources.table import Part, Shape, Table, instant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    import duckdb
+
+    from steadfeast.featurestore.served_log.log import ServedLog
+    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.evaluation.preflight import ViewFacts
+
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Source(Protocol):
+    """What a monitor watches.
+
+    Attributes:
+        keys: Columns that name entities.
+        personal: Columns whose values are somebody's, so that none may be shown.
+    """
+
+    keys: tuple[str, ...]
+    personal: frozenset[str]
+
+    def latest(self) -> datetime | None:
+        """Return the latest event time on hand; cheap while nothing has changed.
+
+        Raises:
+            SourceError: It cannot be read.
+        """
+
+    def first(self) -> datetime | None:
+        """Return the least event time on hand."""
+
+    def parts(self, start: datetime, end: datetime) -> list[Part]:
+        """Return the parts that may hold rows of [start, end)."""
+
+    def reading(
+        self, con: duckdb.DuckDBPyConnection, start: datetime, end: datetime
+    ) -> AbstractContextManager[Rows | None]:
+        """Give the query of the rows that may be in [start, end), to run on `con` inside.
+
+        None where there are no rows. Their event time is `request_time`.
+
+        Raises:
+            SourceError: The source cannot be read, here or while the query runs.
+        """
+
+
+class Served:
+    """The served log of one feature service."""
+
+    keys: tuple[str, ...] = ()
+    personal: frozenset[str] = frozenset()
+
+    def __init__(self, log: ServedLog, service: str) -> None:
+        self._log, self._service = log, service
+        self._first: datetime | None = None
+
+    def latest(self) -> datetime | None:
+        """See `Source`; the log lists a folder that has not changed no second time."""
+        return self._log.watermark(self._service)
+
+    def first(self) -> datetime | None:
+        """See `Source`."""
+        if self._first is None:
+            latest = self.latest()
+            if latest is not None:
+                files = self._log.files(self._service, EPOCH, latest + _MICROSECOND)
+                self._first = min(_span(file)[0] for file in files)
+        return self._first
+
+    def parts(self, start: datetime, end: datetime) -> list[Part]:
+        """See `Source`; ctime, because a rename sets it."""
+        files = self._log.files(self._service, start, end)
+        return [Part(*_span(file), file.stat().st_ctime) for file in files]
+
+    @contextmanager
+    def reading(
+        self, con: duckdb.DuckDBPyConnection, start: datetime, end: datetime
+    ) -> Iterator[Rows | None]:
+        """See `Source`."""
+        del con
+        yield Rows.of(self._log.files(self._service, start, end))
+
+
+class Sources:
+    """The sources of monitors, made when first asked for.
+
+    Args:
+        log: The served log.
+        views: What is known of the store's feature views.
+    """
+
+    def __init__(self, log: ServedLog, views: Mapping[str, ViewFacts]) -> None:
+        self._log, self._views = log, views
+        self._made: dict[str, tuple[MonitorConfig, Source]] = {}
+
+    def of(self, name: str, config: MonitorConfig) -> Source:
+        """Return the source of the monitor `name`.
+
+        Raises:
+            NotFoundError: There is no such feature view.
+        """
+        made_for, source = self._made.get(name, (None, None))
+        if source is None or made_for != config:
+            source = self._make(config)
+            self._made[name] = (config, source)
+        return source
+
+    def _make(self, config: MonitorConfig) -> Source:
+        given = config.source
+        if given is None:
+            return Served(self._log, config.service)
+        only = (*config.features, *config.segments) if config.features else ()
+        if not given.view:
+            location = str(given.files or given.database)
+            return Table(Shape("", location, given.timestamp, given.table, keys=given.keys), only)
+        if given.view not in self._views:
+            raise NotFoundError("feature view", given.view, self._views)
+        facts = self._views[given.view]
+        return Table(
+            Shape(
+                given.view,
+                facts.location,
+                facts.timestamp,
+                created=facts.created,
+                keys=facts.keys,
+                features=facts.features,
+                columns=facts.columns,
+                personal=frozenset(facts.personal),
+                delta=facts.delta,
+            ),
+            only,
+        )
+
+
+def check(source: Source, config: MonitorConfig) -> None:
+    """Refuse a table that cannot be watched as `config` asks; a served log may come later.
+
+    Raises:
+        SourceError: It is missing, has no rows, or no such event time.
+        NotFoundError: It lacks a column that is watched or split by.
+    """
+    if isinstance(source, Table):
+        source.check((*config.features, *config.segments))
+
+
+def _span(file: Path) -> tuple[datetime, datetime]:
+    """Return the first and last request time in a served-log file, from its name."""
+    first, last, _ = file.name.split("-", 2)
+    return instant(int(first)), instant(int(last))

@@ -1,0 +1,411 @@
+"""Models and their versions, kept by MLflow.
+
+Above `validate`. A version is an MLflow run plus a skops file; its tags say what it was trained
+on, and two aliases say what it is for: `challenger` is the last one registered, `champion` the
+one that serves. The default backend is a SQLite file with artifacts in a folder; nothing here
+uses MLflow's process-wide state, so several registries can be open at once.
+
+skops builds only types that it knows or that are listed. The list is ours, never the one that
+MLflow stores beside the file, which whoever can write the file can write too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+import warnings
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as library_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from steadfeast.featurestore.errors import NotFoundError, SteadfeastError, UserError
+from steadfeast.pipeline.recipes.recipe import scores
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    import pyarrow as pa
+
+    from steadfeast.pipeline.config import PipelineConfig
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+TRUSTED_TYPES = (
+    "numpy.dtype",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+)
+"""What scikit-learn's own estimators hold beyond what skops knows; more per model by `trusted`."""
+
+_LIBRARIES = ("numpy", "pandas", "pyarrow", "scikit-learn", "skops", "mlflow")
+_PREFIX = "steadfeast."
+_HISTORY = f"{_PREFIX}champions"
+_HISTORY_LENGTH = 100
+
+
+class RegistryError(UserError):
+    """MLflow's backend cannot be opened.
+
+    Attributes:
+        tracking_uri: The backend.
+    """
+
+    def __init__(self, tracking_uri: str, problem: str) -> None:
+        self.tracking_uri = tracking_uri
+        super().__init__(f"model registry {tracking_uri}: {problem}")
+
+
+class UntrustedModelError(SteadfeastError):
+    """A model file that must not be loaded.
+
+    Attributes:
+        what: Which model or version.
+    """
+
+    def __init__(self, what: str, problem: str) -> None:
+        self.what = what
+        super().__init__(f"{what}: {problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a version beside its estimator; kept as the version's tags.
+
+    Attributes:
+        run_id: The pipeline's run that made it.
+        features: The columns that it reads, in order.
+        contract: Contract (64 hexadecimal digits) of the training set.
+        manifest_uri: Path of the training set's manifest.
+        as_of: Knowledge time of the training set.
+        trained_before: It was trained on the manifest's rows before this event time.
+        rows: How many those were.
+        commit: Git commit of the definitions, empty if unknown.
+        recipe: `module:function`, and the SHA-256 of its file.
+        metrics: By name, on the held-out rows.
+        scored_uri: Path of the training set's rows with the version's predictions; empty if none
+            are kept.
+    """
+
+    run_id: str
+    features: tuple[str, ...]
+    contract: str
+    manifest_uri: str
+    as_of: datetime
+    trained_before: datetime
+    rows: int
+    commit: str
+    recipe: str
+    metrics: Mapping[str, float]
+    scored_uri: str = ""
+
+    def tags(self) -> dict[str, str]:
+        """Return the tags that `from_tags` reads."""
+        return {
+            f"{_PREFIX}run_id": self.run_id,
+            f"{_PREFIX}features": json.dumps(self.features),
+            f"{_PREFIX}contract": self.contract,
+            f"{_PREFIX}manifest_uri": self.manifest_uri,
+            f"{_PREFIX}as_of": self.as_of.astimezone(UTC).isoformat(),
+            f"{_PREFIX}trained_before": self.trained_before.astimezone(UTC).isoformat(),
+            f"{_PREFIX}rows": str(self.rows),
+            f"{_PREFIX}commit": self.commit,
+            f"{_PREFIX}recipe": self.recipe,
+            f"{_PREFIX}metrics": json.dumps(dict(self.metrics)),
+            f"{_PREFIX}scored_uri": self.scored_uri,
+        }
+
+    @classmethod
+    def from_tags(cls, tags: Mapping[str, str]) -> Facts:
+        """Read what `tags` wrote."""
+        return cls(
+            run_id=tags[f"{_PREFIX}run_id"],
+            features=tuple(json.loads(tags[f"{_PREFIX}features"])),
+            contract=tags[f"{_PREFIX}contract"],
+            manifest_uri=tags[f"{_PREFIX}manifest_uri"],
+            as_of=datetime.fromisoformat(tags[f"{_PREFIX}as_of"]),
+            trained_before=datetime.fromisoformat(tags[f"{_PREFIX}trained_before"]),
+            rows=int(tags[f"{_PREFIX}rows"]),
+            commit=tags[f"{_PREFIX}commit"],
+            recipe=tags[f"{_PREFIX}recipe"],
+            metrics=json.loads(tags[f"{_PREFIX}metrics"]),
+            scored_uri=tags.get(f"{_PREFIX}scored_uri", ""),  # older versions have none
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """One version, ready to predict."""
+
+    model: str
+    version: str
+    estimator: Any
+    facts: Facts
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The columns that it reads, in order."""
+        return self.facts.features
+
+    @property
+    def contract(self) -> str:
+        """The contract that it was trained under, and may be served under."""
+        return self.facts.contract
+
+    @property
+    def manifest_uri(self) -> str:
+        """Path of its training set's manifest."""
+        return self.facts.manifest_uri
+
+    def predict(self, table: pa.Table) -> np.ndarray:
+        """Return the probability of class 1 for each row of `table`, shape (rows,)."""
+        return scores(self.estimator, table, self.features)
+
+
+class Registry:
+    """The models of one MLflow backend; usable from any thread.
+
+    Args:
+        tracking_uri: MLflow's.
+        artifacts: Folder that model files go to; None leaves it to the backend.
+        trusted: Types that skops may build in addition to `TRUSTED_TYPES`, per model.
+
+    Raises:
+        RegistryError: MLflow cannot open the backend.
+    """
+
+    def __init__(
+        self, tracking_uri: str, artifacts: Path | None, trusted: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        # Read when mlflow is imported, and no other switch turns its reports off.
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        import mlflow  # noqa: PLC0415 - after the switch
+
+        self._uri, self._artifacts, self._trusted = tracking_uri, artifacts, trusted
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            # MLflow's mapping uses a loader that SQLAlchemy 2.1 deprecates; said once, here.
+            warnings.filterwarnings("ignore", message="The ``noload`` loader")
+            try:
+                self._client = mlflow.MlflowClient(tracking_uri=tracking_uri)
+                self._client.search_registered_models(max_results=1)  # opens the store
+            except mlflow.MlflowException as error:
+                raise RegistryError(tracking_uri, str(error)) from error
+
+    @classmethod
+    def open(cls, config: PipelineConfig) -> Self:
+        """Open the registry that `config` names; creates the SQLite file if need be."""
+        config.state.mkdir(parents=True, exist_ok=True)
+        return cls(
+            config.tracking_uri or f"sqlite:///{config.state / 'mlflow.db'}",
+            config.state / "artifacts" if config.tracking_uri is None else None,
+            {name: model.trusted_types for name, model in config.models.items()},
+        )
+
+    def champion_version(self, model: str) -> str | None:
+        """Return the champion's version without loading it; None if there is none."""
+        return self._aliases(model).get(CHAMPION)
+
+    def champion(self, model: str) -> LoadedModel | None:
+        """Load the champion; None if there is none."""
+        version = self.champion_version(model)
+        return None if version is None else self.load(model, version)
+
+    def load(self, model: str, version: str) -> LoadedModel:
+        """Load one version.
+
+        Raises:
+            NotFoundError: There is no such version.
+            UntrustedModelError: The file is not the one registered, or holds types that
+                nobody listed.
+        """
+        import mlflow.artifacts  # noqa: PLC0415 - see __init__
+
+        found = self._version(model, version)
+        what = f"model {model} version {version}"
+        folder = mlflow.artifacts.download_artifacts(
+            artifact_uri=found.source, tracking_uri=self._uri
+        )
+        content = Path(folder, "model.skops").read_bytes()
+        if hashlib.sha256(content).hexdigest() != found.tags.get(f"{_PREFIX}model_sha256"):
+            raise UntrustedModelError(what, "the file is not the one that was registered")
+        return LoadedModel(
+            model, str(version), self._build(model, content, what), Facts.from_tags(found.tags)
+        )
+
+    def facts(self, model: str, version: str) -> Facts:
+        """Return what is known of a version.
+
+        Raises:
+            NotFoundError: There is no such version.
+        """
+        return Facts.from_tags(self._version(model, version).tags)
+
+    def find(self, model: str, run_id: str) -> str | None:
+        """Return the version that run `run_id` registered; None if it did not."""
+        found = self._client.search_model_versions(
+            f"name = '{model}' and tag.`{_PREFIX}run_id` = '{run_id}'"
+        )
+        return str(found[0].version) if found else None
+
+    def register(
+        self,
+        model: str,
+        estimator: Any,
+        facts: Facts,
+        recipe_metrics: Mapping[str, float] | None = None,
+    ) -> str:
+        """Store `estimator` as a new version, alias `challenger`; return the version.
+
+        Once per run: what the run `facts.run_id` has registered before is returned as it is.
+        `recipe_metrics` are logged with MLflow's run under `recipe.` names.
+
+        Raises:
+            UntrustedModelError: The estimator holds types that nobody listed.
+        """
+        version = self.find(model, facts.run_id)
+        if version is None:
+            extra = {f"recipe.{name}": value for name, value in (recipe_metrics or {}).items()}
+            version = self._add(model, estimator, facts, {**facts.metrics, **extra})
+        if self._aliases(model).get(CHAMPION) != version:
+            self._client.set_registered_model_alias(model, CHALLENGER, version)
+        return version
+
+    def set_champion(self, model: str, version: str) -> str | None:
+        """Make `version` the champion; return the version that was. Repeating it is harmless.
+
+        Raises:
+            NotFoundError: There is no such version.
+        """
+        self._version(model, version)
+        before = self.champion_version(model)
+        if before == version:
+            return before
+        if before is not None:
+            # History first: cut off here, its last entry is the champion, which is skipped.
+            past = [*self._history(model), before][-_HISTORY_LENGTH:]
+            self._client.set_registered_model_tag(model, _HISTORY, json.dumps(past))
+        self._point(model, version)
+        return before
+
+    def restore_champion(self, model: str) -> str:
+        """Make the champion before this one the champion again; return its version.
+
+        Raises:
+            NotFoundError: There was none.
+        """
+        now, past = self.champion_version(model), self._history(model)
+        while past and past[-1] == now:
+            past.pop()
+        if not past:
+            raise NotFoundError("earlier champion of model", model, ())
+        version = past[-1]
+        self._point(model, version)
+        self._client.set_registered_model_tag(model, _HISTORY, json.dumps(past[:-1]))
+        return version
+
+    def _point(self, model: str, version: str) -> None:
+        self._client.set_registered_model_alias(model, CHAMPION, version)
+        if self._aliases(model).get(CHALLENGER) == version:
+            self._client.delete_registered_model_alias(model, CHALLENGER)
+
+    def _add(self, model: str, estimator: Any, facts: Facts, metrics: Mapping[str, float]) -> str:
+        import skops.io  # noqa: PLC0415 - see _build
+
+        with warnings.catch_warnings():
+            # What MLflow says about its own type hints, once, when this is first imported.
+            warnings.filterwarnings("ignore", message=".*Any type hint is inferred")
+            import mlflow.pyfunc  # noqa: PLC0415 - see __init__
+            import mlflow.sklearn  # noqa: PLC0415
+        content = skops.io.dumps(estimator)
+        self._build(model, content, f"the challenger of model {model}")
+        libraries = {name: library_version(name) for name in _LIBRARIES}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model")
+            mlflow.sklearn.save_model(
+                estimator,
+                path,
+                serialization_format="skops",
+                skops_trusted_types=self._allowed(model),
+                pip_requirements=[f"{name}=={number}" for name, number in libraries.items()],
+            )
+            digest = hashlib.sha256((path / "model.skops").read_bytes()).hexdigest()
+            tags = facts.tags() | {
+                f"{_PREFIX}model_sha256": digest,
+                f"{_PREFIX}python": platform.python_version(),
+                f"{_PREFIX}libraries": json.dumps(libraries),
+            }
+            run = self._run(model, facts, tags)
+            self._client.log_artifacts(run.info.run_id, str(path), "model")
+        for name, value in metrics.items():
+            self._client.log_metric(run.info.run_id, name, value)
+        self._client.set_terminated(run.info.run_id)
+        if not self._registered(model):
+            self._client.create_registered_model(model)
+        return str(
+            self._client.create_model_version(
+                model, f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags
+            ).version
+        )
+
+    def _run(self, model: str, facts: Facts, tags: Mapping[str, str]) -> Any:
+        """Return the MLflow run of our run: the one that a start before this one left, or new."""
+        # A run's tags are shorter than a version's: the list of features may not fit.
+        tags = {name: value for name, value in tags.items() if name != f"{_PREFIX}features"}
+        experiment = self._client.get_experiment_by_name(model)
+        if experiment is None:
+            location = self._artifacts.absolute().as_uri() if self._artifacts else None
+            experiment_id = self._client.create_experiment(model, artifact_location=location)
+        else:
+            experiment_id = experiment.experiment_id
+        found = self._client.search_runs(
+            [experiment_id], f"tags.`{_PREFIX}run_id` = '{facts.run_id}'", max_results=1
+        )
+        if not found:
+            return self._client.create_run(experiment_id, tags=tags, run_name=facts.run_id)
+        for name, value in tags.items():
+            self._client.set_tag(found[0].info.run_id, name, value)
+        return found[0]
+
+    def _allowed(self, model: str) -> list[str]:
+        return [*TRUSTED_TYPES, *self._trusted.get(model, ())]
+
+    def _build(self, model: str, content: bytes, what: str) -> Any:
+        import skops.io  # noqa: PLC0415 - half a second that listing runs need not wait
+
+        unknown = sorted(
+            set(skops.io.get_untrusted_types(data=content)) - set(self._allowed(model))
+        )
+        if unknown:
+            raise UntrustedModelError(
+                what, f"holds types not listed in trusted_types: {', '.join(unknown)}"
+            )
+        return skops.io.loads(content, trusted=self._allowed(model))
+
+    def _registered(self, model: str) -> bool:
+        return bool(self._client.search_registered_models(f"name = '{model}'"))
+
+    def _aliases(self, model: str) -> dict[str, str]:
+        found = self._client.search_registered_models(f"name = '{model}'")
+        return {name: str(version) for name, version in found[0].aliases.items()} if found else {}
+
+    def _history(self, model: str) -> list[str]:
+        tags = self._client.get_registered_model(model).tags if self._registered(model) else {}
+        return list(json.loads(tags.get(_HISTORY, "[]")))
+
+    def _version(self, model: str, version: str) -> Any:
+        # Listed rather than asked for: the name of what is near belongs in the error.
+        found = {
+            str(one.version): one for one in self._client.search_model_versions(f"name = '{model}'")
+        }
+        if version not in found:
+            raise NotFoundError(f"version of model {model}", version, found)
+        return found[version]

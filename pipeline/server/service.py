@@ -1,0 +1,354 @@
+"""PipelineService: the gRPC edge of the queue, and the process around it.
+
+Above `worker`. A request is checked here and trusted inside. Errors carry google.rpc details:
+field violations for what is malformed, the run and both hashes for a reused request id.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import re
+import signal
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import TYPE_CHECKING, Self
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from steadfeast.featurestore.errors import ConfigError, NotFoundError, SteadfeastError, UserError
+from steadfeast.pipeline.config import load
+from steadfeast.pipeline.queue import (
+    ENDED,
+    POLL_SECONDS,
+    RequestConflictError,
+    RunEndedError,
+    RunQueue,
+)
+from steadfeast.pipeline.recipes.recipe import RecipeError
+from steadfeast.pipeline.recipes.recipe import load as load_recipe
+from steadfeast.pipeline.registry.registry import Registry
+from steadfeast.pipeline.server.worker import Worker
+from steadfeast.pipeline.training.retrain import Retrain
+from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
+from steadfeast.protos.steadfeast.v1 import pipeline_pb2_grpc as rpc
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from pathlib import Path
+
+    from google.protobuf.message import Message
+
+    from steadfeast.pipeline.config import PipelineConfig
+
+log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["PipelineService"].full_name
+CALLS, STREAMS = 16, 12
+"""Calls served at once, and how many of them may be streams."""
+STOP_SECONDS = 5.0
+
+_HEARTBEAT_SECONDS = (0.1, 60.0)
+_LIST_LIMIT = 1000
+
+
+class InvalidRequestError(UserError):
+    """A malformed request.
+
+    Attributes:
+        violations: `(field, problem)` pairs; the field is dotted.
+    """
+
+    def __init__(self, violations: list[tuple[str, str]]) -> None:
+        self.violations = tuple(violations)
+        super().__init__("; ".join(f"{field}: {problem}" for field, problem in violations))
+
+
+class PipelineService(rpc.PipelineServiceServicer):
+    """Protobuf in, one call of the queue, protobuf out.
+
+    Args:
+        queue: The runs.
+        models: The models that there is a recipe for.
+        stopping: Set when streams are to end.
+    """
+
+    def __init__(self, queue: RunQueue, models: Collection[str], stopping: threading.Event) -> None:
+        self._queue, self._models, self._stopping = queue, models, stopping
+        self._streams = threading.Semaphore(STREAMS)
+
+    def TriggerRetrain(  # noqa: N802, D102 - the proto names and documents it
+        self, request: pb.TriggerRetrainRequest, context: grpc.ServicerContext
+    ) -> pb.TriggerRetrainResponse:
+        with _answering(context):
+            check_trigger(request)
+            if request.model not in self._models:
+                raise NotFoundError("model", request.model, self._models)
+            run, created = self._queue.accept(request)
+        return pb.TriggerRetrainResponse(run=run, created=created)
+
+    def GetRun(  # noqa: N802, D102
+        self, request: pb.GetRunRequest, context: grpc.ServicerContext
+    ) -> pb.GetRunResponse:
+        with _answering(context):
+            return pb.GetRunResponse(run=self._queue.get(request.run_id))
+
+    def ListRuns(  # noqa: N802, D102
+        self, request: pb.ListRunsRequest, context: grpc.ServicerContext
+    ) -> pb.ListRunsResponse:
+        with _answering(context):
+            if not 0 <= request.limit <= _LIST_LIMIT:
+                raise InvalidRequestError([("limit", f"must be 0 to {_LIST_LIMIT}")])
+            runs = self._queue.runs(request.model, request.states, request.limit or 100)
+        return pb.ListRunsResponse(runs=runs)
+
+    def CancelRun(  # noqa: N802, D102
+        self, request: pb.CancelRunRequest, context: grpc.ServicerContext
+    ) -> pb.CancelRunResponse:
+        with _answering(context):
+            return pb.CancelRunResponse(run=self._queue.cancel(request.run_id, request.reason))
+
+    def WatchRun(  # noqa: N802, D102
+        self, request: pb.WatchRunRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.WatchRunResponse]:
+        with _answering(context):
+            heartbeat_seconds = _heartbeat_seconds(request)
+            self._queue.get(request.run_id)
+        if not self._streams.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{STREAMS} streams are open")
+        try:
+            yield from self._watch(request, context, heartbeat_seconds)
+        finally:
+            self._streams.release()
+
+    def _watch(
+        self, request: pb.WatchRunRequest, context: grpc.ServicerContext, heartbeat_seconds: float
+    ) -> Iterator[pb.WatchRunResponse]:
+        after = request.after_sequence
+        due = monotonic() + heartbeat_seconds
+        while context.is_active():
+            ended = self._queue.get(request.run_id).state in ENDED  # before its events are read
+            for event in self._queue.events(request.run_id, after):
+                after, due = event.sequence, monotonic() + heartbeat_seconds
+                sent = pb.WatchRunResponse(sequence=event.sequence, run=event.run)
+                sent.at.FromDatetime(event.at)
+                yield sent
+            if ended:
+                return
+            if self._stopping.is_set():
+                context.abort(
+                    grpc.StatusCode.UNAVAILABLE,
+                    f"the pipeline is stopping; resume after sequence {after}",
+                )
+            if monotonic() >= due:
+                beat = pb.WatchRunResponse(sequence=after)
+                beat.at.GetCurrentTime()
+                due = monotonic() + heartbeat_seconds
+                yield beat
+            self._queue.wait(max(0.0, min(POLL_SECONDS, due - monotonic())))
+
+
+def check_trigger(request: pb.TriggerRetrainRequest) -> None:
+    """Check everything about a trigger that needs no knowledge of the models.
+
+    Raises:
+        InvalidRequestError: With every field that is at fault.
+    """
+    problems = []
+    try:
+        uuid.UUID(request.request_id)
+    except ValueError:
+        problems.append(("request_id", f"{request.request_id!r} is not a UUID"))
+    if not request.model:
+        problems.append(("model", "is empty"))
+    if request.contract and not re.fullmatch("[0-9a-f]{64}", request.contract):
+        problems.append(("contract", "is not 64 hexadecimal digits"))
+    if not request.HasField("as_of"):
+        problems.append(("as_of", "is missing"))
+    if request.cause.kind == pb.CAUSE_KIND_UNSPECIFIED:
+        problems.append(("cause.kind", "is missing"))
+    problems += [
+        (f"cause.{name}", "ends before it starts")
+        for name, window in (
+            ("current", request.cause.current),
+            ("reference", request.cause.reference),
+        )
+        if window.end.ToNanoseconds() < window.start.ToNanoseconds()
+    ]
+    if problems:
+        raise InvalidRequestError(problems)
+
+
+def _heartbeat_seconds(request: pb.WatchRunRequest) -> float:
+    low, high = _HEARTBEAT_SECONDS
+    seconds = 10.0
+    if request.HasField("heartbeat_interval"):
+        seconds = request.heartbeat_interval.ToTimedelta().total_seconds()
+    problems = []
+    if not low <= seconds <= high:
+        problems.append(("heartbeat_interval", f"must be {low} s to {high} s"))
+    if request.after_sequence < 0:
+        problems.append(("after_sequence", "must be 0 or more"))
+    if problems:
+        raise InvalidRequestError(problems)
+    return seconds
+
+
+@contextmanager
+def _answering(context: grpc.ServicerContext) -> Iterator[None]:
+    """Turn the errors that a caller can act on into a status; bugs stay UNKNOWN, with a trace."""
+    try:
+        yield
+    except (InvalidRequestError, NotFoundError, RequestConflictError, RunEndedError) as error:
+        context.abort_with_status(rpc_status.to_status(status_of(error)))
+
+
+def status_of(error: SteadfeastError) -> status_pb2.Status:
+    """Return the google.rpc status of an error, with its data as details."""
+    code, detail = code_pb2.UNKNOWN, None
+    if isinstance(error, InvalidRequestError):
+        code = code_pb2.INVALID_ARGUMENT
+        detail = error_details_pb2.BadRequest(
+            field_violations=[
+                error_details_pb2.BadRequest.FieldViolation(field=field, description=problem)
+                for field, problem in error.violations
+            ]
+        )
+    elif isinstance(error, NotFoundError):
+        code = code_pb2.NOT_FOUND
+        detail = error_details_pb2.ResourceInfo(resource_type=error.kind, resource_name=error.name)
+    elif isinstance(error, RequestConflictError):
+        code = code_pb2.ALREADY_EXISTS
+        detail = error_details_pb2.ErrorInfo(
+            reason="REQUEST_CONFLICT",
+            domain="steadfeast",
+            metadata={
+                "run_id": error.run_id,
+                "accepted_sha256": error.accepted_sha256,
+                "offered_sha256": error.offered_sha256,
+            },
+        )
+    elif isinstance(error, RunEndedError):
+        code = code_pb2.FAILED_PRECONDITION
+        detail = error_details_pb2.PreconditionFailure(
+            violations=[
+                error_details_pb2.PreconditionFailure.Violation(
+                    type="RUN_ENDED", subject=error.run_id, description=str(error)
+                )
+            ]
+        )
+    return status_pb2.Status(code=code, message=str(error), details=_packed(detail))
+
+
+def _packed(detail: Message | None) -> list[AnyMessage]:
+    if detail is None:
+        return []
+    packed = AnyMessage()
+    packed.Pack(detail)
+    return [packed]
+
+
+class Server:
+    """The gRPC server over a queue, listening once entered; `port` is what it got.
+
+    Raises:
+        ConfigError: The address cannot be had, or is not loopback: there is no encryption yet.
+    """
+
+    def __init__(self, path: Path, config: PipelineConfig, queue: RunQueue) -> None:
+        self._stopping = threading.Event()
+        self._health = health.HealthServicer()
+        # Two servers on one port would share the calls; the second must fail instead.
+        self._server = grpc.server(
+            ThreadPoolExecutor(CALLS, "pipeline-call"), options=[("grpc.so_reuseport", 0)]
+        )
+        service = PipelineService(queue, config.models, self._stopping)
+        rpc.add_PipelineServiceServicer_to_server(service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        host = config.grpc.rpartition(":")[0]
+        if not _is_loopback(host):
+            problem = f"{host} is not loopback, and the connection would not be encrypted"
+            raise ConfigError(path, [("pipeline.grpc", problem)])
+        try:
+            self.port = self._server.add_insecure_port(config.grpc)
+        except RuntimeError as error:
+            problem = f"{config.grpc} cannot be bound"
+            raise ConfigError(path, [("pipeline.grpc", problem)]) from error
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        for name in ("", SERVICE):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._health.enter_graceful_shutdown()
+        self._stopping.set()
+        self._server.stop(STOP_SECONDS).wait()
+
+
+def serve(path: Path) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code: 0, or 1 if the worker died.
+
+    Raises:
+        ConfigError: The configuration is wrong, before any port is open.
+        RegistryError: MLflow cannot be opened.
+    """
+    config, _ = load(path)
+    check_recipes(path, config)
+    inbox: SimpleQueue[int] = SimpleQueue()
+    with ExitStack() as stack:
+        queue = stack.enter_context(RunQueue(config.state / "runs.db"))
+        registry = Registry.open(config)
+        work = Retrain(path, config, queue, registry)
+        worker = Worker(queue, work, config.state)
+        server = Server(path, config, queue)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda n, _: inbox.put(n))
+        stack.enter_context(worker)
+        stack.enter_context(server)
+        log.info("pipeline listens on %s:%d", config.grpc.rpartition(":")[0], server.port)
+        while not worker.ended.is_set():
+            try:
+                inbox.get(timeout=1)
+            except Empty:
+                continue
+            log.info("pipeline stops")
+            return 0
+    log.error("the worker died; see above")
+    return 1
+
+
+def check_recipes(path: Path, config: PipelineConfig) -> None:
+    """Load every recipe once, so that a wrong one is found before a run needs it.
+
+    Raises:
+        ConfigError: With every model whose recipe cannot be loaded.
+    """
+    problems = []
+    for name, model in config.models.items():
+        try:
+            load_recipe(model.recipe, path.resolve().parent)
+        except RecipeError as error:
+            problems.append((f"pipeline.models.{name}.recipe", str(error)))
+    if problems:
+        raise ConfigError(path, problems)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

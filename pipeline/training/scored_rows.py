@@ -1,0 +1,103 @@
+"""What a model said about its training set, kept for whoever watches it.
+
+Above `validate`. One Parquet file a run: of each row of the training set its time, its label, a
+column `prediction`, and a column `held_out` that is true if the model was not trained on the row;
+in the file's metadata stands how much the model leans on each feature. The monitor reads it by the
+run's `scored_uri`. All rows together are what predictions look like week by week when nothing has
+drifted; the held-out ones alone say what the predictions are worth. Neither needs to know whose
+row it is or what its features were, so no key and no feature is written: what a person has erased
+from the training set is not kept here in another form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from steadfeast.pipeline.gates.gates import metrics
+from steadfeast.pipeline.recipes.recipe import scores
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from typing import Any
+
+PREDICTION, HELD_OUT = "prediction", "held_out"
+IMPORTANCE = b"steadfeast.importance"
+LOWER_IS_BETTER = frozenset({"log_loss"})
+MOST_ROWS = 4_000
+SHUFFLES = 2
+
+
+def importance(
+    estimator: Any, table: pa.Table, features: Sequence[str], label: str, metric: str
+) -> dict[str, float]:
+    """Return by how much `metric` gets worse when a feature's values are shuffled, per feature.
+
+    0 where it does not get worse. Correlated features stand in for each other, so each may look
+    less important than both are together. At most `MOST_ROWS` evenly spread rows are looked at;
+    seeded by nothing but a constant.
+
+    Reference: Breiman (2001), Mach. Learn. 45:5, sec. 10.
+
+    Args:
+        estimator: Fitted, with `predict_proba`.
+        table: Rows that it was not trained on, with both classes.
+        features: The columns that it reads.
+        label: The column that holds 0 or 1.
+        metric: A name of `validate.metrics`.
+    """
+    step = -(-table.num_rows // MOST_ROWS)
+    rows = table.take(pa.array(range(0, table.num_rows, max(step, 1)), pa.int64()))
+    truth = rows.column(label).cast(pa.float64()).to_numpy().astype(int)
+    if len(np.unique(truth)) < 2:  # noqa: PLR2004 - both classes, or there is no figure
+        return {}
+    rng = np.random.default_rng(0)
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+
+    def figure(given: pa.Table) -> float:
+        return sign * metrics(truth, scores(estimator, given, features))[metric]
+
+    whole = figure(rows)
+    found = {}
+    for name in features:
+        place, column = rows.column_names.index(name), rows.column(name)
+        worse = [
+            whole
+            - figure(
+                rows.set_column(place, name, column.take(pa.array(rng.permutation(len(column)))))
+            )
+            for _ in range(SHUFFLES)
+        ]
+        found[name] = max(0.0, float(np.mean(worse)))
+    return found
+
+
+def write(
+    path: Path,
+    table: pa.Table,
+    predictions: np.ndarray,
+    held_out: np.ndarray,
+    important: Mapping[str, float],
+) -> None:
+    """Write what was said of a training set, by rename; again changes nothing.
+
+    Args:
+        path: The file.
+        table: Time and label of the training set's rows, and nothing else of them.
+        predictions: Of each row, shape (rows,).
+        held_out: Whether the model was not trained on the row, shape (rows,).
+        important: Of `importance`.
+    """
+    kept = table.append_column(PREDICTION, pa.array(predictions, pa.float64()))
+    kept = kept.append_column(HELD_OUT, pa.array(held_out, pa.bool_()))
+    kept = kept.replace_schema_metadata({IMPORTANCE: json.dumps(dict(important)).encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.partial")
+    pq.write_table(kept, aside, compression="zstd")
+    aside.rename(path)

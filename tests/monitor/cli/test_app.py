@@ -1,0 +1,226 @@
+"""`steadfeast monitor`: what a person types, against a real service; and how bad input reads."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from steadfeast.monitor.config.schema import MonitorConfig
+from steadfeast.monitor.decisions.model import (
+    Alert,
+    AlertKind,
+    Decision,
+    Episode,
+    Kind,
+    Outcome,
+    PolicyState,
+    Severity,
+    Trigger,
+)
+from steadfeast.monitor.drift.detector import Level, Verdict
+from steadfeast.monitor.ledger.ledger import Held, Ledger
+from steadfeast.monitor.profiles.profile import Window
+from steadfeast.monitor.rpc.service import Monitor, Server
+from support import monitor_world as world
+from support.monitor_world import DAY, START
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from collections.abc import Iterator
+
+CONFIG = {"w": MonitorConfig(service="s", model="m", pipeline="p")}
+WINDOW = Window(START, START + 3 * DAY, 600)
+VERDICT = Verdict("served", "x", "psi", 0.5, 0.1, Level.DRIFT, "moved", WINDOW)
+
+
+def steadfeast(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from steadfeast.featurestore.cli import main; sys.exit(main())",
+        "monitor",
+        *words,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service with one episode, one trigger that was rejected, and two alerts."""
+    with ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(tmp_path_factory.mktemp("state")))
+        episode = Episode("e1", Kind.DRIFT, WINDOW, WINDOW, (VERDICT,), "c" * 64)
+        alert = Alert(AlertKind.EPISODE, Severity.WARNING, "w", WINDOW.end, "x moved", "e1")
+        decision = Decision(
+            PolicyState(),
+            opened=(episode,),
+            triggers=(Trigger("r1", episode, Outcome.COOLDOWN, WINDOW.end, "too soon"),),
+            alerts=(alert, alert),
+        )
+        with ledger.transaction():
+            ledger.add_decision("w", CONFIG["w"], decision)
+            ledger.hold("w", Held(WINDOW.end))
+            for entry in (
+                (START, "start", "configure", "steadfeast.yaml", "first"),
+                (START + DAY, "ann (oncall)", "approve", "r1", "go"),
+            ):
+                ledger._rows("INSERT INTO audit VALUES (?, ?, ?, ?, ?)", *entry)
+
+        def decide(request, *, yes, actor, comment):
+            assert (yes, actor, comment) == (True, "ann", "go")
+            return ledger.trigger(request)
+
+        def resend(request, *, actor, comment):
+            assert (actor, comment) == ("ann", "fixed")
+            return ledger.trigger(request)
+
+        monitor = Monitor(ledger, lambda: ledger.state(CONFIG), lambda _: 3, decide, resend)
+        server = Server(monitor, "127.0.0.1:0")
+        stack.callback(server.close)
+        server.start()
+        yield f"127.0.0.1:{server.port}"
+
+
+def test_status_in_words_and_in_json(address: str):
+    said = steadfeast("status", "--address", address).stdout
+    assert "w: model m version none, evaluated until 2024-01-04 00:00 UTC" in said
+    assert "open since 2024-01-04 00:00: drift: x: psi 0.5 over 0.1 (episode e1)" in said
+    assert "trigger r1: suppressed: too soon" in said
+    told = json.loads(steadfeast("status", "--address", address, "--json").stdout)
+    assert told["open_episodes"][0]["features"][0]["threshold"] == 0.1
+
+
+def test_alerts_are_printed_oldest_first(address: str):
+    said = steadfeast("alerts", "--address", address).stdout.splitlines()
+    assert said == [f"{n} 2024-01-04 00:00 warning w: x moved" for n in (1, 2)]
+    (line,) = steadfeast("alerts", "--address", address, "--limit", "1", "--json").stdout.split(
+        "\n"
+    )[:-1]
+    assert json.loads(line)["sequence"] == "2"
+
+
+def test_alerts_can_be_followed(address: str):
+    command = [
+        sys.executable,
+        "-c",
+        "from steadfeast.monitor.cli.app import app; app()",
+        "alerts",
+        "--follow",
+    ]
+    command += ["--address", address, "--after", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline().startswith("2 2024-01-04")
+        follower.terminate()
+
+
+def test_people_act(address: str):
+    done = steadfeast("acknowledge", "e1", "--address", address, "--actor", "ann")
+    assert done.stdout == "acknowledged by ann: drift: x: psi 0.5 over 0.1\n"
+    done = steadfeast("approve", "r1", "--address", address, "--actor", "ann", "--comment", "go")
+    assert "trigger r1: suppressed: too soon" in done.stdout
+    line = done.stdout
+    done = steadfeast("resend", "r1", "--address", address, "--actor", "ann", "--comment", "fixed")
+    assert done.stdout == line
+    assert steadfeast("triggers", "w", "--address", address).stdout == line
+    assert not steadfeast("triggers", "--address", address, "--state", "dead").stdout
+    assert "no such state" in steadfeast("triggers", "--state", "lost").stderr
+    assert steadfeast("evaluate", "--address", address).stdout == "3 buckets evaluated\n"
+
+
+def test_the_audit_log_is_read_from_any_entry_on_and_followed(address: str):
+    everything = steadfeast("log", "--address", address).stdout.splitlines()
+    assert everything[0].startswith("1 2024-01-01 00:00:00 start configure steadfeast.yaml: first")
+    assert "ann (oncall) approve r1: go" in everything[1]
+    assert steadfeast("log", "--address", address, "--limit", "1").stdout.startswith(
+        f"{len(everything)} "
+    )
+    told = steadfeast("log", "--address", address, "--after", "1", "--limit", "1", "--json").stdout
+    assert json.loads(told)["act"] == "approve"
+    assert json.loads(told)["at"] == "2024-01-02T00:00:00Z"
+    command = [
+        sys.executable,
+        "-c",
+        "from steadfeast.monitor.cli.app import app; app()",
+        "log",
+        "--follow",
+    ]
+    command += ["--address", address, "--after", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline().startswith("2 2024-01-02")
+        follower.terminate()
+
+
+def test_a_refusal_is_one_line_and_exit_code_2(address: str):
+    done = steadfeast("acknowledge", "e9", "--address", address, "--actor", "ann")
+    assert done.returncode == 2
+    assert "NOT_FOUND: no episode 'e9'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nobody_there_is_one_line_and_exit_code_2():
+    done = steadfeast("status", "--address", "127.0.0.1:1")
+    assert done.returncode == 2
+    assert "UNAVAILABLE" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("tick: 100ms", "tack: 100ms", "monitor.tack: unknown key"),
+        ("bucket: 1d", "bucket: 1 day", "monitor.monitors.prices.bucket:"),
+        ("window: 3d", "window: 36h", "must be a multiple of bucket"),
+        ("pipeline: main", "pipeline: other", "'other' is not in pipelines"),
+        ("min_rows: 100", "statistic: psy", "no statistic 'psy'; did you mean psi"),
+        ("service: prices", "service: [prices]", "monitor.monitors.prices.service:"),
+        ("  monitors:", "  moritors:", "monitor.monitors: this field is missing"),
+    ],
+)
+def test_bad_configuration_is_one_message_before_any_port_opens(
+    tmp_path: Path, old: str, new: str, said: str
+):
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # would be another error
+        port = taken.getsockname()[1]
+        path = world.configure(tmp_path, pipeline=1, http=port, grpc=port)
+        path.write_text(path.read_text().replace(old, new, 1))
+        done = steadfeast("run", "--config", str(path))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert str(path) in done.stderr or "statistic" in said
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_missing_file_is_one_message(tmp_path: Path):
+    done = steadfeast("run", "--config", str(tmp_path / "none.yaml"))
+    assert done.returncode == 2
+    assert "none.yaml: cannot be read" in done.stderr
+
+
+def test_a_taken_port_is_one_message(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        path = world.configure(tmp_path, pipeline=1, http=taken.getsockname()[1])
+        done = steadfeast("run", "--config", str(path))
+    assert done.returncode == 2
+    assert "monitor.http: cannot listen on" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_does_not_wait_for_pandas():
+    began = time.monotonic()
+    command = "import sys; from steadfeast.monitor.cli.app import app; app(['--help'], standalone_mode=False)"
+    check = "; print([m for m in ('pandas', 'duckdb', 'grpc', 'feast') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", command + check], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert time.monotonic() - began < 10

@@ -1,0 +1,75 @@
+"""Jobs on the real scheduler: stuck ones, failing ones, missed ones."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from steadfeast.monitor.daemon import scheduler as under_test
+from steadfeast.monitor.daemon.scheduler import Jobs
+from support.monitor_world import wait_for
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def test_a_job_that_is_stuck_shows(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(under_test, "STUCK_SECONDS", 0.2)
+    jobs, release = Jobs(), threading.Event()
+    jobs.plan({"slow": release.wait}, timedelta(milliseconds=20))
+    jobs.start()
+    try:
+        assert "stuck" in wait_for(jobs.problem, 10)
+        assert wait_for(lambda: jobs.states()["slow"].misfires > 0, 10)
+        release.set()
+        wait_for(lambda: not jobs.problem(), 10)
+    finally:
+        release.set()
+        jobs.close()
+
+
+def test_a_job_that_fails_is_counted_and_runs_again():
+    jobs, fail = Jobs(), threading.Event()
+    fail.set()
+
+    def work() -> None:
+        if fail.is_set():
+            raise ZeroDivisionError
+
+    jobs.plan({"work": work}, timedelta(milliseconds=20))
+    jobs.start()
+    try:
+        assert "failed" in wait_for(jobs.problem, 10)
+        fail.clear()
+        wait_for(lambda: not jobs.problem(), 10)
+        state = jobs.states()["work"]
+        assert state.failures >= under_test.FAILURES
+        assert state.last_success is not None
+    finally:
+        jobs.close()
+    assert jobs.problem() == "the scheduler does not run"
+
+
+def test_a_removed_job_disappears():
+    jobs = Jobs()
+    jobs.plan({"a": lambda: None, "b": lambda: None}, timedelta(milliseconds=20))
+    jobs.start()
+    try:
+        wait_for(lambda: jobs.states()["b"].runs, 10)
+        jobs.plan({"a": lambda: None}, timedelta(milliseconds=20))
+        assert list(jobs.states()) == ["a"]
+        assert not jobs.problem()
+    finally:
+        jobs.close()
+
+
+def test_jobs_do_not_all_start_at_the_same_moment():
+    jobs = Jobs()
+    jobs.plan({"a": lambda: None}, timedelta(seconds=30))
+    jobs.start()
+    try:
+        trigger = jobs._scheduler.get_job("a").trigger
+        assert (trigger.interval, trigger.jitter) == (timedelta(seconds=30), 3)
+    finally:
+        jobs.close()

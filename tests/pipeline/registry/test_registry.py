@@ -1,0 +1,212 @@
+"""The registry: what was registered is what is loaded, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pytest
+import skops.io
+import yaml
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from steadfeast import frame
+from steadfeast.featurestore.errors import NotFoundError
+from steadfeast.pipeline.config import load
+from steadfeast.pipeline.registry.registry import (
+    Facts,
+    Registry,
+    RegistryError,
+    UntrustedModelError,
+)
+from support.shop_world import MODEL, at
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
+
+TABLE = pa.table({"x": np.random.default_rng(3).normal(size=200)})
+FACTS = Facts(
+    run_id="r1",
+    features=("x",),
+    contract="c" * 64,
+    manifest_uri="training/1/manifest.json",
+    as_of=at(40),
+    trained_before=at(33),
+    rows=200,
+    commit="abc",
+    recipe="train:fit sha256:0",
+    metrics={"auc": 0.75},
+)
+
+
+@pytest.fixture
+def registry(shops: Path) -> Registry:
+    return Registry.open(load(shops / "steadfeast.yaml")[0])
+
+
+def estimator(sign: int = 1) -> BaseEstimator:
+    rows = frame(TABLE, ["x"])
+    return LogisticRegression().fit(rows, (sign * rows["x"] > 0).astype(int))
+
+
+def add(registry: Registry, run_id: str) -> str:
+    return registry.register(MODEL, estimator(), replace(FACTS, run_id=run_id))
+
+
+def model_file(registry: Registry, version: str) -> Path:
+    source = registry._client.get_model_version(MODEL, version).source
+    return Path(urlparse(source).path) / "model.skops"
+
+
+def test_a_registered_model_predicts_as_it_did_and_keeps_its_facts(registry: Registry):
+    version = registry.register(MODEL, estimator(), FACTS, {"train_rows": 200})
+    loaded = registry.load(MODEL, version)
+    expected = estimator().predict_proba(frame(TABLE, ["x"]))[:, 1]
+    np.testing.assert_array_equal(loaded.predict(TABLE), expected)
+    assert (loaded.model, loaded.version, loaded.facts) == (MODEL, version, FACTS)
+    assert (loaded.features, loaded.contract) == (("x",), "c" * 64)
+    assert loaded.manifest_uri == "training/1/manifest.json"
+
+
+def test_what_mlflow_shows_is_enough_to_judge_a_version(registry: Registry, shops: Path):
+    """Read by MLflow's own client, as its user interface does."""
+    version = registry.register(MODEL, estimator(), FACTS, {"train_rows": 200})
+    registry.set_champion(MODEL, version)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{shops}/data/pipeline/mlflow.db")
+    found = client.get_model_version_by_alias(MODEL, "champion")
+    assert found.tags["steadfeast.contract"] == FACTS.contract
+    assert found.tags["steadfeast.commit"] == "abc"
+    assert found.tags["steadfeast.manifest_uri"] == FACTS.manifest_uri
+    assert "scikit-learn" in json.loads(found.tags["steadfeast.libraries"])
+    run = client.get_run(found.run_id)
+    assert run.data.metrics == {"auc": 0.75, "recipe.train_rows": 200.0}
+    assert run.info.status == "FINISHED"
+
+
+def test_one_run_registers_once(registry: Registry):
+    versions = {add(registry, "r1") for _ in range(3)}
+    assert versions == {registry.find(MODEL, "r1")}
+    assert add(registry, "r2") not in versions
+    assert registry.find(MODEL, "r3") is None
+    (experiment,) = {run.info.experiment_id for run in _mlflow_runs(registry)}
+    assert experiment is not None
+    assert len(_mlflow_runs(registry)) == 2
+
+
+def _mlflow_runs(registry: Registry) -> list[mlflow.entities.Run]:
+    experiment = registry._client.get_experiment_by_name(MODEL)
+    return registry._client.search_runs([experiment.experiment_id])
+
+
+def test_a_start_that_was_cut_off_before_the_version_leaves_one_mlflow_run(
+    registry: Registry, monkeypatch
+):
+    def cut_off(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry._client, "create_model_version", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            add(registry, "r1")
+    add(registry, "r1")
+    assert len(_mlflow_runs(registry)) == 1
+
+
+def test_aliases_follow_registration_promotion_and_rollback(registry: Registry):
+    assert registry.champion(MODEL) is None
+    assert registry.champion_version(MODEL) is None
+    with pytest.raises(NotFoundError, match="no earlier champion"):
+        registry.restore_champion(MODEL)
+    first, second, third = (add(registry, name) for name in ("r1", "r2", "r3"))
+    assert registry._aliases(MODEL) == {"challenger": third}
+    for version, before in ((first, None), (second, first), (third, second), (third, third)):
+        assert registry.set_champion(MODEL, version) == before
+        assert registry.champion(MODEL).version == version
+    assert registry._aliases(MODEL) == {"champion": third}
+    assert registry.restore_champion(MODEL) == second
+    assert registry.restore_champion(MODEL) == first
+    with pytest.raises(NotFoundError, match="no earlier champion"):
+        registry.restore_champion(MODEL)
+    assert registry.champion_version(MODEL) == first
+
+
+def test_rollback_works_after_a_promotion_that_was_cut_off(registry: Registry, monkeypatch):
+    """The history is written first: its last entry may be the champion itself."""
+    first, second, third = (add(registry, name) for name in ("r1", "r2", "r3"))
+    registry.set_champion(MODEL, first)
+    registry.set_champion(MODEL, second)
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_point", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            registry.set_champion(MODEL, third)
+    assert registry.champion_version(MODEL) == second
+    assert registry.restore_champion(MODEL) == first
+
+
+@pytest.mark.parametrize("version", ["9", "latest", ""])
+def test_a_version_that_does_not_exist_is_named(registry: Registry, version: str):
+    add(registry, "r1")
+    for look in (registry.load, registry.facts, registry.set_champion):
+        with pytest.raises(NotFoundError, match=f"no version of model sale '{version}'"):
+            look(MODEL, version)
+    assert registry.champion_version(MODEL) is None
+
+
+def test_a_changed_file_is_not_loaded(registry: Registry):
+    version = add(registry, "r1")
+    skops.io.dump(estimator(-1), model_file(registry, version))
+    with pytest.raises(UntrustedModelError, match="not the one that was registered"):
+        registry.load(MODEL, version)
+
+
+def test_types_that_nobody_listed_are_neither_registered_nor_loaded(registry: Registry):
+    """Also when the list that MLflow keeps beside the file names them: it is not ours."""
+    odd = make_pipeline(FunctionTransformer(func=np.log1p), FunctionTransformer(func=_double))
+    with pytest.raises(UntrustedModelError, match=r"holds types not listed.*_double"):
+        registry.register(MODEL, odd, FACTS)
+    assert registry.find(MODEL, "r1") is None
+
+    version = add(registry, "r1")
+    file = model_file(registry, version)
+    skops.io.dump(odd, file)
+    flavour = yaml.safe_load((file.parent / "MLmodel").read_text())
+    flavour["flavors"]["sklearn"]["skops_trusted_types"] = skops.io.get_untrusted_types(file=file)
+    (file.parent / "MLmodel").write_text(yaml.safe_dump(flavour))
+    with pytest.raises(UntrustedModelError, match=r"holds types not listed.*_double"):
+        registry._build(MODEL, file.read_bytes(), "the file")
+    with pytest.raises(UntrustedModelError):
+        registry.load(MODEL, version)
+
+
+def _double(rows: np.ndarray) -> np.ndarray:
+    return 2 * rows
+
+
+def test_a_type_that_the_configuration_lists_is_loaded(registry: Registry, shops: Path):
+    odd = make_pipeline(FunctionTransformer(func=_double), LogisticRegression())
+    odd.fit(frame(TABLE, ["x"]), np.arange(200) % 2)
+    (name,) = skops.io.get_untrusted_types(data=skops.io.dumps(odd))
+    path = f"sqlite:///{shops}/data/pipeline/mlflow.db"
+    trusting = Registry(path, shops / "data/pipeline/artifacts", {MODEL: (name,)})
+    version = trusting.register(MODEL, odd, FACTS)
+    assert trusting.load(MODEL, version).predict(TABLE).shape == (200,)
+    with pytest.raises(UntrustedModelError):
+        registry.load(MODEL, version)
+
+
+def test_a_backend_that_cannot_be_opened_is_one_message(tmp_path: Path):
+    with warnings.catch_warnings(), pytest.raises(RegistryError, match="model registry nonsense:"):
+        Registry("nonsense://here", tmp_path, {})

@@ -1,0 +1,1 @@
+"""Worlds that tests share: small repos, daemons, clients and oracles."""
