@@ -263,7 +263,7 @@ def side_by_side(folder: Path, keys: int) -> dict[str, Any]:
     from steadfeast.featurestore.audit.report import Redactor
     from steadfeast.featurestore.materialization.materializer import as_online
     from steadfeast.featurestore.offline.session import session
-    from steadfeast.featurestore.served_log.files import microseconds
+    from steadfeast.featurestore.tables.times import micros
 
     ours, theirs = day(folder, keys, "ours"), day(folder, keys, "feast")
     figures: dict[str, Any] = {}
@@ -279,7 +279,7 @@ def side_by_side(folder: Path, keys: int) -> dict[str, Any]:
         batches = list(served_by_feast(theirs, keys))
         with session(config) as connection:
             newest = (as_online(view, b) for b in offline.latest(config, view, None, NOON))
-            at = microseconds(NOON)
+            at = micros(NOON)
             found = compare(connection, view, batches, newest, at, Redactor(), enforced=False)
         figures["feast I1"] = dict(found.mismatches)
         served = pa.Table.from_batches(batches).sort_by("key")

@@ -1,4 +1,7 @@
-"""The feature store: plain Feast definitions, Feast plugins, and the guarantee on top of them."""
+"""The feature store: plain Feast definitions, Feast plugins, and the guarantee on top of them.
+
+A name is imported when it is first asked for: Feast alone takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,59 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steadfeast.featurestore.definitions.contract import Contract
+    from steadfeast.featurestore.materialization.engine import (
+        DuckDBComputeEngine,
+        DuckDBComputeEngineConfig,
+    )
+    from steadfeast.featurestore.offline import DuckDBOfflineStore, DuckDBOfflineStoreConfig
+    from steadfeast.featurestore.online import (
+        RedisOnlineStore,
+        RedisOnlineStoreConfig,
+        SQLiteOnlineStore,
+        SQLiteOnlineStoreConfig,
+    )
     from steadfeast.featurestore.served_log.log import ServedLog
     from steadfeast.featurestore.serving.features import OnlineFeatures
     from steadfeast.featurestore.store import Store
     from steadfeast.featurestore.training.manifest import Manifest, TrainingSet
 
-_HOMES = {
-    "Contract": "steadfeast.featurestore.definitions.contract",
-    "Manifest": "steadfeast.featurestore.training.manifest",
-    "OnlineFeatures": "steadfeast.featurestore.serving.features",
-    "ServedLog": "steadfeast.featurestore.served_log.log",
-    "Store": "steadfeast.featurestore.store",
-    "TrainingSet": "steadfeast.featurestore.training.manifest",
+_MODULES = {
+    "Contract": "definitions.contract",
+    "DuckDBComputeEngine": "materialization.engine",
+    "DuckDBComputeEngineConfig": "materialization.engine",
+    "DuckDBOfflineStore": "offline",
+    "DuckDBOfflineStoreConfig": "offline",
+    "Manifest": "training.manifest",
+    "OnlineFeatures": "serving.features",
+    "RedisOnlineStore": "online",
+    "RedisOnlineStoreConfig": "online",
+    "SQLiteOnlineStore": "online",
+    "SQLiteOnlineStoreConfig": "online",
+    "ServedLog": "served_log.log",
+    "Store": "store",
+    "TrainingSet": "training.manifest",
 }
 
-__all__ = ["Contract", "Manifest", "OnlineFeatures", "ServedLog", "Store", "TrainingSet"]
+__all__ = [
+    "Contract",
+    "DuckDBComputeEngine",
+    "DuckDBComputeEngineConfig",
+    "DuckDBOfflineStore",
+    "DuckDBOfflineStoreConfig",
+    "Manifest",
+    "OnlineFeatures",
+    "RedisOnlineStore",
+    "RedisOnlineStoreConfig",
+    "SQLiteOnlineStore",
+    "SQLiteOnlineStoreConfig",
+    "ServedLog",
+    "Store",
+    "TrainingSet",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: Feast alone takes seconds."""
-    if name not in _HOMES:
+    """Import a public name when it is first asked for."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -26,10 +26,10 @@ from steadfeast.featurestore.materialization.materializer import Materializer, S
 from steadfeast.featurestore.offline.ingestion import delete, ingest
 from steadfeast.featurestore.online import PackedOnlineStore
 from steadfeast.featurestore.retention.erasure import collect_garbage, erase_files
-from steadfeast.featurestore.served_log.files import microseconds
 from steadfeast.featurestore.served_log.log import ServedLog
 from steadfeast.featurestore.serving.assembly import EntityRows, rows_in
 from steadfeast.featurestore.serving.reader import Reader
+from steadfeast.featurestore.tables.times import micros
 from steadfeast.featurestore.training import training_set
 from steadfeast.featurestore.training.replay import replay
 
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from steadfeast.featurestore.definitions.bundle import Bundle
     from steadfeast.featurestore.definitions.contract import Contract
     from steadfeast.featurestore.retention.erasure import Collectable, Erasure
-    from steadfeast.featurestore.serving.assembly import Bundle
     from steadfeast.featurestore.serving.features import OnlineFeatures
     from steadfeast.featurestore.training.manifest import TrainingSet
 
@@ -119,7 +119,7 @@ class Store:
         Live is a model that the newest file of the served log names, under the contract that is
         served now.
         """
-        return self.catalog.live_changes(self.served)
+        return self.catalog.live_changes(self.served.models)
 
     def refresh(self) -> None:
         """Read the registry and the definitions again."""
@@ -254,7 +254,7 @@ class Store:
             EntityRowsError: A column is missing or wrong.
         """
         bundle = self.catalog.bundle(service, contract)
-        at = time_ns() // 1000 if request_time is None else microseconds(request_time)
+        at = time_ns() // 1000 if request_time is None else micros(request_time)
         return self._reader(service, bundle).read(entity_rows, at)
 
     async def online_features_async(
@@ -299,7 +299,7 @@ class Store:
     def audit(
         self, service: str, *, start: datetime | None = None, end: datetime | None = None
     ) -> AuditReport:
-        """Check every key, and the log from `start` to before `end`; see `featurestore.audit.audit`.
+        """Check every key, and the log from `start` to before `end`; see `featurestore.audit`.
 
         Raises:
             NotFoundError: There is no such service.
@@ -333,9 +333,9 @@ class Store:
         Raises:
             NotFoundError: There is no such feature view.
         """
-        start = None if since is None else microseconds(since)
+        start = None if since is None else micros(since)
         chosen = self.catalog.online_views(views)
-        return self._mover().run(chosen, start, microseconds(until), progress=progress)
+        return self._mover().run(chosen, start, micros(until), progress=progress)
 
     def ingest(self, view: str, rows: pa.Table, *, known_at: datetime | None = None) -> datetime:
         """Append rows to the source of a feature view, known from now on; nothing is rewritten.

@@ -1,7 +1,7 @@
 """The Prometheus rules: when a person is called, and what they are told.
 
-Beside `boards`; `build` writes them. Made of names from `monitor.exporter.metrics`, like every query.
-The daemon decides what drift is; a rule only carries its decision to Prometheus, and watches
+Beside `boards`; `build` writes them. Made of names from `monitor.exporter.metrics`, like every
+query. The daemon decides what drift is; a rule only carries its decision to Prometheus, and watches
 what the daemon cannot say of itself, above all that it is gone.
 """
 

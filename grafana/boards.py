@@ -1,9 +1,9 @@
 """The four dashboards: Overview, Feature, Model, Operations.
 
-Above the module of each; `build` writes them. Every query is made of names from `monitor.exporter.metrics`,
-and from `featurestore.server.metrics` for what `steadfeast store serve` exports. The order on each is that
-of a person called at three in the morning: what is wrong, since when, how bad, what has already
-happened.
+Above the module of each; `build` writes them. Every query is made of names from
+`monitor.exporter.metrics`, and from `featurestore.server.metrics` for what `steadfeast store serve`
+exports. The order on each is that of a person called at three in the morning: what is wrong, since
+when, how bad, what has already happened.
 
 Event time is the data's clock: ages of data are taken against the latest event that the daemon
 has seen, so that a replay of last year does not look a year late.

@@ -1,4 +1,4 @@
-"""Write what is built from `monitor.exporter.metrics`: dashboards, Prometheus rules, docs/metrics.md.
+"""Write dashboards, Prometheus rules and docs/metrics.md from `monitor.exporter.metrics`.
 
 Top of `grafana`. With `--check` nothing is written: the status is 1, and the files are named,
 when one differs from what would be written.

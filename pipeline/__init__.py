@@ -14,6 +14,7 @@ __all__ = ["Fitted", "Recipe", "frame"]
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
     if name in __all__:
         return getattr(import_module("steadfeast.pipeline.recipes.recipe"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

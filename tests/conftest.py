@@ -36,6 +36,7 @@ from steadfeast.monitor.decisions.model import (
 from steadfeast.monitor.drift.data_quality import Figures, Freshness, Incident, IncidentKind
 from steadfeast.monitor.drift.detector import Level, Verdict
 from steadfeast.monitor.drift.segments import OTHERS, Segment
+from steadfeast.monitor.exporter.collector import registry
 from steadfeast.monitor.ledger.state import (
     AuditCheck,
     AuditState,
@@ -501,7 +502,10 @@ def _served(
 ) -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app(lambda: state, lambda: health, operator), log_level="warning", lifespan="off", ws="none"
+        app(lambda: state, lambda: health, registry(lambda: state), operator),
+        log_level="warning",
+        lifespan="off",
+        ws="none",
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -31,7 +31,8 @@ from steadfeast.featurestore.audit.served import Replayed, served_against_offlin
 from steadfeast.featurestore.definitions.plan import registered_views
 from steadfeast.featurestore.materialization.materializer import as_online
 from steadfeast.featurestore.offline.session import at_most, session
-from steadfeast.featurestore.served_log.files import lineage, microseconds
+from steadfeast.featurestore.served_log.files import lineage
+from steadfeast.featurestore.tables.times import micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,6 +163,6 @@ def _compared(store: Audited, view: FeatureView, until: datetime, redactor: Reda
             view,
             store.online.scan(config, view),
             (as_online(view, batch) for batch in newest),
-            microseconds(until),
+            micros(until),
             redactor,
         )

@@ -16,15 +16,15 @@ import duckdb
 import pyarrow as pa
 
 from steadfeast.featurestore.audit.report import EXAMPLES
-from steadfeast.featurestore.definitions.plan import (
+from steadfeast.featurestore.errors import SteadfeastError
+from steadfeast.featurestore.rows.layout import cast_array
+from steadfeast.featurestore.tables.columns import (
+    CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
     TIMESTAMP,
     arrow_type,
     is_personal,
 )
-from steadfeast.featurestore.errors import SteadfeastError
-from steadfeast.featurestore.materialization.materializer import CREATED_TIMESTAMP
-from steadfeast.featurestore.rows.layout import cast_array
 from steadfeast.featurestore.tables.sql import identifier
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from steadfeast.featurestore.audit.report import EXAMPLES, Check, Redactor
-from steadfeast.featurestore.definitions.plan import EVENT_TIMESTAMP, TIMESTAMP, personal_columns
+from steadfeast.featurestore.definitions.plan import personal_columns
 from steadfeast.featurestore.errors import ContractMismatchError
 from steadfeast.featurestore.offline.binding import bind
 from steadfeast.featurestore.offline.session import session
+from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP, TIMESTAMP
 from steadfeast.featurestore.tables.hashing import differs
 from steadfeast.featurestore.tables.sql import source
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
     from feast import FeatureStore
 
+    from steadfeast.featurestore.definitions.bundle import Bundle
     from steadfeast.featurestore.definitions.plan import Output, ServicePlan, StoredView
-    from steadfeast.featurestore.serving.assembly import Bundle
 
 _SLICE_CELLS = 5_000_000
 _SLICE_ROWS = 200_000

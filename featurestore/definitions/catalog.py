@@ -19,6 +19,7 @@ from feast.errors import FeastObjectNotFoundException
 
 from steadfeast.featurestore.definitions import repo as definitions
 from steadfeast.featurestore.definitions.archive import Kept, keep
+from steadfeast.featurestore.definitions.bundle import Bundle
 from steadfeast.featurestore.definitions.code import late_imports_of
 from steadfeast.featurestore.definitions.contract import (
     Contract,
@@ -27,10 +28,10 @@ from steadfeast.featurestore.definitions.contract import (
     difference,
 )
 from steadfeast.featurestore.definitions.on_demand import Executor
-from steadfeast.featurestore.definitions.plan import arrow_type, registered_views, resolve
+from steadfeast.featurestore.definitions.plan import registered_views, resolve
 from steadfeast.featurestore.definitions.refresher import Refresher
 from steadfeast.featurestore.errors import ContractMismatchError, NotFoundError, SteadfeastError
-from steadfeast.featurestore.serving.assembly import Bundle
+from steadfeast.featurestore.tables.columns import arrow_type
 from steadfeast.featurestore.tables.hashing import write_whole
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView, OnDemandFeatureView
 
     from steadfeast.featurestore.definitions.plan import ServicePlan, StoredView
-    from steadfeast.featurestore.served_log.log import ServedLog
 
 LAYOUT = 1
 """Version of the packed rows of the online store."""
@@ -93,15 +93,18 @@ class Catalog:
             self.keep(self.bundle(service).contract)
         return said
 
-    def live_changes(self, log: ServedLog) -> dict[str, LiveChange]:
+    def live_changes(
+        self, models_of: Callable[[str, str], tuple[tuple[str, str], ...]]
+    ) -> dict[str, LiveChange]:
         """Return service -> what `apply` would change under a model that is live.
 
-        Live is a model that the newest file of the served log names, under the contract that is
-        served now.
+        Args:
+            models_of: Gives the `(model, version)` pairs that are live for a service under a
+                contract, as the newest file of the served log names them.
         """
         live = {}
         for service in self.services():
-            models = log.models(service, self.bundle(service).contract.sha256)
+            models = models_of(service, self.bundle(service).contract.sha256)
             if models:
                 live[service] = models
         if not live:

@@ -12,21 +12,22 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from feast import types as feast_types
 from feast import utils as feast_utils
 from feast.errors import FeastObjectNotFoundException
 from feast.feature_view import DUMMY_ENTITY_FIELD, DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME
 
 from steadfeast.featurestore.errors import NotFoundError
+from steadfeast.featurestore.tables.columns import (
+    EVENT_TIMESTAMP,
+    arrow_type,
+    is_personal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from feast import FeatureStore, FeatureView, Field, OnDemandFeatureView
     from feast.feature_view_projection import FeatureViewProjection
-
-TIMESTAMP = pa.timestamp("us", tz="UTC")
-EVENT_TIMESTAMP = "event_timestamp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +131,6 @@ class ServicePlan:
     def schema(self) -> pa.Schema:
         """Arrow schema of the features."""
         return pa.schema([(output.name, output.type) for output in self.outputs])
-
-
-def arrow_type(field: Field) -> pa.DataType:
-    """Return the Arrow type that a Feast field is held in."""
-    if field.dtype == feast_types.Bytes:  # absent from Feast's own table
-        return pa.binary()
-    if field.dtype in (feast_types.UnixTimestamp, feast_types.ZonedTimestamp):
-        return TIMESTAMP
-    return feast_types.from_feast_to_pyarrow_type(field.dtype)
 
 
 def resolve(store: FeatureStore, name: str) -> ServicePlan:
@@ -250,11 +242,6 @@ def _named(chosen: tuple[tuple[str, Field], ...], taken: tuple[str, ...]) -> tup
         )
         for view, field in chosen
     )
-
-
-def is_personal(tags: Mapping[str, str] | None) -> bool:
-    """Tell whether Feast tags mark personal data: `pii` with any value but "false"."""
-    return (tags or {}).get("pii", "false").lower() != "false"
 
 
 def personal_columns(plan: ServicePlan) -> frozenset[str]:

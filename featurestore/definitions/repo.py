@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from feast import RepoConfig
 
-_OURS = ("featurestore", "monitor", "pipeline", "protos")
+_OURS = ("steadfeast",)
 _IMPORTS = RLock()
 _repos: set[Path] = set()
 

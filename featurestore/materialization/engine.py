@@ -27,7 +27,7 @@ from steadfeast.featurestore.errors import InvalidStoreError
 from steadfeast.featurestore.materialization.materializer import Materializer
 from steadfeast.featurestore.offline import DuckDBOfflineStore
 from steadfeast.featurestore.online import PackedOnlineStore
-from steadfeast.featurestore.served_log.files import microseconds
+from steadfeast.featurestore.tables.times import micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,18 +87,18 @@ class DuckDBComputeEngine(ComputeEngine):
                 "does not read by columns; use steadfeast.DuckDBOfflineStore",
             )
         until = datetime.now(UTC) if task.disable_event_timestamp else task.end_time
-        since = None if task.disable_event_timestamp else microseconds(_aware(task.start_time))
+        since = None if task.disable_event_timestamp else micros(_aware(task.start_time))
         # What Feast calls incremental starts where the view's last interval ends.
         ends = [_aware(end) for _, end in view.materialization_intervals]
-        late = bool(ends) and since == microseconds(max(ends))
+        late = bool(ends) and since == micros(max(ends))
         with ExitStack() as open_:
             mover = open_.enter_context(closing(Materializer(self.repo_config, store, None)))
             tell: Callable[[int], object] = _silent
             if task.tqdm_builder is not None:  # the total is not known before the rows are read
                 tell = open_.enter_context(closing(task.tqdm_builder(0))).update
-            end = microseconds(_aware(until))
+            end = micros(_aware(until))
             # Feast asks for a range of event times, also of rows that were created after it.
-            known_by = max(end, microseconds(datetime.now(UTC)))
+            known_by = max(end, micros(datetime.now(UTC)))
             mover.move(view, since, end, late=late, tell=tell, known_by=known_by)
         name = f"{view.name}-{task.start_time}-{task.end_time}"
         return LocalMaterializationJob(name, MaterializationJobStatus.SUCCEEDED)

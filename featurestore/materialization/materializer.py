@@ -26,12 +26,12 @@ import pyarrow as pa
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME, DUMMY_ENTITY_VAL
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from steadfeast.featurestore.definitions.plan import EVENT_TIMESTAMP
 from steadfeast.featurestore.errors import SourceError
 from steadfeast.featurestore.offline.binding import Bound, bind
 from steadfeast.featurestore.offline.session import session
 from steadfeast.featurestore.offline.sources import reading
 from steadfeast.featurestore.tables import sql
+from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from steadfeast.featurestore.tables.hashing import write_whole
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
     from steadfeast.featurestore.online import PackedOnlineStore
 
-CREATED_TIMESTAMP = "created_timestamp"
 _BATCH_ROWS = 65_536
 _AHEAD_STEPS = 128
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)

@@ -15,10 +15,10 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.file_source import FileSource
 from feast.utils import _parse_feature_ref
 
-from steadfeast.featurestore.definitions.plan import is_personal
 from steadfeast.featurestore.errors import EntityFrameError, NotFoundError, SourceError
 from steadfeast.featurestore.offline.sources import open_source
 from steadfeast.featurestore.tables import sql
+from steadfeast.featurestore.tables.columns import is_personal
 from steadfeast.featurestore.tables.times import duration
 
 if TYPE_CHECKING:

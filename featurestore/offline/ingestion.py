@@ -17,13 +17,13 @@ import pyarrow as pa
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.file_source import FileSource
 
-from steadfeast.featurestore.definitions.plan import TIMESTAMP
 from steadfeast.featurestore.errors import SourceError
 from steadfeast.featurestore.offline.binding import bind, originals
 from steadfeast.featurestore.offline.session import session
 from steadfeast.featurestore.offline.sources import arrow_schema, is_there, reading
 from steadfeast.featurestore.offline.writing import append
 from steadfeast.featurestore.tables import sql
+from steadfeast.featurestore.tables.columns import TIMESTAMP
 
 if TYPE_CHECKING:
     from feast import FeatureView

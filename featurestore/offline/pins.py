@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def can_pin(config: RepoConfig, view: FeatureView) -> bool:
     """Tell whether `used_rows` can read the view: files, under the store of this package."""
-    ours = str(getattr(config.offline_store, "type", "")).startswith("featurestore.")
+    ours = str(getattr(config.offline_store, "type", "")).startswith("steadfeast.")
     return ours and isinstance(view.batch_source, FileSource)
 
 

@@ -1,7 +1,7 @@
 """From Feast's data source to a DuckDB table expression with known columns.
 
-Above `session` and `featurestore.tables.locations`, which finds the files. Whatever is wrong with the data is
-one `SourceError` that names view, path and column.
+Above `session` and `featurestore.tables.locations`, which finds the files. Whatever is wrong with
+the data is one `SourceError` that names view, path and column.
 """
 
 from __future__ import annotations

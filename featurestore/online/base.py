@@ -15,14 +15,19 @@ import pyarrow as pa
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.protos.feast.types.Value_pb2 import Value
 
-from steadfeast.featurestore.definitions.plan import arrow_type
 from steadfeast.featurestore.errors import InvalidKeysError, UnsupportedTypeError
 from steadfeast.featurestore.online import feast_response
 from steadfeast.featurestore.online.batches import ColumnStore, space_of
 from steadfeast.featurestore.online.feast_values import to_array, to_values
 from steadfeast.featurestore.online.keys import KeyCodec
-from steadfeast.featurestore.online.packing import CREATED_TIMESTAMP, EVENT_TIMESTAMP, plan_of
-from steadfeast.featurestore.rows.layout import TIMESTAMP, flat, usable
+from steadfeast.featurestore.online.packing import plan_of
+from steadfeast.featurestore.rows.layout import flat, usable
+from steadfeast.featurestore.tables.columns import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    TIMESTAMP,
+    arrow_type,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -18,8 +18,6 @@ from feast.infra.online_stores.helpers import compute_versioned_name
 
 from steadfeast.featurestore.errors import InvalidBatchError, InvalidKeysError, UnsupportedTypeError
 from steadfeast.featurestore.online.packing import (
-    CREATED_TIMESTAMP,
-    EVENT_TIMESTAMP,
     Layouts,
     PackedRead,
     check,
@@ -29,6 +27,7 @@ from steadfeast.featurestore.online.packing import (
     unpack,
 )
 from steadfeast.featurestore.rows.layout import Layout, cast_array, flat, layout_id
+from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

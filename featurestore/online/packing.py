@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from steadfeast.featurestore.definitions.plan import arrow_type
 from steadfeast.featurestore.errors import CorruptRowError, InvalidBatchError, NotFoundError
 from steadfeast.featurestore.online.keys import KeyCodec, key_hash
 from steadfeast.featurestore.rows.layout import (
     HEADER_BYTES,
     NO_TIME,
     ORDER_BYTES,
-    TIMESTAMP,
     Layout,
     cast_array,
     damaged,
@@ -31,6 +29,12 @@ from steadfeast.featurestore.rows.layout import (
     order_of,
     sound,
 )
+from steadfeast.featurestore.tables.columns import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    TIMESTAMP,
+    arrow_type,
+)
 from steadfeast.featurestore.tables.total_order import canonical_bytes
 
 if TYPE_CHECKING:
@@ -39,8 +43,6 @@ if TYPE_CHECKING:
     from feast import FeatureView
     from numpy.typing import NDArray
 
-EVENT_TIMESTAMP = "event_timestamp"
-CREATED_TIMESTAMP = "created_timestamp"
 _REMEMBERED = 256
 
 

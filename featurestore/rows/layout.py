@@ -57,8 +57,6 @@ HEADER_BYTES = ORDER_BYTES + LAYOUT_BYTES
 NO_TIME = -(2**63)
 """Stands for "no created time", before every time."""
 
-TIMESTAMP = pa.timestamp("us", tz="UTC")
-
 _MOST_TTL = 2**62
 _CHECK = 4
 _RESIDUE = 0x2144DF1C  # CRC-32 of anything followed by its own CRC-32, little-endian

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from steadfeast.featurestore.tables.hashing import write_whole
+from steadfeast.featurestore.tables.times import micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -67,13 +68,6 @@ def lineage(path: Path) -> Lineage:
     )
     erased = int(told.get(_ERASED, b"0"))
     return Lineage(writer, number, said, metadata.num_rows + erased, before, dropped)
-
-
-def microseconds(time: datetime) -> int:
-    """Return microseconds since the epoch, exactly; a naive time is UTC."""
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=UTC)
-    return (time - _EPOCH) // _MICROSECOND
 
 
 def write(path: Path, table: pa.Table, told: Mapping[str, object]) -> None:
@@ -138,7 +132,7 @@ class Listing:
 
     def between(self, start: datetime, end: datetime) -> list[Path]:
         """Return the files that may hold rows of [start, end), in order of time."""
-        lowest, highest = microseconds(start), microseconds(end)
+        lowest, highest = micros(start), micros(end)
         with self._lock:
             self._look()
             # A file that reaches into the stretch begins no longer before it than any file lasts.

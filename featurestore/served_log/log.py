@@ -31,9 +31,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from steadfeast.featurestore.errors import LogUnavailableError
-from steadfeast.featurestore.rows.layout import TIMESTAMP
-from steadfeast.featurestore.served_log.files import Listing, Run, collected, microseconds, write
+from steadfeast.featurestore.served_log.files import Listing, Run, collected, write
 from steadfeast.featurestore.serving.features import settled
+from steadfeast.featurestore.tables.columns import TIMESTAMP
+from steadfeast.featurestore.tables.times import micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -168,7 +169,7 @@ class ServedLog:
         if len(request_ids) != rows or (predictions is not None and len(predictions) != rows):
             raise ValueError(f"{rows} rows need as many request ids and predictions")
         item = _Served(
-            features, request_ids, microseconds(request_time), model, model_version, predictions
+            features, request_ids, micros(request_time), model, model_version, predictions
         )
         self._take(("served", service), item, rows)
 
@@ -189,7 +190,7 @@ class ServedLog:
         """
         rows = len(request_ids)
         if isinstance(known_at, datetime):
-            known_at = np.full(rows, microseconds(known_at), np.int64)
+            known_at = np.full(rows, micros(known_at), np.int64)
         known_at = _column(known_at, TIMESTAMP)
         table = pa.table(
             [_column(request_ids, pa.string()), _column(labels, pa.float64()), known_at],

@@ -7,24 +7,22 @@ rule is the shared comparator `rows.usable`, and the executors are those that tr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from steadfeast.featurestore.definitions.plan import TIMESTAMP, ServicePlan, StoredView
 from steadfeast.featurestore.errors import EntityRowsError
 from steadfeast.featurestore.rows.layout import usable
 from steadfeast.featurestore.serving.features import OnlineFeatures
-from steadfeast.featurestore.training.training_set import typed
+from steadfeast.featurestore.tables.columns import TIMESTAMP, typed
 
 if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
 
-    from steadfeast.featurestore.definitions.contract import Contract
-    from steadfeast.featurestore.definitions.on_demand import Executor
+    from steadfeast.featurestore.definitions.bundle import Bundle
+    from steadfeast.featurestore.definitions.plan import ServicePlan, StoredView
     from steadfeast.featurestore.online import PackedOnlineStore, PackedRead
 
 PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = (np.uint8(code) for code in (1, 2, 3, 4))
@@ -34,15 +32,6 @@ EntityRows: TypeAlias = pa.Table | Sequence[Mapping[str, Any]] | Mapping[str, Se
 
 Codes = np.ndarray[Any, np.dtype[np.uint8]]
 Micros = np.ndarray[Any, np.dtype[np.int64]]
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """A resolved service: what to read, what to run on it, and under which contract."""
-
-    plan: ServicePlan
-    executors: tuple[Executor, ...]
-    contract: Contract
 
 
 def read(

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
     from numpy.typing import NDArray
 
+    from steadfeast.featurestore.definitions.bundle import Bundle
     from steadfeast.featurestore.definitions.plan import StoredView
     from steadfeast.featurestore.online import PackedOnlineStore
-    from steadfeast.featurestore.serving.assembly import Bundle, EntityRows
+    from steadfeast.featurestore.serving.assembly import EntityRows
     from steadfeast.featurestore.serving.decoder import Decoder, Judged
     from steadfeast.featurestore.serving.features import Columns
 

@@ -7,8 +7,8 @@ Time is microseconds since the epoch in UTC, as BIGINT, so that no session time 
 of a source changes a comparison. Nanoseconds are floored: the microsecond that holds the instant.
 
 **The total order of one key's rows** is `(event_ts, created_ts, canonical row bytes)`, greatest
-wins; a null `created_ts` is least. `featurestore.tables.total_order` defines the canonical bytes and gives
-both their writer and the expressions that make DuckDB order rows as they do.
+wins; a null `created_ts` is least. `featurestore.tables.total_order` defines the canonical bytes
+and gives both their writer and the expressions that make DuckDB order rows as they do.
 """
 
 from __future__ import annotations

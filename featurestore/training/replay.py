@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureStore
 
+    from steadfeast.featurestore.definitions.bundle import Bundle
     from steadfeast.featurestore.definitions.catalog import Catalog
     from steadfeast.featurestore.definitions.plan import ServicePlan
-    from steadfeast.featurestore.serving.assembly import Bundle
     from steadfeast.featurestore.training.manifest import Manifest
 
 

@@ -23,9 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from steadfeast.featurestore.definitions.plan import EVENT_TIMESTAMP, TIMESTAMP, personal_columns
+from steadfeast.featurestore.definitions.plan import personal_columns
 from steadfeast.featurestore.errors import EntityRowsError, FutureKnowledgeError
 from steadfeast.featurestore.rows.layout import cast_array
+from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP, TIMESTAMP, typed
 from steadfeast.featurestore.tables.hashing import (
     code_commit,
     content_sha256,
@@ -38,7 +39,7 @@ from steadfeast.featurestore.training.manifest import DATA, MANIFEST, Manifest, 
 from steadfeast.featurestore.training.pins import make_pins, over_pins, pin_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
     from feast import FeatureStore
@@ -70,29 +71,6 @@ def entity_table(plan: ServicePlan, entities: pa.Table | pd.DataFrame) -> pa.Tab
     for name in table.column_names:
         if name in plan.features:
             raise EntityRowsError(plan.name, name, "has the name of a feature")
-    return table
-
-
-def typed(service: str, table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
-    """Cast the columns of `types`, exactly.
-
-    Raises:
-        EntityRowsError: One is missing, or holds what its type cannot.
-    """
-    for name, kind in types.items():
-        index = table.schema.get_field_index(name)
-        if index < 0:
-            known = ", ".join(table.column_names)
-            raise EntityRowsError(service, name, f"is missing; there are {known}")
-        column = table.column(index)
-        if column.type == kind:
-            continue
-        try:
-            table = table.set_column(index, name, column.cast(kind))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise EntityRowsError(
-                service, name, f"is {column.type} and does not fit {kind}: {error}"
-            ) from error
     return table
 
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from steadfeast.monitor.config.schema import DaemonConfig, MonitorConfig
     from steadfeast.monitor.drift.detector import Verdict
-    from steadfeast.monitor.evaluation.preflight import ViewFacts
     from steadfeast.monitor.ledger.state import (
         EpisodeRecord,
         MonitorState,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
         TriggerRecord,
     )
     from steadfeast.monitor.profiles.distribution import Distribution
+    from steadfeast.monitor.sources.views import ViewFacts
 
 CALLED_OFF = "a backtest fires nothing"
 

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from steadfeast.monitor.config.schema import DaemonConfig
-    from steadfeast.monitor.evaluation.preflight import ViewFacts
     from steadfeast.monitor.ledger.ledger import Ledger
     from steadfeast.monitor.ledger.state import State
+    from steadfeast.monitor.sources.views import ViewFacts
 
 log = structlog.get_logger(__name__)
 

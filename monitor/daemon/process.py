@@ -22,6 +22,7 @@ from steadfeast.monitor.auth.access import Access
 from steadfeast.monitor.config.schema import load
 from steadfeast.monitor.daemon.daemon import Daemon
 from steadfeast.monitor.evaluation.preflight import check, project
+from steadfeast.monitor.exporter.collector import registry
 from steadfeast.monitor.ledger.ledger import Ledger
 from steadfeast.monitor.rpc.guard import Certificates, principals
 from steadfeast.monitor.rpc.service import Monitor, Server
@@ -81,7 +82,7 @@ class Web:
         except OSError as error:
             raise PortTakenError("http", address, error.strerror or str(error)) from error
         self.port = int(self._socket.getsockname()[1])
-        served = app(daemon.state, daemon.healthy, operator)
+        served = app(daemon.state, daemon.healthy, registry(daemon.state), operator)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 served,

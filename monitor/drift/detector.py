@@ -1,12 +1,12 @@
 """How far each feature is from the reference, and whether that is far.
 
-Above `monitor.drift.reference`: distances from `monitor.drift.distances`, limits from the reference. Pure.
-What cannot be compared is `insufficient_data` with a reason; no data is never zero drift, and
-one broken feature does not stop the others.
+Above `monitor.drift.reference`: distances from `monitor.drift.distances`, limits from the
+reference. Pure. What cannot be compared is `insufficient_data` with a reason; no data is never zero
+drift, and one broken feature does not stop the others.
 
 A feature is looked at several times: by the distance that is configured and by the looks of
-`monitor.drift.shares`, over the whole window and over its last part. Its verdict is the distance over the
-window, unless that is within its limit and another look is over its own, or near it.
+`monitor.drift.shares`, over the whole window and over its last part. Its verdict is the distance
+over the window, unless that is within its limit and another look is over its own, or near it.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 Bottom layer: arrays in, floats out; no clock and no state. `monitor.drift.reference` says which
 distance is large, `monitor.drift.detector` compares. All functions take counts per bin of the same
-binning; counts may be fractional (weights). Bins are in ascending order for numeric features.
-Nulls and NaN are not in the counts: `monitor.drift.data_quality` looks at them. Those of ours take stacks of
-histograms too, shape (..., k), and return as many distances, shape (...): calibration compares
+binning; counts may be fractional (weights). Bins are in ascending order for numeric features. Nulls
+and NaN are not in the counts: `monitor.drift.data_quality` looks at them. Those of ours take stacks
+of histograms too, shape (..., k), and return as many distances, shape (...): calibration compares
 hundreds of windows of a feature at once.
 
-Errors are stated against the value on raw rows, at the binning of `monitor.profiles.binning` and 100,000 rows
-a side, for shifts of 0 to 1 standard deviation and scales of 1 to 1.1 (tests/monitor/
+Errors are stated against the value on raw rows, at the binning of `monitor.profiles.binning` and
+100,000 rows a side, for shifts of 0 to 1 standard deviation and scales of 1 to 1.1 (tests/monitor/
 test_statistics_error.py). For what sums a cost per bin the value on raw rows is that over the
 reference's exact deciles: on continuous features the groups are those deciles up to counting; on
 counts and zero-inflated features each value of weight is a group of its own, which sees more.

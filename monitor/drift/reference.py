@@ -1,7 +1,7 @@
 """What a monitor compares with: the training set's profile, and the limits of each feature.
 
-Above `monitor.drift.calibration`, which measures limits on counts of the reference's buckets. Here those
-are made, from the rows of the training set that the live model was trained on.
+Above `monitor.drift.calibration`, which measures limits on counts of the reference's buckets. Here
+those are made, from the rows of the training set that the live model was trained on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from steadfeast import featurestore
 from steadfeast.featurestore.errors import ManifestError, NotFoundError, SteadfeastError
+from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
 from steadfeast.monitor.drift.calibration import Series, calibrate, calibrate_latest
 from steadfeast.monitor.drift.clustering import clusterings
 from steadfeast.monitor.drift.distances import statistic
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from steadfeast.monitor.drift.clustering import Clustering
     from steadfeast.monitor.drift.distances import Statistic
 
-TIME = "event_timestamp"
 CLUSTER_ROWS = 50_000
 _WINDOW, _LATEST = 0.5, 1.0
 """Shares of a feature's false alarms for its two spans, as simulated days want them (tuning seeds
@@ -415,8 +415,8 @@ def read_columns(
 ) -> pa.RecordBatchReader:
     """Read columns of a Parquet file with the time of each row, by time if that is asked for."""
     listed = ", ".join('"' + name.replace('"', '""') + '"' for name in dict.fromkeys(columns))
-    order = f' ORDER BY "{TIME}"' if in_order else ""
-    query = f'SELECT {listed}, "{TIME}" AS "{_AT}" FROM read_parquet($path){order}'
+    order = f' ORDER BY "{EVENT_TIMESTAMP}"' if in_order else ""
+    query = f'SELECT {listed}, "{EVENT_TIMESTAMP}" AS "{_AT}" FROM read_parquet($path){order}'
     return con.sql(query, params={"path": str(data)}).to_arrow_reader()
 
 

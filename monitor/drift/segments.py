@@ -1,9 +1,9 @@
 """The same looks at a part of the rows: where a drift sits, and for whom the model fails.
 
-Above `monitor.drift.detector` and `monitor.performance`. A column of the request or a feature splits the
-rows by its values. The largest values of the reference are kept, `MOST` at most, and all others
-are one segment, named so: what is shown and exported is bounded by the configuration. A profile
-is a monoid, so a segment's window is the sum of its buckets, as the whole is.
+Above `monitor.drift.detector` and `monitor.performance`. A column of the request or a feature
+splits the rows by its values. The largest values of the reference are kept, `MOST` at most, and all
+others are one segment, named so: what is shown and exported is bounded by the configuration. A
+profile is a monoid, so a segment's window is the sum of its buckets, as the whole is.
 
 Each segment is compared with the reference's own rows of that segment. Limits are those of the
 whole, with what fewer rows add: a segment says where a drift sits, and opens no episode.

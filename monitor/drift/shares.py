@@ -1,6 +1,7 @@
 """Cheap looks beside the distance: at single cells, at both tails, and at what is empty.
 
-Above `monitor.profiles.binning`; `monitor.drift.thresholds` calibrates with it, `monitor.drift.detector` reads the outcome. Pure.
+Above `monitor.profiles.binning`; `monitor.drift.thresholds` calibrates with it,
+`monitor.drift.detector` reads the outcome. Pure.
 
 A distance spreads its attention over all bins. One percent of the rows at one value, a tail that
 grows tenfold, or a category that nobody had seen are hardly anything in it, and nulls are not in

@@ -1,6 +1,7 @@
 """The limits of one feature: what was measured, what may be, and what a window is compared with.
 
-Above `monitor.drift.shares`; `monitor.drift.calibration` measures them on a reference and says how. Pure.
+Above `monitor.drift.shares`; `monitor.drift.calibration` measures them on a reference and says how.
+Pure.
 """
 
 from __future__ import annotations

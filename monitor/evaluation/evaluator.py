@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
     from steadfeast.monitor.config.schema import DaemonConfig, MonitorConfig
     from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.evaluation.preflight import ViewFacts
     from steadfeast.monitor.ledger.ledger import Held, Kept, Ledger
     from steadfeast.monitor.ledger.state import MonitorState, TriggerRecord
     from steadfeast.monitor.sources.source import Source
+    from steadfeast.monitor.sources.views import ViewFacts
     from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
 
 log = structlog.get_logger(__name__)

@@ -22,6 +22,7 @@ import yaml
 from steadfeast.featurestore.errors import ConfigError, NotFoundError
 from steadfeast.monitor.drift.distances import statistic
 from steadfeast.monitor.performance.metrics import MeasureError, measure_named
+from steadfeast.monitor.sources.views import ViewFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -49,33 +50,6 @@ with Store.open(Path(sys.argv[1])) as store:
     told = {one.name: described(store.repo, one) for one in views}
 print(json.dumps({"services": services, "views": told}))
 """
-
-
-@dataclass(frozen=True, slots=True)
-class ViewFacts:
-    """What the store says of one feature view.
-
-    Attributes:
-        location: Path, folder or glob of its source's files.
-        timestamp: Column of the event time.
-        created: Column of the created time; empty without one.
-        keys: Names of its join keys.
-        features: Names of its features.
-        columns: The source's name of each name that differs from it.
-        personal: Names whose values are somebody's.
-        delta: Whether the files are a Delta table's.
-        problem: Why it cannot be watched; empty if it can.
-    """
-
-    location: str = ""
-    timestamp: str = ""
-    created: str = ""
-    keys: tuple[str, ...] = ()
-    features: tuple[str, ...] = ()
-    columns: Mapping[str, str] = field(default_factory=dict)
-    personal: tuple[str, ...] = ()
-    delta: bool = False
-    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.drift.distances import STATISTICS
 from steadfeast.monitor.exporter import metrics
 from steadfeast.monitor.exporter.metrics import METRICS, Described
+from steadfeast.monitor.ledger.messages import RUN_STATES
 from steadfeast.monitor.performance.metrics import MEASURES
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ def _consequences(monitor: str, state: State, out: _Exposition) -> None:
     for trigger in TriggerState:
         out.add(metrics.TRIGGERS, [monitor, trigger], by_state[trigger])
     runs = [one.run for one in triggers if one.run is not None]
-    for number, name in metrics.RUN_STATES.items():
+    for number, name in RUN_STATES.items():
         mine_in = [run for run in runs if run.state == number]
         out.add(metrics.RUNS, [monitor, name], len(mine_in))
         changed = [

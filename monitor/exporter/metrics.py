@@ -31,7 +31,6 @@ from steadfeast.monitor.drift.segments import MOST, OTHERS
 from steadfeast.monitor.drift.shares import WEIGHTS
 from steadfeast.monitor.performance.metrics import MEASURES, Task
 from steadfeast.monitor.profiles.distribution import MOST_BARS
-from steadfeast.protos.steadfeast.v1.pipeline_pb2 import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -134,14 +133,7 @@ PERFORMANCE_FIGURES = tuple(MEASURES)
 """Figures of `monitor.performance.metrics`, each a metric of its own."""
 
 ESTIMATED_FIGURES = tuple(name for name in MEASURES if name != "r2")
-"""Those that `monitor.performance.estimated` estimates: R2 needs the spread of labels that are not in."""
-
-RUN_STATES = {
-    number: name.removeprefix("RUN_STATE_").lower()
-    for name, number in RunState.items()
-    if number != RunState.RUN_STATE_UNSPECIFIED
-}
-"""The protocol's number of a run's state to its label."""
+"""Those that `monitor.performance` estimates: R2 needs the spread of labels that are not in."""
 
 
 class Type(StrEnum):

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from steadfeast.monitor.decisions.model import AlertKind, Kind, Severity, TriggerState
 from steadfeast.protos.steadfeast.v1 import monitor_pb2, pipeline_pb2
+from steadfeast.protos.steadfeast.v1.pipeline_pb2 import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,6 +58,12 @@ LEVELS = {
     "insufficient_data": monitor_pb2.LEVEL_INSUFFICIENT_DATA,
     "incident": monitor_pb2.LEVEL_INCIDENT,
 }
+RUN_STATES = {
+    number: name.removeprefix("RUN_STATE_").lower()
+    for name, number in RunState.items()
+    if number != RunState.RUN_STATE_UNSPECIFIED
+}
+"""The protocol's number of a run's state to its label."""
 ENDED = frozenset(
     {
         pipeline_pb2.RUN_STATE_PROMOTED,

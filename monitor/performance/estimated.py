@@ -1,7 +1,7 @@
 """How good predictions are before their labels are in: an estimate, to be held against the truth.
 
-Above `monitor.profiles.profile` and `monitor.performance.metrics`. Fitted once on rows that the live model had not
-seen when it scored them, with their labels; then applied to windows without any.
+Above `monitor.profiles.profile` and `monitor.performance.metrics`. Fitted once on rows that the
+live model had not seen when it scored them, with their labels; then applied to windows without any.
 
 *Classifiers.* Scores are turned into chances by a calibration fitted on those rows. If a row of
 score p is of class 1 with chance c(p), the expected confusion, the expected order of pairs and

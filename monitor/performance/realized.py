@@ -1,7 +1,8 @@
 """How good the served predictions were, once their labels are known.
 
-Above `monitor.performance.metrics` and `monitor.drift.data_quality`. Joins served predictions with labels; a label
-counts only from its `known_at` on, so that a replay sees at each time what was known then.
+Above `monitor.performance.metrics` and `monitor.drift.data_quality`. Joins served predictions with
+labels; a label counts only from its `known_at` on, so that a replay sees at each time what was
+known then.
 """
 
 from __future__ import annotations
@@ -40,13 +41,11 @@ log = structlog.get_logger(__name__)
 class Performance:
     """Metrics of one window.
 
-    Attributes:
-        metrics: By name of `monitor.performance.metrics`; those that the labels allow, so `auc` only with
-            both classes.
-        labelled: Predictions whose label was known.
-        positives: Labels that are 1 among them; None for a regressor.
-        window: The window, by request time; its rows are the predictions, labelled or not.
-        intervals: Ends of each metric's interval of 95 %, where it has one.
+    Attributes: metrics: By name of `monitor.performance.metrics`; those that the labels allow,
+    so `auc` only with both classes. labelled: Predictions whose label was known. positives:
+    Labels that are 1 among them; None for a regressor. window: The window, by request time; its
+    rows are the predictions, labelled or not. intervals: Ends of each metric's interval of 95
+    %, where it has one.
     """
 
     metrics: Mapping[str, float]

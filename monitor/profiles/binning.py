@@ -1,14 +1,14 @@
 """How a column is cut into bins, from a reference.
 
-Above `monitor.drift.distances`, which compares what is counted in them, and `monitor.profiles.derived`;
-`monitor.profiles.profile` counts.
+Above `monitor.drift.distances`, which compares what is counted in them, and
+`monitor.profiles.derived`; `monitor.profiles.profile` counts.
 
 A numeric column is cut at the reference's quantiles, bins `(low, high]`; a value that holds a
 percent of the reference or more, such as the zero of rainfall, gets a bin of its own. Text and
 whole categories get one bin per category and a last one for all others, the rare ones of the
 reference among them where there are too many to keep. Text that hardly repeats is profiled by its
-length and its pattern, lists by what `monitor.profiles.derived` computes of them. Null is not NaN and
-neither is in a bin; minus and plus infinity are in the outermost bins.
+length and its pattern, lists by what `monitor.profiles.derived` computes of them. Null is not NaN
+and neither is in a bin; minus and plus infinity are in the outermost bins.
 
 About a hundred bins are kept, so that what reads the distribution function loses nothing that
 matters. What sums a cost per bin pays for each bin in noise: for that, bins are grouped.

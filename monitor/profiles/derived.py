@@ -1,8 +1,8 @@
 """What is counted of a column that has no bins of its own: lists, and text with many values.
 
-Below `monitor.profiles.binning`, which makes bins of it. An aspect is a column computed from another: it has
-a name, `embedding.norm`, and from there on is a number or a category like any other, with its
-own distance and threshold. Pure: Arrow in, Arrow out.
+Below `monitor.profiles.binning`, which makes bins of it. An aspect is a column computed from
+another: it has a name, `embedding.norm`, and from there on is a number or a category like any
+other, with its own distance and threshold. Pure: Arrow in, Arrow out.
 
 An embedding has no order and no categories, but a length, a norm, and a distance from where the
 reference's embeddings are on average. A text that is nearly always another one, such as a plate

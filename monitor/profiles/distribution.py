@@ -1,9 +1,9 @@
 """How the values of a feature spread, in the reference and in the current window.
 
-Above `monitor.profiles.profile`, below `state`, which keeps it for the page and the metrics. What is shown
-are the coarse groups that the deciding statistic sums over, so that the picture is the verdict's
-own, with the rows that are in no group (null, NaN, of another type) as bars of their own. At most
-`MOST_BARS` bars a feature, whatever the data are. Groups of personal values are numbered.
+Above `monitor.profiles.profile`, below `state`, which keeps it for the page and the metrics. What
+is shown are the coarse groups that the deciding statistic sums over, so that the picture is the
+verdict's own, with the rows that are in no group (null, NaN, of another type) as bars of their own.
+At most `MOST_BARS` bars a feature, whatever the data are. Groups of personal values are numbered.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The sum of the last buckets, at the price of a few merges.
 
-Above `monitor.profiles.profile`, whose monoid is all that this needs. Neighbouring buckets are summed in
-pairs, pairs of pairs, and so on, at places that follow from the buckets' numbers alone. A window
-is the sum of the few largest such groups inside it, most of which are there from the window
-before: one more bucket costs O(log n) merges in a window of n. And because the groups do not
-depend on what was asked before, floating-point sums come out the same after a restart.
+Above `monitor.profiles.profile`, whose monoid is all that this needs. Neighbouring buckets are
+summed in pairs, pairs of pairs, and so on, at places that follow from the buckets' numbers alone. A
+window is the sum of the few largest such groups inside it, most of which are there from the window
+before: one more bucket costs O(log n) merges in a window of n. And because the groups do not depend
+on what was asked before, floating-point sums come out the same after a restart.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """References: a stretch of a source; or a training set, completed by what its model said.
 
-Above `monitor.drift.reference` and `monitor.sources.source`. A training set does not say what the model
-predicts. The pipeline does, by the file that `scored_uri` of a run names: the rows of the training
-set with `prediction`, and with `held_out` where the model was not trained on the row. From all of
-them comes the reference of the predictions themselves, watched like a feature from then on; from
-the held-out ones the expected figures, the estimator of performance, and each feature's
+Above `monitor.drift.reference` and `monitor.sources.source`. A training set does not say what the
+model predicts. The pipeline does, by the file that `scored_uri` of a run names: the rows of the
+training set with `prediction`, and with `held_out` where the model was not trained on the row. From
+all of them comes the reference of the predictions themselves, watched like a feature from then on;
+from the held-out ones the expected figures, the estimator of performance, and each feature's
 importance.
 
 Known limit: of rows that it was trained on a model is surer than it will be. That shows far less
@@ -28,12 +28,12 @@ import pyarrow.parquet as pq
 
 from steadfeast import featurestore
 from steadfeast.featurestore.errors import NotFoundError, UserError
+from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
 from steadfeast.featurestore.tables.sql import literal
 from steadfeast.monitor.drift.distances import statistic
 from steadfeast.monitor.drift.multivariate.detector import looks, related
 from steadfeast.monitor.drift.reference import (
     PREDICTION,
-    TIME,
     build_reference,
     by_bucket,
     read_columns,
@@ -219,11 +219,12 @@ def reference_from_stretch(
             if rows is None:
                 raise NoRowsError(source, config)
             con.execute(
-                f"COPY (SELECT * RENAME ({AT} AS {TIME}) FROM ({rows.query}) ORDER BY {TIME}) "
+                f"COPY (SELECT * RENAME ({AT} AS {EVENT_TIMESTAMP}) FROM ({rows.query}) "
+                f"ORDER BY {EVENT_TIMESTAMP}) "
                 f"TO {literal(str(data))} (FORMAT parquet, COMPRESSION zstd)",
                 dict(rows.values),
             ).fetchall()
-        columns = tuple(name for name in pq.read_schema(data).names if name != TIME)
+        columns = tuple(name for name in pq.read_schema(data).names if name != EVENT_TIMESTAMP)
         for name in config.features:
             if name not in columns:
                 raise NotFoundError(f"column of {config.subject}", name, columns)
@@ -274,7 +275,7 @@ def _read(path: Path, label: str | None) -> pa.Table:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise ScoredError(path, f"cannot be read as Parquet: {error}") from error
-    missing = [name for name in (TIME, PREDICTION) if name not in table.column_names]
+    missing = [name for name in (EVENT_TIMESTAMP, PREDICTION) if name not in table.column_names]
     if HELD_OUT in table.column_names and table.schema.field(HELD_OUT).type != pa.bool_():
         raise ScoredError(path, f"{HELD_OUT} is {table.schema.field(HELD_OUT).type}, not bool")
     if missing or not table.num_rows:

@@ -1,9 +1,9 @@
 """The rows of one time bucket, frozen.
 
-Above `monitor.profiles.profile`. What is watched grows and changes; a monitor looks at one bucket of event
-time at a time and must see the same rows whenever it looks again. So it freezes them:
-one Parquet file per bucket, sorted, written aside and renamed. A file that is there is the
-truth: whatever crashes or restarts, a bucket is frozen once.
+Above `monitor.profiles.profile`. What is watched grows and changes; a monitor looks at one bucket
+of event time at a time and must see the same rows whenever it looks again. So it freezes them: one
+Parquet file per bucket, sorted, written aside and renamed. A file that is there is the truth:
+whatever crashes or restarts, a bucket is frozen once.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from steadfeast.featurestore.served_log.log import ServedLog
     from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.evaluation.preflight import ViewFacts
+    from steadfeast.monitor.sources.views import ViewFacts
 
 _MICROSECOND = timedelta(microseconds=1)
 

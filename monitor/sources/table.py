@@ -19,6 +19,7 @@ import duckdb
 
 from steadfeast.featurestore.errors import NotFoundError, SourceError
 from steadfeast.featurestore.tables import sql
+from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
 from steadfeast.featurestore.tables.locations import (
     delta_table,
     is_hive,
@@ -26,7 +27,6 @@ from steadfeast.featurestore.tables.locations import (
     local_files,
     nothing,
 )
-from steadfeast.monitor.drift.reference import TIME
 from steadfeast.monitor.sources.snapshot import AT, EPOCH, REQUEST, Rows
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from steadfeast.featurestore.tables.total_order import Type
 
 SETTLED_NS = 1_000_000_000
-RESERVED = frozenset({REQUEST, AT, TIME})
+RESERVED = frozenset({REQUEST, AT, EVENT_TIMESTAMP})
 """Columns of our own: a table's columns of these names are not watched."""
 
 _WATCHED = "watched"

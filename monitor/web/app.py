@@ -32,7 +32,6 @@ from steadfeast.monitor.auth.access import (
 from steadfeast.monitor.config.schema import Role
 from steadfeast.monitor.decisions.model import NotDecidableError
 from steadfeast.monitor.evaluation.causes import NotYetError
-from steadfeast.monitor.exporter.collector import registry
 from steadfeast.monitor.ledger.database import LedgerWriteError
 from steadfeast.monitor.web.alertmanager import MAX_WEBHOOK_BYTES, parse
 from steadfeast.monitor.web.render import HERE, Renderer, Viewer
@@ -40,6 +39,7 @@ from steadfeast.monitor.web.render import HERE, Renderer, Viewer
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from prometheus_client import CollectorRegistry
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -152,6 +152,7 @@ class Operator:
 def app(
     state: Callable[[], State],
     healthy: Callable[[], Health],
+    metrics: CollectorRegistry,
     operator: Operator | None = None,
 ) -> Starlette:
     """Return the application to serve.
@@ -159,9 +160,10 @@ def app(
     Args:
         state: Gives the last committed state, without blocking.
         healthy: Says whether the daemon does its work, without blocking.
+        metrics: What `/metrics` exposes.
         operator: What people may do; without it the page has no buttons and no POST is taken.
     """
-    routes = [*_reading(state), *_probes(state, healthy)]
+    routes = [*_reading(metrics), *_probes(state, healthy)]
     access = (
         Access(operator.token, principals=operator.principals) if operator is not None else None
     )
@@ -172,9 +174,8 @@ def app(
     return Starlette(routes=routes, middleware=[Middleware(_Headers)])
 
 
-def _reading(state: Callable[[], State]) -> list[Route]:
+def _reading(metrics: CollectorRegistry) -> list[Route]:
     """Return what is for machines and browsers, not for people."""
-    metrics = registry(state)
     contents = {name: (HERE / "static" / name).read_bytes() for name in STATIC}
 
     async def exposition(request: Request) -> Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steadfeast.monitor.decisions.model import Kind, TriggerState
-from steadfeast.monitor.exporter.metrics import RUN_STATES
+from steadfeast.monitor.ledger.messages import RUN_STATES
 from steadfeast.monitor.web.text import (
     RUN_TONES,
     TRIGGER_TONES,

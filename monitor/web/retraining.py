@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from steadfeast.monitor.exporter.metrics import RUN_STATES
+from steadfeast.monitor.ledger.messages import RUN_STATES
 from steadfeast.monitor.web import charts
 from steadfeast.monitor.web.charts import Contest
 from steadfeast.monitor.web.text import FIGURES, RUN_TONES, TRIGGER_TONES, ending, version

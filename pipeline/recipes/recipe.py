@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from steadfeast.featurestore import TrainingSet
+    from steadfeast.featurestore.training.manifest import TrainingSet
 
 Recipe = Callable[["TrainingSet"], "Fitted"]
 """From a training set to a fitted estimator; may raise whatever it likes, which ends the run."""

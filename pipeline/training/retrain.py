@@ -38,7 +38,7 @@ from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from steadfeast.featurestore import TrainingSet
+    from steadfeast.featurestore.training.manifest import TrainingSet
     from steadfeast.pipeline.config import ModelConfig, PipelineConfig
     from steadfeast.pipeline.queue import RunQueue
     from steadfeast.pipeline.registry.registry import LoadedModel, Registry

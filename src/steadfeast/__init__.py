@@ -15,45 +15,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steadfeast.featurestore.definitions.contract import Contract
-    from steadfeast.featurestore.materialization.engine import (
+    from steadfeast.featurestore import (
+        Contract,
         DuckDBComputeEngine,
         DuckDBComputeEngineConfig,
-    )
-    from steadfeast.featurestore.offline import DuckDBOfflineStore, DuckDBOfflineStoreConfig
-    from steadfeast.featurestore.online import (
+        DuckDBOfflineStore,
+        DuckDBOfflineStoreConfig,
+        Manifest,
+        OnlineFeatures,
         RedisOnlineStore,
         RedisOnlineStoreConfig,
+        ServedLog,
         SQLiteOnlineStore,
         SQLiteOnlineStoreConfig,
+        Store,
+        TrainingSet,
     )
-    from steadfeast.featurestore.served_log.log import ServedLog
-    from steadfeast.featurestore.serving.features import OnlineFeatures
-    from steadfeast.featurestore.store import Store
-    from steadfeast.featurestore.training.manifest import Manifest, TrainingSet
-    from steadfeast.pipeline.recipes.recipe import Fitted, Recipe, frame
+    from steadfeast.pipeline import Fitted, Recipe, frame
 
     __version__: str
-
-_MODULES = {
-    "Contract": "featurestore.definitions.contract",
-    "DuckDBComputeEngine": "featurestore.materialization.engine",
-    "DuckDBComputeEngineConfig": "featurestore.materialization.engine",
-    "DuckDBOfflineStore": "featurestore.offline",
-    "DuckDBOfflineStoreConfig": "featurestore.offline",
-    "Fitted": "pipeline.recipes.recipe",
-    "Manifest": "featurestore.training.manifest",
-    "OnlineFeatures": "featurestore.serving.features",
-    "Recipe": "pipeline.recipes.recipe",
-    "RedisOnlineStore": "featurestore.online",
-    "RedisOnlineStoreConfig": "featurestore.online",
-    "SQLiteOnlineStore": "featurestore.online",
-    "SQLiteOnlineStoreConfig": "featurestore.online",
-    "ServedLog": "featurestore.served_log.log",
-    "Store": "featurestore.store",
-    "TrainingSet": "featurestore.training.manifest",
-    "frame": "pipeline.recipes.recipe",
-}
 
 __all__ = [
     "Contract",
@@ -80,11 +60,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
     if name == "__version__":
-        metadata = import_module("importlib.metadata")
-        return metadata.version("steadfeast")
-    if name not in _MODULES:
+        return import_module("importlib.metadata").version("steadfeast")
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    part = "pipeline" if name in {"Fitted", "Recipe", "frame"} else "featurestore"
+    return getattr(import_module(f"{__name__}.{part}"), name)
 
 
 def __dir__() -> list[str]:

@@ -21,8 +21,8 @@ from support import monitor_world as world
 from support.monitor_world import DAY, START, Daemon, Pipeline, PipelineServer
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Callable
+    from pathlib import Path
 
 SERVED_FROM = START + 40 * DAY
 CALM_DAYS, DRIFT_DAYS = 5, 5

@@ -24,8 +24,8 @@ from support import monitor_world as world
 from support.monitor_world import DAY, PER_DAY, START, TS, Daemon
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Callable
+    from pathlib import Path
 
 TRAINED, DAYS, DRIFT_FROM = 21, 5, 3
 END = START + (TRAINED + DAYS) * DAY

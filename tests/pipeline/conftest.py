@@ -15,9 +15,9 @@ from steadfeast.pipeline.training.retrain import Retrain
 from support import shop_world as world
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
     from datetime import datetime
+    from pathlib import Path
 
     from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 

@@ -1,6 +1,7 @@
 """Two samples of rows, made equal in every column: what is left is how columns hang together.
 
-Above `monitor.profiles.binning`, below `monitor.drift.multivariate.domain_classifier`, which compares them. Arrow in, arrays out.
+Above `monitor.profiles.binning`, below `monitor.drift.multivariate.domain_classifier`, which
+compares them. Arrow in, arrays out.
 
 Two columns may keep their distributions to the last digit and change places, or one may rise where
 it used to fall with the other: no look at one feature after the other can see it. A look at all of

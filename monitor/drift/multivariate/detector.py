@@ -1,17 +1,17 @@
 """Whether the features still hang together as they did: two looks at all of them at once.
 
-Above `monitor.drift.multivariate.domain_classifier`, which measures, and `monitor.drift.reference`; `references` calibrates by this,
-`measuring` judges. Off unless a monitor says `multivariate: true`.
+Above `monitor.drift.multivariate.domain_classifier`, which measures, and `monitor.drift.reference`;
+`references` calibrates by this, `measuring` judges. Off unless a monitor says `multivariate: true`.
 
 Both looks are held against the reference's own windows: each is compared with the rest of the
 reference as a window will be, and what is usual is their mean. A window may be off by
 
     sqrt(factor) x the spread of the reference's windows, and what fewer rows add,
 
-where `monitor.drift.false_alarms` makes the factor of `false_alarms_per_year`, which the two share with the
-features. So rows of one entity, restless days and the classifier's own optimism are in what is
-usual. A verdict's value is how far the AUC, or the share of variance that is left over, is beyond
-the usual; persistence of k in n windows and everything after it are as for a feature.
+where `monitor.drift.false_alarms` makes the factor of `false_alarms_per_year`, which the two share
+with the features. So rows of one entity, restless days and the classifier's own optimism are in
+what is usual. A verdict's value is how far the AUC, or the share of variance that is left over, is
+beyond the usual; persistence of k in n windows and everything after it are as for a feature.
 
 Rows are needed, not profiles: a sample of `WINDOW_ROWS` of the window's snapshots, the same
 whenever it is drawn, and a sample of the training set. Where either is gone the verdict says so.
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from steadfeast.featurestore.errors import UserError
+from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
 from steadfeast.monitor.drift.calibration import MIN_BLOCKS
 from steadfeast.monitor.drift.detector import Level, Verdict
 from steadfeast.monitor.drift.false_alarms import Plan, factor
@@ -43,7 +44,6 @@ from steadfeast.monitor.drift.multivariate.domain_classifier import (
     reconstructed,
     told_apart,
 )
-from steadfeast.monitor.drift.reference import TIME
 from steadfeast.monitor.drift.thresholds import latest_length
 from steadfeast.monitor.profiles.profile import Window
 from steadfeast.monitor.sources.snapshot import AT, EPOCH
@@ -252,7 +252,7 @@ def reference_rows(con: duckdb.DuckDBPyConnection, reference: Reference) -> Rows
     path = Path(reference.uri).with_name("data.parquet")
     if not path.exists():
         return None
-    return _read(con, path, reference, TIME, SAMPLE_ROWS, reference.profile.rows)
+    return _read(con, path, reference, EVENT_TIMESTAMP, SAMPLE_ROWS, reference.profile.rows)
 
 
 def _read(

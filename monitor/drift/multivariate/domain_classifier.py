@@ -1,6 +1,7 @@
 """How far two samples of rows differ, in how their columns hang together.
 
-Above `monitor.drift.multivariate.balancing`, which takes all else out; `monitor.drift.multivariate.detector` says how far is far. Pure.
+Above `monitor.drift.multivariate.balancing`, which takes all else out;
+`monitor.drift.multivariate.detector` says how far is far. Pure.
 
 *A classifier* is taught to tell the two sides apart (Lopez-Paz and Oquab, 2017, ICLR): gradient
 boosted trees on the ranks, and on the reference's principal components, along which a changed

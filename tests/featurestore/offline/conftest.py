@@ -19,9 +19,9 @@ from feast.types import Float64, PrimitiveFeastType
 from feast.value_type import ValueType
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Callable, Iterator, Sequence
     from datetime import timedelta
+    from pathlib import Path
 
 OURS = "steadfeast.DuckDBOfflineStore"
 

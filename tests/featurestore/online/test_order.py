@@ -169,7 +169,7 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
 from feast.repo_config import RepoConfig
 from steadfeast.featurestore.online import RedisOnlineStore, SQLiteOnlineStore
-import test_online_order as module
+import test_order as module
 
 seed, kind, project, options = int(sys.argv[2]), *sys.argv[3:6]
 config = RepoConfig(project=project, provider="local", registry="none", online_store=json.loads(

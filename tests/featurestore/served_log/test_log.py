@@ -280,7 +280,7 @@ KILLED = """
 import sys, pathlib, time
 sys.path.insert(0, sys.argv[2])
 from datetime import timedelta
-from test_served import NOON, append
+from test_log import NOON, append
 from steadfeast import ServedLog
 log = ServedLog(pathlib.Path(sys.argv[1]), rows_per_file=200, rows_waiting=400, flush_seconds=0.2)
 n = 0
@@ -293,7 +293,7 @@ while True:
 
 
 def test_kill_9_loses_no_more_than_may_wait_and_leaves_no_half_file(tmp_path):
-    folder = str(Path(__file__).parents[1])
+    folder = str(Path(__file__).parent)
     command = [sys.executable, "-c", KILLED, str(tmp_path), folder]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         given = 0

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from steadfeast import Store
+from steadfeast.featurestore.definitions.bundle import Bundle
 from steadfeast.featurestore.definitions.plan import Output, ServicePlan, StoredView
 from steadfeast.featurestore.errors import CorruptRowError, EntityRowsError
 from steadfeast.featurestore.rows.layout import NO_TIME, usable
 from steadfeast.featurestore.server.feast_json import STATUSES, answer
-from steadfeast.featurestore.serving.assembly import Bundle
 from steadfeast.featurestore.serving.features import settled
 from steadfeast.featurestore.serving.reader import Reader
 

@@ -32,8 +32,8 @@ from support import monitor_world as world
 from support.monitor_world import DAY, START
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
 
 CONFIG = {"w": MonitorConfig(service="s", model="m", pipeline="p")}
 WINDOW = Window(START, START + 3 * DAY, 600)
@@ -217,7 +217,10 @@ def test_a_taken_port_is_one_message(tmp_path: Path):
 
 def test_help_does_not_wait_for_pandas():
     began = time.monotonic()
-    command = "import sys; from steadfeast.monitor.cli.app import app; app(['--help'], standalone_mode=False)"
+    command = (
+        "import sys; from steadfeast.monitor.cli.app import app; "
+        "app(['--help'], standalone_mode=False)"
+    )
     check = "; print([m for m in ('pandas', 'duckdb', 'grpc', 'feast') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", command + check], capture_output=True, text=True, check=True

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from steadfeast.monitor.cli.sensitivity import sensitivities
-from support.drift_world import CONFIG, DAY, training_set, window
-
-from .test_calibrate import T0, detect, made, normal_days, normal_edges, total
-from .test_calibrate import Window as Stretch
+from steadfeast.monitor.drift.detector import detect
+from steadfeast.monitor.profiles.profile import Window as Stretch
+from steadfeast.monitor.profiles.profile import total
+from support.drift_world import CONFIG, DAY, T0, training_set, window
+from support.normal_world import made, normal_days, normal_edges
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,8 +19,8 @@ from support.daemon_world import NEVER, SERVED
 from support.monitor_world import DAY, START, Pipeline, PipelineServer, wait_for
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from support.http_world import TOKEN, Api
 from support.monitor_world import DAY, START, wait_for
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 WINDOW = Window(START, START + 3 * DAY, 600)
 VERDICT = Verdict("served", "x", "psi", 0.5, 0.1, Level.DRIFT, "moved", WINDOW)

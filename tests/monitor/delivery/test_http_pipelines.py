@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import TypeAdapter
-from test_outbox import World
 
 from steadfeast.monitor.config.endpoints import PipelineConfig
 from steadfeast.monitor.decisions.model import TriggerState
@@ -19,10 +18,11 @@ from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from support import http_world
 from support.http_world import TOKEN, Api
 from support.monitor_world import START, wait_for
+from support.outbox_world import World
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
 
 REQUEST = pb.TriggerRetrainRequest(
     request_id="6b1f0a3e-0000-5000-8000-000000000001",

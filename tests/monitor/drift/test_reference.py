@@ -16,9 +16,10 @@ from steadfeast.monitor.drift.detector import detect
 from steadfeast.monitor.drift.distances import STATISTICS, statistic
 from steadfeast.monitor.drift.false_alarms import Plan, factor
 from steadfeast.monitor.drift.reference import Reference, build_reference, reference_of
-from steadfeast.monitor.profiles.binning import Edges, edges_of
-from steadfeast.monitor.profiles.profile import ColumnProfile, Profile, Window, total
+from steadfeast.monitor.profiles.binning import Edges
+from steadfeast.monitor.profiles.profile import Profile, Window, total
 from support.drift_world import CONFIG, DAY, FEATURES, T0, profiled, training_set, window
+from support.normal_world import made, normal_days, normal_edges
 
 # Budget
 
@@ -57,34 +58,6 @@ def test_a_minutes_bucket_in_an_hours_window_is_no_more_work():
 
 
 # Limits
-
-
-def normal_days(edges, days, rows, *, jitter, week=0.1, seed=0, shift=0.0):
-    """Profiles of days of a normal feature per column of `edges`, each breathing on its own."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for day in range(days):
-        columns = {}
-        for name, one in edges.columns.items():
-            mean = shift + jitter * rng.standard_normal() + week * math.sin(2 * math.pi * day / 7)
-            share = np.diff(sp.norm.cdf(np.array(one.cuts) - mean), prepend=0, append=1)
-            counts = rng.multinomial(rows, share / share.sum())
-            columns[name] = ColumnProfile(rows, 0, 0, 0, 0, -4.0, 4.0, mean, float(rows), counts)
-        found.append(Profile(edges, rows, columns, {}))
-    return found
-
-
-def normal_edges(columns):
-    rng = np.random.default_rng(99)
-    import pyarrow as pa  # noqa: PLC0415
-
-    table = pa.table({f"c{i}": rng.standard_normal(20_000) for i in range(columns)})
-    return edges_of(table, table.column_names)
-
-
-def made(edges, days, config=CONFIG, name="psi"):
-    series = [(T0 + i * DAY, one) for i, one in enumerate(days)]
-    return reference_of(series, edges, config, statistic(name))
 
 
 def ratios(reference, days, first=59):

@@ -17,8 +17,8 @@ from support.daemon_world import NEVER, SERVED, Here
 from support.monitor_world import DAY
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 WEEKLY = '      schedule: "0 6 * * 1"\n'
 CAUSES = "      causes: [{alertname: Revenue, team: pricing}, {alertname: Churn}]\n"

@@ -14,8 +14,8 @@ from support.daemon_world import NEVER, SERVED, Here
 from support.monitor_world import DAY, PER_DAY
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
 
 LATENESS = "      lateness: 2d\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,6 @@ from steadfeast.featurestore.errors import ConfigError
 from steadfeast.monitor.config.schema import load
 from steadfeast.monitor.evaluation.preflight import check
 from support import monitor_world as world
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

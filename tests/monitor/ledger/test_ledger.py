@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import duckdb
 import pytest
@@ -45,7 +46,6 @@ from steadfeast.monitor.sources.snapshot import Bucket, Snapshot
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from support import monitor_world as world
 from support.monitor_world import DAY, START
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

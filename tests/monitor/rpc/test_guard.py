@@ -32,8 +32,8 @@ from steadfeast.protos.steadfeast.v1 import monitor_pb2_grpc
 from support import monitor_world as world
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
 
 CONFIG = {"w": MonitorConfig(service="s", model="m")}
 READER, DECIDER, OPERATOR = "reader" * 4, "decider" * 4, "operator" * 3

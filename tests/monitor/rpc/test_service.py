@@ -38,8 +38,8 @@ from steadfeast.protos.steadfeast.v1 import monitor_pb2_grpc
 from support.monitor_world import DAY, START, wait_for
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
 
 CONFIG = {"w": MonitorConfig(service="s", model="m")}
 WINDOW = Window(START, START + 3 * DAY, 600)

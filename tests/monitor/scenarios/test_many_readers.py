@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -17,7 +18,6 @@ from steadfeast.monitor.rpc.service import MAX_STREAMS, Monitor, Server
 from steadfeast.protos.steadfeast.v1 import monitor_pb2 as mp
 from steadfeast.protos.steadfeast.v1 import monitor_pb2_grpc
 from support.monitor_world import DAY, START, wait_for
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,8 +21,8 @@ from support.daemon_world import NEVER, SERVED, Here
 from support.monitor_world import wait_for
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 TOKEN, READER = "trigger-token-0123456789", "reader-token-0123456789"
 PRINCIPALS = (
