@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steadfeast.monitor.drift.distances import EmptyWindowError, statistic
+from steadfeast.monitor.drift.persistence import DECISIVE
 from steadfeast.monitor.drift.reference import PREDICTION
 from steadfeast.monitor.drift.shares import EMPTY, HIGH_TAIL, LOW_TAIL, extended
 from steadfeast.monitor.drift.thresholds import compare, mixed, suited, weekday
@@ -69,6 +70,9 @@ class Verdict:
         reason: One line for a person: why there is no value, or what moved most.
         window: The current window, or its last part where that decided.
         impact: See `Reference.impact`; None when the model's importances are not known.
+        side: 1 for more than usual, -1 for less.
+        decisive: Value from which a single bucket is an alarm; None for the usual multiple of the
+            threshold.
     """
 
     source: str
@@ -80,6 +84,22 @@ class Verdict:
     reason: str
     window: Window
     impact: float | None = None
+    side: int = 1
+    decisive: float | None = None
+
+    @property
+    def evidence(self) -> float | None:
+        """Signed ratio, as `drift.persistence` takes it; None where nothing could be judged.
+
+        It is beyond `persistence.DECISIVE` exactly where `value` is decisive.
+        """
+        if self.level is Level.INSUFFICIENT_DATA or self.value is None:
+            return None
+        if self.decisive is None:
+            return self.side * self.ratio
+        if self.value > self.decisive:
+            return self.side * max(self.ratio, 1.001 * DECISIVE)
+        return self.side * min(self.ratio, DECISIVE)
 
     @property
     def ratio(self) -> float:

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from steadfeast.monitor.drift.detector import Level, Verdict, detect
+from steadfeast.monitor.drift.persistence import opens
 from steadfeast.monitor.drift.reference import build_reference
 from steadfeast.monitor.profiles.profile import Profile, Window
 from support.drift_world import CONFIG, DAY, FEATURES, T0, profiled, training_set, window
@@ -147,3 +148,23 @@ def test_a_ratio_needs_both_value_and_threshold():
     for value, threshold in ((None, 1.0), (1.0, None), (None, None)):
         one = Verdict("served", "x", "psi", value, threshold, Level.OK, "", WINDOW)
         assert one.ratio == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "decisive", "side", "evidence"),
+    [
+        (0.3, None, 1, 3.0),
+        (0.3, None, -1, -3.0),
+        (0.9, None, 1, 9.0),
+        (0.9, 1.5, 1, 7.0),
+        (0.4, 0.3, -1, -7.007),
+        (1.6, 1.5, 1, 16.0),
+    ],
+)
+def test_evidence_is_the_signed_ratio_and_decisive_where_a_day_is(value, decisive, side, evidence):
+    bucket = Window(T0, T0 + DAY, 100)
+    verdict = Verdict(
+        "served", "x", "psi", value, 0.1, Level.DRIFT, "", bucket, side=side, decisive=decisive
+    )
+    assert verdict.evidence == pytest.approx(evidence)
+    assert opens([verdict.evidence]) is (value > (0.7 if decisive is None else decisive))
