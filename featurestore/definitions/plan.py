@@ -162,12 +162,16 @@ def resolve(store: FeatureStore, name: str) -> ServicePlan:
 
 
 def registered_views(store: FeatureStore) -> list[FeatureView]:
-    """Return every feature view of the registry, in the order of their names.
+    """Return every feature view of the registry, batch and stream ones too, ordered by name.
 
     A view without entities has Feast's dummy key, whoever asked for the list before: Feast caches
     the objects of its lists, and a list without dummy keys empties those very objects.
     """
-    listed = store.registry.list_feature_views(store.project, allow_cache=True)
+    registry, project = store.registry, store.project
+    listed = [
+        *registry.list_feature_views(project, allow_cache=True),
+        *registry.list_stream_feature_views(project, allow_cache=True),
+    ]
     return sorted(map(_with_key, listed), key=lambda view: str(view.name))
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME, DUMMY_ENTITY_VAL
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -252,7 +253,7 @@ class Materializer:
             return self._counted(view, bound, since, self._stream(bound.view, query))
         horizon = until + (until - since) * steps
         rows = self._table(_known_between(bound.view, since, horizon, newest=False))
-        ahead = self._ahead[view.name] = _Ahead.of(view, bound, since, horizon, rows)
+        ahead = self._ahead[view.name] = _Ahead.of(bound, since, horizon, rows)
         return ahead.between(since, until)
 
     def _counted(
@@ -315,9 +316,10 @@ class _Ahead:
     known: np.ndarray[Any, np.dtype[np.int64]] | None = None
 
     @classmethod
-    def of(cls, view: FeatureView, bound: Bound, start: int, end: int, rows: pa.Table) -> _Ahead:
-        names = online_names(view)
-        times = [name for name in rows.column_names if name in names]
+    def of(cls, bound: Bound, start: int, end: int, rows: pa.Table) -> _Ahead:
+        times = [column.name for column in (bound.view.timestamp, bound.view.created) if column]
+        for name in times:  # a row without a time is never known
+            rows = rows.filter(pc.is_valid(rows.column(name)))
         known = np.max([rows.column(name).cast(pa.int64()).to_numpy() for name in times], axis=0)
         order = np.argsort(known, kind="stable")
         return cls(bound, start, end, rows.take(order).combine_chunks(), 0, known[order])
