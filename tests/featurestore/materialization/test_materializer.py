@@ -84,4 +84,4 @@ def test_stream_and_batch_views_are_materialized_served_and_audited(tmp_path):
     compared = {
         check.subject: (check.cells, check.ok) for check in checks if check.invariant == "I1"
     }
-    assert compared == {"batch": (2, True), "by_push": (2, True), "by_topic": (2, True)}
+    assert compared == dict.fromkeys(("batch", "by_push", "by_topic"), (True, True))
