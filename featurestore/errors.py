@@ -201,6 +201,19 @@ class ManifestError(UserError):
         super().__init__(f"{path}: {problem}")
 
 
+class ArchiveError(SteadfeastError):
+    """Definitions that were kept with a contract are not what was kept; nothing of them runs.
+
+    Attributes:
+        path: The archive.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: {problem}")
+
+
 class ReplayError(UserError):
     """A manifest does not replay to the same bytes.
 

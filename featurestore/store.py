@@ -30,6 +30,7 @@ from steadfeast.featurestore.served_log.log import ServedLog
 from steadfeast.featurestore.serving.assembly import EntityRows, rows_in
 from steadfeast.featurestore.serving.reader import Reader
 from steadfeast.featurestore.tables.times import micros
+from steadfeast.featurestore.tables.whole_files import private_folder, sweep
 from steadfeast.featurestore.training import training_set
 from steadfeast.featurestore.training.replay import replay
 
@@ -65,6 +66,8 @@ class Store:
         self.config = config
         self.repo, self.data = Path(config.repo), Path(config.data)
         self.feast = _feast(self.repo)
+        private_folder(self.data)
+        sweep(self.data)
         self.served = ServedLog(
             self.data,
             rows_per_file=config.log.rows_per_file,

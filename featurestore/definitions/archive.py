@@ -1,44 +1,48 @@
 """Definitions as they stood when a contract was applied, kept so that they can run again.
 
 Above `definitions`, below `catalog`. One ZIP per contract holds Feast's registry and the Python
-files of the repo. What comes out of it is trusted only after the contract that is worked out from
-it is the one asked for: a library of another version, or a helper outside the repo that changed,
-makes another contract and is refused by whoever asked.
+files of the repo. Both can run code, so nothing is unpacked before the bytes have the SHA-256 that
+was written down beside them. And what comes out is used only if the contract that is worked out
+from it is the one asked for: a library of another version, or a helper outside the repo that
+changed, makes another contract and is refused by whoever asked.
 """
 
 from __future__ import annotations
 
 import io
-import shutil
 import weakref
 import zipfile
+from contextlib import suppress
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from feast import FeatureStore
 from feast.repo_operations import get_repo_files
 
-from steadfeast.featurestore.tables.hashing import write_whole
+from steadfeast.featurestore.errors import ArchiveError
+from steadfeast.featurestore.tables.hashing import sha256_of
+from steadfeast.featurestore.tables.whole_files import TemporaryFolder, write_whole
 
 if TYPE_CHECKING:
     from feast import RepoConfig
 
-_REGISTRY, _CODE = "registry.pb", "code"
+_REGISTRY, _CODE, _DIGEST = "registry.pb", "code", ".zip.sha256"
 
 
 def keep(path: Path, feast: FeatureStore, repo: Path) -> None:
     """Write the registry that `feast` sees and the Python files under `repo` to `path`.
 
-    The first of equals stays: a contract that is there already is not written again.
+    The first of equals stays: what is there, and is what was written, is not written again.
     """
-    if path.exists():
+    with suppress(ArchiveError):
+        _intact(path)
         return
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(_REGISTRY, feast.registry.proto().SerializeToString())
         for file in _python(repo):
             archive.write(file, f"{_CODE}/{file.relative_to(repo).as_posix()}")
+    write_whole(path.with_suffix(_DIGEST), sha256_of(held.getvalue()).encode())
     write_whole(path, held.getvalue())
 
 
@@ -53,15 +57,20 @@ def _python(repo: Path) -> list[Path]:
 class Kept:
     """What `keep` wrote, unpacked to a folder that lives as long as this object.
 
+    Raises:
+        ArchiveError: It is not what was written, or nothing says what was.
+
     Attributes:
         feast: A store with the registry of then, and the repo folder and stores of now.
         code: Folder of the Python files of then.
     """
 
     def __init__(self, path: Path, config: RepoConfig) -> None:
-        folder = mkdtemp(prefix="steadfeast-kept-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # also at exit
-        with zipfile.ZipFile(path) as archive:
+        written = _intact(path)
+        unpacked = TemporaryFolder("kept")
+        weakref.finalize(self, unpacked.close)  # also at exit
+        folder = unpacked.path
+        with zipfile.ZipFile(io.BytesIO(written)) as archive:
             archive.extractall(folder)
         self.code = Path(folder).resolve() / _CODE
         self.code.mkdir(exist_ok=True)
@@ -70,3 +79,14 @@ class Kept:
         aside.registry_config = {"registry_type": "file", "path": registry, "cache_ttl_seconds": 0}
         aside._registry = None  # noqa: SLF001 - where Feast keeps what it made of the above
         self.feast = FeatureStore(config=aside)
+
+
+def _intact(path: Path) -> bytes:
+    """Return an archive's bytes, if they are those that were written."""
+    digest = path.with_suffix(_DIGEST)
+    if not path.is_file() or not digest.is_file():
+        raise ArchiveError(path, "nothing says what its content was")
+    written, found = path.read_bytes(), digest.read_text(encoding="ascii").strip()
+    if sha256_of(written) != found:
+        raise ArchiveError(path, f"holds {sha256_of(written)[:16]}, not {found[:16]} as kept")
+    return written

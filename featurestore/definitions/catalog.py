@@ -30,9 +30,14 @@ from steadfeast.featurestore.definitions.contract import (
 from steadfeast.featurestore.definitions.on_demand import Executor
 from steadfeast.featurestore.definitions.plan import registered_views, resolve
 from steadfeast.featurestore.definitions.refresher import Refresher
-from steadfeast.featurestore.errors import ContractMismatchError, NotFoundError, SteadfeastError
+from steadfeast.featurestore.errors import (
+    ArchiveError,
+    ContractMismatchError,
+    NotFoundError,
+    SteadfeastError,
+)
 from steadfeast.featurestore.tables.columns import arrow_type
-from steadfeast.featurestore.tables.hashing import write_whole
+from steadfeast.featurestore.tables.whole_files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -213,12 +218,17 @@ class Catalog:
 
         Raises:
             NotFoundError: No applied contract starts so, or more than one does.
+            ArchiveError: What was kept is another contract.
         """
         known = [path.stem for path in self._folder.glob("*.json")]
         found = [name for name in known if sha256 and name.startswith(sha256)]
         if len(found) != 1:
             raise NotFoundError("contract", sha256, found or known)
-        return Contract(json.loads(self._path(found[0]).read_text(encoding="utf-8")))
+        path = self._path(found[0])
+        contract = Contract(json.loads(path.read_text(encoding="utf-8")))
+        if contract.sha256 != path.stem:
+            raise ArchiveError(path, f"holds contract {contract.sha256[:16]}")
+        return contract
 
     def keep(self, contract: Contract) -> None:
         """Keep a contract of now, and the definitions that make it."""
@@ -276,10 +286,10 @@ class Catalog:
         path = self._path(contract).with_suffix(".zip")
         if not path.is_file():
             return ["no definitions were kept with it"]
-        kept = self._kept.get(contract)
-        if kept is None:
-            kept = self._kept[contract] = Kept(path, self._feast.config)
         try:
+            kept = self._kept.get(contract)
+            if kept is None:
+                kept = self._kept[contract] = Kept(path, self._feast.config)
             plan = resolve(kept.feast, service)
             if not plan.on_demand:
                 found = _bundle(plan, {}, self._repo, kept.code)

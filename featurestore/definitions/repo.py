@@ -15,7 +15,6 @@ import io
 import linecache
 import os
 import sys
-import tempfile
 import textwrap
 import warnings
 from pathlib import Path
@@ -26,6 +25,7 @@ from feast import FeatureStore, OnDemandFeatureView
 from feast.repo_operations import apply_total, get_repo_files
 
 from steadfeast.featurestore.errors import DefinitionsError
+from steadfeast.featurestore.tables.whole_files import TemporaryFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -60,7 +60,7 @@ def preview(config: RepoConfig, repo: Path) -> Iterator[FeatureStore]:
 
     Its registry and its online store are empty ones of their own, and go when the block ends.
     """
-    with tempfile.TemporaryDirectory(prefix="steadfeast-preview-") as folder:
+    with TemporaryFolder("preview") as folder:
         aside = config.model_copy()
         aside.registry_config = {"registry_type": "file", "path": f"{folder}/registry.db"}
         aside._registry = None  # noqa: SLF001 - where Feast keeps what it made of the above

@@ -33,7 +33,7 @@ from steadfeast.featurestore.offline.session import session
 from steadfeast.featurestore.offline.sources import reading
 from steadfeast.featurestore.tables import sql
 from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from steadfeast.featurestore.tables.hashing import write_whole
+from steadfeast.featurestore.tables.whole_files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -7,7 +7,6 @@ Figures of numbers are those of the finite values: one NaN does not blank a feat
 from __future__ import annotations
 
 import json
-import uuid
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -22,6 +21,7 @@ from feast.monitoring.monitoring_utils import (
 )
 
 from steadfeast.featurestore.tables.sql import identifier
+from steadfeast.featurestore.tables.whole_files import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -194,7 +194,5 @@ def _load(path: Path) -> pd.DataFrame | None:
 
 def _store(path: Path, frame: pd.DataFrame) -> None:
     """Write the file under another name, then rename: a reader sees one or the other."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), fresh)
-    fresh.replace(path)
+    with whole_file(path) as fresh:
+        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), fresh)

@@ -55,7 +55,7 @@ def used_rows(config: RepoConfig, view: FeatureView, entities: pa.Table, path: P
             target = sql.literal(str(path))
             copied = connection.execute(
                 f"COPY ({sql.used(bound.view, span)}) TO {target} "
-                "(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880)"
+                "(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880, USE_TMP_FILE false)"
             ).fetchall()
     rows: int = copied[0][0]
     return rows

@@ -15,6 +15,7 @@ import duckdb
 
 from steadfeast.featurestore.errors import ResourceError
 from steadfeast.featurestore.tables.sql import identifier, literal
+from steadfeast.featurestore.tables.whole_files import TemporaryFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,11 +51,11 @@ def session(config: RepoConfig, *, remote: bool = False) -> Iterator[duckdb.Duck
     """
     options = config.offline_store
     parent = _spill_parent(config.repo_path, options.temp_directory)
-    with tempfile.TemporaryDirectory(prefix="steadfeast-spill-", dir=parent) as spill:
+    with TemporaryFolder("spill", parent) as spill:
         settings: dict[str, object] = {
             "TimeZone": "UTC",
             "disable_parquet_prefetching": not remote,
-            "temp_directory": spill,
+            "temp_directory": str(spill),
             "memory_limit": options.memory_limit or _at_most.get(),
             "max_temp_directory_size": options.max_temp_directory_size,
             "threads": options.threads,

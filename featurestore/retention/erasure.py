@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from steadfeast.featurestore.errors import InvalidKeysError, NotFoundError, UnsupportedTypeError
 from steadfeast.featurestore.rows.layout import cast_array, flat
 from steadfeast.featurestore.served_log.files import collect, named, take_out
-from steadfeast.featurestore.tables.hashing import write_whole
+from steadfeast.featurestore.tables.whole_files import whole_file, write_whole
 from steadfeast.featurestore.training.manifest import (
     DATA,
     MANIFEST,
@@ -112,9 +112,8 @@ def erase_files(catalog: Catalog, data: Path, keys: pa.Table, online: Mapping[st
             # First what tells, then what it tells of: a crash in between repeats, and hides none.
             remember_removal(path.parent, {"erasure": identity, "at": at, "rows": rows})
             _forget_figures(path, manifest)
-            fresh = path.parent / f".{DATA}.{uuid4().hex}"
-            pq.write_table(table.filter(pa.array(~gone)), fresh, compression="zstd")
-            fresh.replace(path.parent / DATA)
+            with whole_file(path.parent / DATA) as fresh:
+                pq.write_table(table.filter(pa.array(~gone)), fresh, compression="zstd")
     for file in pins:
         file.unlink()
     return Erasure(identity, at, online, sets, len(pins), _erase_served(catalog, data, keys))

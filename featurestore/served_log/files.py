@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from steadfeast.featurestore.tables.hashing import write_whole
 from steadfeast.featurestore.tables.times import micros
+from steadfeast.featurestore.tables.whole_files import whole_file, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -77,12 +77,8 @@ def write(path: Path, table: pa.Table, told: Mapping[str, object]) -> None:
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    half = path.with_name(f".{path.name}.half")
-    with half.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(half, path)  # noqa: PTH105 - says that it replaces
+    with whole_file(path) as half:
+        pq.write_table(table, half, compression="zstd")
 
 
 def take_out(path: Path, keep: pa.Array) -> None:

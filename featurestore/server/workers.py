@@ -14,12 +14,12 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack, contextmanager
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from steadfeast.featurestore.errors import AddressError, WorkerError
+from steadfeast.featurestore.tables.whole_files import TemporaryFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +106,7 @@ def supervise(command: Sequence[str], addresses: Sequence[tuple[str, int]], work
     """
     with ExitStack() as opened:
         ports = [opened.enter_context(_reserved(host, port)) for host, port in addresses]
-        folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="steadfeast-workers-"))
+        folder = str(opened.enter_context(TemporaryFolder("workers")))
         options = []
         for name, (host, _), port in zip(("--grpc", "--http"), addresses, ports, strict=True):
             options += [name, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]

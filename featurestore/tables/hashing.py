@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -232,14 +230,6 @@ def file_hashes(repo: Path, location: str) -> Iterator[tuple[str, str | None, in
             _known[key] = hash_file(path)
         name = path.relative_to(repo) if path.is_relative_to(repo) else path
         yield str(name), _known[key], state.st_size
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file by rename, so that nobody reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{uuid4().hex}.half")
-    half.write_bytes(data)
-    os.replace(half, path)  # noqa: PTH105 - says that it replaces
 
 
 def hash_file(path: Path) -> str:

@@ -9,13 +9,12 @@ shows.
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from steadfeast.featurestore.offline.pins import can_pin, pinned, used_rows
 from steadfeast.featurestore.tables.hashing import hash_file
+from steadfeast.featurestore.tables.whole_files import finish, half_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,18 +37,14 @@ def make_pins(
     Raises:
         SourceError: A source cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     pins = {}
     for view in plan.views:
         if not can_pin(config, view.view):
             continue
-        half = folder / f".{uuid4().hex}.half"
-        try:
+        with half_file(folder / view.name) as half:
             rows = used_rows(config, view.view, entities, half)
             digest, size = hash_file(half), half.stat().st_size
-            os.replace(half, pin_path(folder, digest))  # noqa: PTH105 - says that it replaces
-        finally:
-            half.unlink(missing_ok=True)
+            finish(half, pin_path(folder, digest))
         pins[view.name] = {"sha256": digest, "rows": rows, "bytes": size}
     return pins
 

@@ -12,12 +12,9 @@ the manifest's source hashes are what shows it.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,6 +32,7 @@ from steadfeast.featurestore.tables.hashing import (
     profile,
     sha256_of,
 )
+from steadfeast.featurestore.tables.whole_files import whole_folder
 from steadfeast.featurestore.training.manifest import DATA, MANIFEST, Manifest, TrainingSet
 from steadfeast.featurestore.training.pins import make_pins, over_pins, pin_path
 
@@ -220,17 +218,11 @@ def _refuse_future(entities: pa.Table, as_known_at: datetime) -> None:
 
 
 def _write(table: pa.Table, manifest: Manifest, folder: Path) -> Path:
-    """Write both files to a folder of their own, and rename that; the first of equals stays."""
-    final, half = folder / manifest.id, folder / f".{manifest.id}-{uuid4().hex}"
-    half.mkdir(parents=True)
-    pq.write_table(table, half / DATA, compression="zstd")
-    (half / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    try:
-        os.rename(half, final)  # noqa: PTH104 - the pair of the check below
-    except OSError:
-        shutil.rmtree(half)
-        if not (final / MANIFEST).is_file():
-            raise
+    """Write both files to a folder of their own; the first of equals stays."""
+    final = folder / manifest.id
+    with whole_folder(final) as half:
+        pq.write_table(table, half / DATA, compression="zstd")
+        (half / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return final
 
 

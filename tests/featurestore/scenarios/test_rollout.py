@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import zipfile
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -17,7 +18,7 @@ from grpc_status import rpc_status
 
 from steadfeast import Store
 from steadfeast.featurestore.definitions import repo
-from steadfeast.featurestore.errors import ContractMismatchError
+from steadfeast.featurestore.errors import ArchiveError, ContractMismatchError
 from steadfeast.featurestore.server.grpc_server import Edge
 from steadfeast.protos.steadfeast.v1 import features_pb2, features_pb2_grpc
 
@@ -288,3 +289,51 @@ def test_both_edges_serve_both_contracts_and_refuse_with_both_hashes_and_the_dif
             assert status == 409
             assert before.contract in said["detail"]
             assert "price is double online now" in said["detail"]
+
+
+def altered(path, marker):
+    """Make a kept archive run code when its module is imported; no function changes."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    files["code/features.py"] += f"\nopen({str(marker)!r}, 'w').close()\n".encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("what", ["altered", "altered, and its hash gone", "cut short"])
+def test_nothing_of_a_changed_archive_runs(stocked, tmp_path, what):
+    """Not when it is asked for, replayed or audited; and not when it is unpacked."""
+    marker = tmp_path / "ran"
+    with Store.open(stocked.config) as store:
+        before = moved(store, stocked, ("features.py", "timedelta(days=1)", "timedelta(days=2)"))
+    archive = stocked.data / "contracts" / f"{before.contract}.zip"
+    altered(archive, marker)
+    if what == "altered, and its hash gone":
+        archive.with_suffix(".zip.sha256").unlink()
+    elif what == "cut short":
+        archive.write_bytes(archive.read_bytes()[:-9])
+    with Store.open(stocked.config) as store:
+        for ask in (served, lambda store, contract: store.bundle_of_then("purchase", contract)):
+            with pytest.raises(ContractMismatchError, match=archive.name):
+                ask(store, before.contract)
+    assert not marker.exists()
+
+
+def test_a_changed_archive_is_kept_anew_when_its_contract_is_applied_again(stocked, tmp_path):
+    with Store.open(stocked.config) as store:
+        before = served(store)
+        altered(stocked.data / "contracts" / f"{before.contract}.zip", tmp_path / "ran")
+        store.apply()
+        moved(store, stocked, ("features.py", "timedelta(days=1)", "timedelta(days=2)"))
+        assert served(store, before.contract).table == before.table
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_contract_that_is_another_than_its_name_says_is_refused(stocked):
+    with Store.open(stocked.config) as store:
+        contract = store.contract("purchase").sha256
+        path = stocked.data / "contracts" / f"{contract}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "layout": 99}))
+        with pytest.raises(ArchiveError, match=path.name):
+            store.kept_contract(contract)
