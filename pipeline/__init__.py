@@ -8,13 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steadfeast.pipeline.recipes.recipe import Fitted, Recipe, frame
+    from steadfeast.pipeline.gates import Gate
+    from steadfeast.pipeline.recipes import Fitted, Recipe, frame
 
-__all__ = ["Fitted", "Recipe", "frame"]
+__all__ = ["Fitted", "Gate", "Recipe", "frame"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
     if name in __all__:
-        return getattr(import_module("steadfeast.pipeline.recipes.recipe"), name)
+        part = "gates" if name == "Gate" else "recipes"
+        return getattr(import_module(f"steadfeast.pipeline.{part}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

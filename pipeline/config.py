@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
 from steadfeast.featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
+from steadfeast.featurestore.errors import UserError
+from steadfeast.measures import Task, measure_named, measures_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,20 +20,75 @@ ModelName = Annotated[str, Field(pattern=r"^[\w.-]+$", examples=["late_arrival"]
 Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$", examples=["127.0.0.1:9466"])]
 
 
-class GatesConfig(Section):
-    """What a challenger must reach on the held-out rows to be promoted.
+Percent = Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$", examples=["1%"])]
+"""A share of the champion's figure."""
+
+_OPTIONS = ("at", "quantile", "top")
+
+
+class GateConfig(Section):
+    """One thing that must hold before a challenger serves; a `metric` or a `check`.
 
     Attributes:
-        metric: The metric that champion and challenger are compared on; greater is better.
-        minimum: Absolute floor of the challenger's metric.
-        max_regression: How far the challenger may stay below the champion.
-        min_rows: Held-out rows needed to compare at all.
+        metric: Name of a measure (see `steadfeast.measures`), or `module:function` of truth and
+            prediction, the module beside the configuration file.
+        check: `module:function` of the model and the held-out rows, which returns a
+            `steadfeast.Gate`, or true or false.
+        not_worse_by: The challenger is refused if it is shown to be worse than the champion, and
+            was worse by more than this, in the measure's unit or as a share of the champion's
+            figure: 0.005, or 1%.
+        at_least: The challenger's own figure must reach this.
+        at_most: The challenger's own figure must not be above this.
+        confidence: Of the interval of the difference. An equally good challenger is refused with
+            a chance of at most half of what it leaves: 0.05 for 0.9.
+        by: A column of the examples or of the features; each of its values with enough rows is
+            judged on its own.
+        min_rows: Rows that a value of `by` needs to be judged.
+        at: Probability from which a prediction says 1, for measures that count classes.
+        quantile: That a prediction is meant to be, for `mean_pinball_loss`.
+        top: Places that count, for `ndcg`.
     """
 
-    metric: Literal["auc", "accuracy"] = "auc"
-    minimum: float = 0.5
-    max_regression: NonNegativeFloat = 0.0
-    min_rows: PositiveInt = 500
+    metric: str | None = None
+    check: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+    not_worse_by: NonNegativeFloat | Percent | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    confidence: float = Field(default=0.9, gt=0.5, lt=1)
+    by: str | None = None
+    min_rows: PositiveInt = 100
+    at: float | None = Field(default=None, gt=0, lt=1)
+    quantile: float | None = Field(default=None, gt=0, lt=1)
+    top: PositiveInt | None = None
+
+    @property
+    def options(self) -> dict[str, float]:
+        """Options of the measure that are set."""
+        given = {name: getattr(self, name) for name in _OPTIONS}
+        return {name: float(value) for name, value in given.items() if value is not None}
+
+    def margin(self, champion: float) -> float:
+        """Return by how much the challenger may be worse than a champion of this figure."""
+        if isinstance(self.not_worse_by, str):
+            return abs(champion) * float(self.not_worse_by[:-1]) / 100
+        return self.not_worse_by or 0.0
+
+    @model_validator(mode="after")
+    def _says_what_is_judged(self) -> Self:
+        limits = [
+            name
+            for name in ("not_worse_by", "at_least", "at_most")
+            if getattr(self, name) is not None
+        ]
+        if (self.metric is None) == (self.check is None):
+            raise ValueError("give either metric or check")
+        if self.check is not None and (limits or self.by or self.options):
+            raise ValueError("a check says itself whether it passes; give nothing beside it")
+        if self.metric is not None and not limits:
+            raise ValueError("say what is asked for: not_worse_by: 0.005, at_least: or at_most:")
+        if self.at_least is not None and self.at_most is not None:
+            raise ValueError("at_least and at_most are two gates")
+        return self
 
 
 class ModelConfig(Section):
@@ -43,9 +100,20 @@ class ModelConfig(Section):
         entities: Parquet file with a row per example: join keys, request data,
             `event_timestamp`, the label, and `known_at`, the time the label became known.
         label: Name of the label column.
+        task: What the model predicts: one of two classes, one of several, a number, or an order.
+        positive: The class that a binary model's score is the probability of; unset means the
+            greater of the two, so 1 of 0 and 1, true, and `yes` of `no` and `yes`.
+        group: Column of the examples whose rows are ranked among each other, for `ranking`.
         since: Examples older than this before `as_of` are left out; none means all.
-        holdout: The last stretch before `as_of`, held out to compare on.
-        gates: What a challenger must reach.
+        holdout: Length of the stretch that models are judged on: the newest one whose labels are
+            known.
+        label_delay: How long labels take. Unset means what was measured: 95 % of the examples'
+            labels were known that soon. The monitor has it from here too.
+        min_rows: Held-out rows that a model is judged on, at least.
+        refit: What serves after the gates: `all` fits the recipe once more on everything known,
+            hold-out included; `none` keeps the model that was judged.
+        gates: What a challenger must reach; unset compares the task's first measure with the
+            champion's.
         trusted_types: Full names of types in the recipe's estimator that a model file may hold
             beyond scikit-learn's; loading builds them, so list only what you know.
     """
@@ -54,10 +122,33 @@ class ModelConfig(Section):
     recipe: str = Field(pattern=r"^[\w.]+:\w+$")
     entities: FilePath
     label: str
+    task: Task = Task.BINARY
+    positive: str | bool | int | float | None = None
+    group: str | None = None
     since: Duration | None = None
     holdout: Duration = timedelta(days=14)
-    gates: GatesConfig = GatesConfig()
+    label_delay: Duration | None = None
+    min_rows: PositiveInt = 500
+    refit: Literal["all", "none"] = "all"
+    gates: tuple[GateConfig, ...] = ()
     trusted_types: tuple[str, ...] = ()
+
+    @field_validator("gates", mode="before")
+    @classmethod
+    def _a_list(cls, given: object) -> object:
+        if isinstance(given, dict):
+            raise ValueError(  # noqa: TRY004 - pydantic reports a ValueError as a problem of the field
+                "is a list: - {metric: roc_auc, not_worse_by: 0.005}; min_rows stands beside it"
+            )
+        return given
+
+    @property
+    def judged_by(self) -> tuple[GateConfig, ...]:
+        """The gates, those of the task if none are given."""
+        if self.gates:
+            return self.gates
+        metric = measures_of(self.task)[0].name
+        return (GateConfig(metric=metric, not_worse_by=_MARGINS[self.task]),)
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
@@ -66,6 +157,41 @@ class ModelConfig(Section):
         if self.since is not None and self.since <= self.holdout:
             raise ValueError(f"since ({self.since}) must be longer than holdout ({self.holdout})")
         return self
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> Self:
+        if (self.task is Task.RANKING) != (self.group is not None):
+            raise ValueError(
+                "task: ranking needs group, the column whose rows are ranked among each other"
+                if self.group is None
+                else f"group goes with task: ranking, not with {self.task}"
+            )
+        if self.positive is not None and self.task is not Task.BINARY:
+            raise ValueError(f"positive goes with task: binary, not with {self.task}")
+        for gate in self.gates:
+            _suits(gate, self.task)
+        return self
+
+
+_MARGINS: dict[Task, float | str] = {
+    Task.BINARY: 0.005,
+    Task.MULTICLASS: 0.005,
+    Task.REGRESSION: "1%",
+    Task.RANKING: 0.005,
+}
+
+
+def _suits(gate: GateConfig, task: Task) -> None:
+    """Check what can be known of a gate's measure without importing the user's code."""
+    if gate.metric is None or ":" in gate.metric:
+        return
+    try:
+        measure = measure_named(gate.metric, gate.options)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    if not measure.suits(task):
+        known = ", ".join(one.name for one in measures_of(task))
+        raise ValueError(f"{measure.name} is no measure of task {task}; these are: {known}")
 
 
 class PipelineConfig(Section):

@@ -1,8 +1,8 @@
 """What a user writes to have a model retrained: one function, a recipe.
 
-Above `config`. A recipe gets the training set and gives a fitted scikit-learn estimator::
+Above `config`. A recipe gets the training set and gives a fitted estimator::
 
-    from pipeline import Fitted, frame
+    from steadfeast import Fitted, frame
 
     def fit(training: TrainingSet) -> Fitted:
         features = training.features
@@ -31,11 +31,9 @@ from steadfeast.featurestore.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
+    from steadfeast.measures import Task
 
-    from steadfeast.featurestore.training.manifest import TrainingSet
-
-Recipe = Callable[["TrainingSet"], "Fitted"]
+Recipe = Callable[..., "Fitted"]
 """From a training set to a fitted estimator; may raise whatever it likes, which ends the run."""
 
 
@@ -57,14 +55,21 @@ class Fitted:
     """What a recipe gives back.
 
     Attributes:
-        estimator: A fitted scikit-learn estimator; a binary classifier has `predict_proba`.
+        estimator: A fitted estimator with scikit-learn's interface: `predict_proba` of classes,
+            `predict` of numbers and rankings.
         features: The columns that it reads, in its order.
         metrics: The recipe's own figures; recorded, never compared.
+        classes: What the columns of `predict_proba` mean, where the recipe encodes the labels;
+            None means the estimator's own `classes_`.
+        settings: What the recipe has chosen, as a number of rounds. A recipe that takes an
+            argument `settings` gets it back when the model that serves is fitted on everything.
     """
 
     estimator: Any
     features: tuple[str, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
+    classes: Sequence[Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def file_of(spec: str, folder: Path) -> Path:
@@ -72,8 +77,8 @@ def file_of(spec: str, folder: Path) -> Path:
     return folder.joinpath(*spec.partition(":")[0].split(".")).with_suffix(".py")
 
 
-def load(spec: str, folder: Path) -> Recipe:
-    """Import the recipe `module:function`, the module a file in `folder`.
+def load_function(spec: str, folder: Path) -> Callable[..., Any]:
+    """Import a function of the user's own, `module:function`, the module a file in `folder`.
 
     The file is read anew at every call, so an edit counts from the next run on; what it
     imports from its own folder is read once.
@@ -106,12 +111,12 @@ def load(spec: str, folder: Path) -> Recipe:
     return function  # type: ignore[no-any-return]
 
 
-def check(fitted: Any, available: Sequence[str], spec: str, file: Path) -> Fitted:
+def check(fitted: Any, available: Sequence[str], task: Task, spec: str, file: Path) -> Fitted:
     """Return what a recipe gave if it can be served.
 
     Raises:
-        RecipeError: It is no `Fitted`, reads columns that the training set lacks, or is no
-            binary classifier.
+        RecipeError: It is no `Fitted`, reads columns that the training set lacks, or cannot do
+            what the task asks for.
     """
     if not isinstance(fitted, Fitted):
         raise RecipeError(spec, file, f"returned {type(fitted).__name__}, not Fitted")
@@ -120,10 +125,15 @@ def check(fitted: Any, available: Sequence[str], spec: str, file: Path) -> Fitte
         raise RecipeError(
             spec, file, f"features {missing or 'are empty'}; the training set has {list(available)}"
         )
-    classes = getattr(fitted.estimator, "classes_", None)
-    if not hasattr(fitted.estimator, "predict_proba") or classes is None or len(classes) != 2:  # noqa: PLR2004
+    asked = "predict_proba" if task.is_classification else "predict"
+    if not callable(getattr(fitted.estimator, asked, None)):
         kind = type(fitted.estimator).__name__
-        raise RecipeError(spec, file, f"{kind} is no fitted classifier of two classes")
+        raise RecipeError(spec, file, f"{kind} has no {asked}, which task {task} needs")
+    told = fitted.classes is not None or hasattr(fitted.estimator, "classes_")
+    if task.is_classification and not told:
+        kind = type(fitted.estimator).__name__
+        problem = f"{kind} is not fitted, or knows no classes_; give Fitted(classes=...)"
+        raise RecipeError(spec, file, problem)
     return fitted
 
 
@@ -143,19 +153,6 @@ def frame(table: pa.Table, features: Sequence[str]) -> pd.DataFrame:
         else:
             columns[name] = column.to_numpy().astype(object)
     return pd.DataFrame(columns, copy=False)
-
-
-def scores(estimator: Any, table: pa.Table, features: Sequence[str]) -> np.ndarray:
-    """Return the probability of class 1 for each row of `table`, shape (rows,).
-
-    Native threads are limited to one: on few cores the waiting costs more than the work.
-    """
-    rows = frame(table, features)
-    with limited(1):
-        # Fitted on bare arrays means read as bare arrays; scikit-learn warns otherwise.
-        named = hasattr(estimator, "feature_names_in_")
-        given = estimator.predict_proba(rows if named else rows.to_numpy())
-    return given[:, list(estimator.classes_).index(1)]  # type: ignore[no-any-return]
 
 
 def limited(threads: int) -> Any:

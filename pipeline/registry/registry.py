@@ -18,14 +18,15 @@ import os
 import platform
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from steadfeast.featurestore.errors import NotFoundError, SteadfeastError, UserError
-from steadfeast.pipeline.recipes.recipe import scores
+from steadfeast.measures import Task
+from steadfeast.pipeline.recipes import Target, scores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,13 +87,16 @@ class Facts:
         contract: Contract (64 hexadecimal digits) of the training set.
         manifest_uri: Path of the training set's manifest.
         as_of: Knowledge time of the training set.
-        trained_before: It was trained on the manifest's rows before this event time.
+        trained_before: It was fitted on the manifest's rows before this event time.
         rows: How many those were.
         commit: Git commit of the definitions, empty if unknown.
         recipe: `module:function`, and the SHA-256 of its file.
-        metrics: By name, on the held-out rows.
-        scored_uri: Path of the training set's rows with the version's predictions; empty if none
-            are kept.
+        metrics: By name, on the held-out rows, of the fit that was judged there.
+        target: What it predicts.
+        classes: What the columns of its probabilities mean; None means its own `classes_`.
+        refit: What serves: `all` was fitted on the held-out rows too, `none` is the judged fit.
+        scored_uri: Path of the training set's rows with the predictions of the judged fit; empty
+            if none are kept.
     """
 
     run_id: str
@@ -105,6 +109,9 @@ class Facts:
     commit: str
     recipe: str
     metrics: Mapping[str, float]
+    target: Target
+    classes: tuple[Any, ...] | None = None
+    refit: Literal["all", "none"] = "none"
     scored_uri: str = ""
 
     def tags(self) -> dict[str, str]:
@@ -120,12 +127,18 @@ class Facts:
             f"{_PREFIX}commit": self.commit,
             f"{_PREFIX}recipe": self.recipe,
             f"{_PREFIX}metrics": json.dumps(dict(self.metrics)),
+            f"{_PREFIX}metrics_of": "the judged fit, on the held-out rows",
+            f"{_PREFIX}target": json.dumps(asdict(self.target)),
+            f"{_PREFIX}classes": json.dumps(self.classes),
+            f"{_PREFIX}refit": self.refit,
             f"{_PREFIX}scored_uri": self.scored_uri,
         }
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Facts:
         """Read what `tags` wrote."""
+        target = json.loads(tags[f"{_PREFIX}target"])
+        classes = json.loads(tags[f"{_PREFIX}classes"])
         return cls(
             run_id=tags[f"{_PREFIX}run_id"],
             features=tuple(json.loads(tags[f"{_PREFIX}features"])),
@@ -137,7 +150,12 @@ class Facts:
             commit=tags[f"{_PREFIX}commit"],
             recipe=tags[f"{_PREFIX}recipe"],
             metrics=json.loads(tags[f"{_PREFIX}metrics"]),
-            scored_uri=tags.get(f"{_PREFIX}scored_uri", ""),  # older versions have none
+            target=Target(
+                Task(target["task"]), target["label"], tuple(target["classes"]), target["group"]
+            ),
+            classes=None if classes is None else tuple(classes),
+            refit="all" if tags[f"{_PREFIX}refit"] == "all" else "none",
+            scored_uri=tags[f"{_PREFIX}scored_uri"],
         )
 
 
@@ -166,8 +184,13 @@ class LoadedModel:
         return self.facts.manifest_uri
 
     def predict(self, table: pa.Table) -> np.ndarray:
-        """Return the probability of class 1 for each row of `table`, shape (rows,)."""
-        return scores(self.estimator, table, self.features)
+        """Return its predictions for each row of `table`, as `steadfeast.measures` reads them.
+
+        Of a binary model the probability of the positive class, shape (rows,); of several
+        classes one per class, in the order of `facts.target.classes`; else a value.
+        """
+        facts = self.facts
+        return scores(self.estimator, table, self.features, facts.target, facts.classes)
 
 
 class Registry:

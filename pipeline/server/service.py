@@ -34,10 +34,10 @@ from steadfeast.pipeline.queue import (
     RunEndedError,
     RunQueue,
 )
-from steadfeast.pipeline.recipes.recipe import RecipeError
-from steadfeast.pipeline.recipes.recipe import load as load_recipe
-from steadfeast.pipeline.registry.registry import Registry
+from steadfeast.pipeline.recipes import load_function
+from steadfeast.pipeline.registry import Registry
 from steadfeast.pipeline.server.worker import Worker
+from steadfeast.pipeline.training.challenge import judged_by
 from steadfeast.pipeline.training.retrain import Retrain
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2_grpc as rpc
@@ -332,17 +332,23 @@ def serve(path: Path) -> int:
 
 
 def check_recipes(path: Path, config: PipelineConfig) -> None:
-    """Load every recipe once, so that a wrong one is found before a run needs it.
+    """Load every recipe, measure and check once, so that a wrong one is found before a run.
 
     Raises:
-        ConfigError: With every model whose recipe cannot be loaded.
+        ConfigError: With everything that cannot be loaded.
     """
-    problems = []
+    folder, problems = path.resolve().parent, []
     for name, model in config.models.items():
+        where = f"pipeline.models.{name}"
         try:
-            load_recipe(model.recipe, path.resolve().parent)
-        except RecipeError as error:
-            problems.append((f"pipeline.models.{name}.recipe", str(error)))
+            load_function(model.recipe, folder)
+        except UserError as error:
+            problems.append((f"{where}.recipe", str(error)))
+        for number, gate in enumerate(model.judged_by):
+            try:
+                judged_by(gate, folder)
+            except UserError as error:
+                problems.append((f"{where}.gates.{number}", str(error)))
     if problems:
         raise ConfigError(path, problems)
 

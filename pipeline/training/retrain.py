@@ -1,49 +1,53 @@
 """One run, from the examples to the champion.
 
-Above `promote`. The steps are: build the training set, judge the examples, train and register,
-judge the challenger, promote. Each leaves its result where the next start finds it (the
-training set by its content, the version by the run's id, the gates in the queue), so a run that
-was cut off is simply run again, and does nothing twice that others can see.
+Above `challenge`. The steps are: read the examples, build the training set, fit and judge a
+challenger, fit what is to serve, register it, promote it. Each leaves its result where the next
+start finds it (the training set by its content, the gates in the queue, the version by the run's
+id), so a run that was cut off is simply run again, and does nothing twice that others can see.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import duckdb
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from steadfeast import featurestore
 from steadfeast.featurestore.errors import NotFoundError, SteadfeastError, UserError
 from steadfeast.featurestore.tables.sql import identifier
-from steadfeast.pipeline.gates.gates import (
-    Champion,
-    HeldOut,
-    data_gates,
-    metrics,
-    model_gates,
-    refusal,
-)
-from steadfeast.pipeline.recipes import recipe
-from steadfeast.pipeline.registry.registry import Facts
+from steadfeast.pipeline import recipes
+from steadfeast.pipeline.gates import Gate, refusal
+from steadfeast.pipeline.registry import Facts
 from steadfeast.pipeline.training import scored_rows
+from steadfeast.pipeline.training.challenge import (
+    KNOWN_AT,
+    TIME,
+    Challenge,
+    JudgedFit,
+    Live,
+    Split,
+    challenge,
+    judged_by,
+    refit,
+    target_of,
+    times_of,
+)
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
 
     from steadfeast.featurestore.training.manifest import TrainingSet
     from steadfeast.pipeline.config import ModelConfig, PipelineConfig
     from steadfeast.pipeline.queue import RunQueue
-    from steadfeast.pipeline.registry.registry import LoadedModel, Registry
-
-TIME, KNOWN_AT = "event_timestamp", "known_at"
+    from steadfeast.pipeline.recipes import Target
+    from steadfeast.pipeline.registry import Registry
 
 
 class RunCancelledError(SteadfeastError):
@@ -80,7 +84,8 @@ def examples(config: ModelConfig, as_of: datetime) -> pa.Table:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise ExamplesError(path, f"cannot be read as Parquet: {error}") from error
-    missing = [name for name in (TIME, KNOWN_AT, config.label) if name not in schema.names]
+    needed = (TIME, KNOWN_AT, config.label, *([config.group] if config.group else []))
+    missing = [name for name in needed if name not in schema.names]
     if missing:
         raise ExamplesError(path, f"has no column {', '.join(missing)}; it has {schema.names}")
     for name in (TIME, KNOWN_AT):
@@ -91,8 +96,12 @@ def examples(config: ModelConfig, as_of: datetime) -> pa.Table:
         f"epoch_us(CAST({name} AS {'TIMESTAMPTZ' if schema.field(name).type.tz else 'TIMESTAMP'}))"
         for name in (TIME, KNOWN_AT)
     )
+    label = identifier(config.label)
+    is_known = f"{label} IS NOT NULL"
+    if pa.types.is_floating(schema.field(config.label).type):
+        is_known += f" AND NOT isnan({label})"
     query = f"""SELECT * FROM read_parquet($path)
-        WHERE {identifier(config.label)} IS NOT NULL
+        WHERE {is_known}
             AND {known_at} <= $as_of AND {at} <= $as_of
             AND ($since IS NULL OR {at} > $since)"""
     since = None if config.since is None else _microseconds(as_of - config.since)
@@ -104,25 +113,6 @@ def examples(config: ModelConfig, as_of: datetime) -> pa.Table:
         column = table.column(name).cast(pa.timestamp("us", tz="UTC"), safe=False)
         table = table.set_column(table.column_names.index(name), name, column)
     return table
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Split:
-    """A training set in two: what to train on, before `boundary`, and what to judge on."""
-
-    before: pa.Table
-    held_out: pa.Table
-    boundary: datetime
-
-
-def split(table: pa.Table, boundary: datetime) -> Split:
-    """Split `table` at event time `boundary`, which itself is held out."""
-    before = _before(table, boundary)
-    return Split(table.filter(before), table.filter(pc.invert(before)), boundary)
-
-
-def _before(table: pa.Table, boundary: datetime) -> pa.ChunkedArray:
-    return pc.less(table.column(TIME), pa.scalar(boundary, pa.timestamp("us", tz="UTC")))
 
 
 class Retrain:
@@ -139,6 +129,7 @@ class Retrain:
         self, path: Path, config: PipelineConfig, queue: RunQueue, registry: Registry
     ) -> None:
         self._path, self._config = path, config
+        self._folder = path.resolve().parent
         self._queue, self._registry = queue, registry
 
     def __call__(self, run: pb.Run, check: Callable[[], None]) -> None:
@@ -152,46 +143,52 @@ class Retrain:
         as_of = run.as_of.ToDatetime(UTC)
         version = self._registry.find(run.model, run.run_id)
         if version is None:
-            boundary = as_of - config.holdout
-            training = self._training_set(run, config, as_of)
-            check()
+            prepared = self._training_set(run, config, as_of)
+            if prepared is None:
+                return
+            training, target = prepared
         else:
             facts = self._registry.facts(run.model, version)
-            boundary = facts.trained_before
-            training = featurestore.TrainingSet.load(Path(facts.manifest_uri))
-        if training is None:
-            return
-        parts = split(training.table, boundary)
-        gates = data_gates(
-            parts.before, parts.held_out, training.features, config.label, config.gates
-        )
-        if refusal(gates):
-            self._refuse(run, gates)
-            return
-        if version is None:
-            version = self._train(run, config, training, parts)
+            training, target = featurestore.TrainingSet.load(Path(facts.manifest_uri)), facts.target
+        check()
+        # Whoever becomes the champion meanwhile is who the challenger has to be judged against.
+        while version is None or not self._is_judged(run, version):
+            challenged = self._judge(run, config, training, target)
+            if challenged.judged is None:
+                self._refuse(run, challenged.gates)
+                return
             check()
-        # What is registered is what is judged: it is loaded here as serving will load it.
-        challenger = self._registry.load(run.model, version)
-        champion = self._registry.champion_version(run.model)
-        if champion != version and self._queue.judged_against(run.run_id) != (champion or ""):
-            run = self._judge(run, challenger, champion, parts.held_out, gates)
+            if version is None:
+                version = self._register(run, config, training, challenged, challenged.judged)
+                check()
+        run = self._noted(run.run_id, run.model, version)
         if refusal(run.gates):
             self._refuse(run, run.gates)
             return
-        check()
         self._registry.set_champion(run.model, version)
         self._queue.finish(run.run_id, pb.RUN_STATE_PROMOTED)
 
+    def _is_judged(self, run: pb.Run, version: str) -> bool:
+        """Whether the run's gates were taken against the champion of now."""
+        champion = self._registry.champion_version(run.model)
+        return champion == version or self._queue.judged_against(run.run_id) == (champion or "")
+
     def _training_set(
         self, run: pb.Run, config: ModelConfig, as_of: datetime
-    ) -> TrainingSet | None:
-        """Build the training set and note it; None, and refused, if no example was known."""
+    ) -> tuple[TrainingSet, Target] | None:
+        """Build the training set and note it; None, and refused, if no example was known.
+
+        Labels, gates and recipe are looked at first: building is what takes long.
+        """
         entities = examples(config, as_of)
         if not entities.num_rows:
-            limit, detail = config.gates.min_rows, f"no labelled example was known by {as_of}"
-            self._refuse(run, [pb.Gate(name="holdout_rows", limit=limit, detail=detail)])
+            detail = f"no labelled example was known by {as_of}"
+            self._refuse(run, [Gate("holdout_rows", False, 0, config.min_rows, detail)])
             return None
+        target = target_of(entities, config)
+        recipes.load_function(config.recipe, self._folder)
+        for gate in config.judged_by:
+            judged_by(gate, self._folder)
         with featurestore.Store.open(self._path) as store:
             training = store.training_set(
                 entities, config.service, label=config.label, as_known_at=as_of
@@ -202,95 +199,121 @@ class Retrain:
             run.contract = training.manifest.contract
 
         self._queue.change(run.run_id, noted)
-        return training
-
-    def _train(self, run: pb.Run, config: ModelConfig, training: TrainingSet, parts: Split) -> str:
-        """Fit by the recipe on the earlier part, register, note the version; return it."""
-        folder = self._path.resolve().parent
-        file = recipe.file_of(config.recipe, folder)
-        code = hashlib.sha256(file.read_bytes()).hexdigest()
-        fit = recipe.load(config.recipe, folder)
-        with recipe.limited(self._config.threads):
-            given = fit(dataclasses.replace(training, table=parts.before))
-        fitted = recipe.check(given, training.table.column_names, config.recipe, file)
-        said = recipe.scores(fitted.estimator, training.table, fitted.features)
-        held_out = pc.invert(_before(training.table, parts.boundary)).to_numpy()
-        measured = metrics(_labels(parts.held_out, config.label), said[held_out])
-        kept = self._config.state / "scored" / f"{run.run_id}.parquet"
-        important = scored_rows.importance(
-            fitted.estimator, parts.held_out, fitted.features, config.label, config.gates.metric
-        )
-        told = training.table.select([TIME, config.label])
-        scored_rows.write(kept, told, said, held_out, important)
-        facts = Facts(
-            run_id=run.run_id,
-            features=tuple(fitted.features),
-            contract=training.manifest.contract,
-            manifest_uri=str(training.path / "manifest.json"),
-            as_of=run.as_of.ToDatetime(UTC),
-            trained_before=parts.boundary,
-            rows=parts.before.num_rows,
-            commit=training.manifest.commit,
-            recipe=f"{config.recipe} sha256:{code}",
-            metrics=measured,
-            scored_uri=str(kept.resolve()),
-        )
-        version = self._registry.register(run.model, fitted.estimator, facts, fitted.metrics)
-
-        def registered(run: pb.Run) -> None:
-            run.model_version = version
-            run.scored_uri = facts.scored_uri
-            run.metrics.update(measured)
-
-        self._queue.change(run.run_id, registered)
-        return version
+        return training, target
 
     def _judge(
-        self,
-        run: pb.Run,
-        challenger: LoadedModel,
-        champion: str | None,
-        held_out: pa.Table,
-        gates: Sequence[pb.Gate],
-    ) -> pb.Run:
-        """Compare with the champion, note the gates; return the run with them."""
-        config = self._config.models[run.model]
-        rows = HeldOut(
-            times=held_out.column(TIME).to_numpy().astype("datetime64[us]"),
-            labels=_labels(held_out, config.label),
-            scores=challenger.predict(held_out),
-            contract=challenger.contract,
-        )
-        live = None if champion is None else self._on(held_out, run.model, champion)
-        judged = [*gates, *model_gates(rows, live, config.gates)]
+        self, run: pb.Run, config: ModelConfig, training: TrainingSet, target: Target
+    ) -> Challenge:
+        """Fit and judge a challenger, and note its gates and figures."""
+        champion = self._registry.champion_version(run.model)
+        live = None if champion is None else self._live(run.model, champion)
+        fit = recipes.load_function(config.recipe, self._folder)
+        with recipes.limited(self._config.threads):
+            challenged = challenge(
+                training,
+                fit,
+                config,
+                run.as_of.ToDatetime(UTC),
+                live,
+                folder=self._folder,
+                target=target,
+            )
+        judged = challenged.judged
+        if judged is None:
+            return challenged
 
         def noted(run: pb.Run) -> None:
-            run.model_version = challenger.version
-            run.contract, run.manifest_uri = challenger.contract, challenger.manifest_uri
-            run.scored_uri = challenger.facts.scored_uri
-            run.metrics.update(challenger.facts.metrics)
+            run.metrics.clear()
+            run.metrics.update(judged.metrics)
             del run.gates[:]
-            run.gates.extend(judged)
+            run.gates.extend(gate.message() for gate in challenged.gates)
 
-        return self._queue.judged(run.run_id, champion or "", noted)
+        self._queue.judged(run.run_id, champion or "", noted)
+        return challenged
 
-    def _on(self, held_out: pa.Table, model: str, version: str) -> Champion:
-        """Return how the live model does on the held-out rows."""
+    def _live(self, model: str, version: str) -> Live:
         live = self._registry.load(model, version)
-        missing = [name for name in live.features if name not in held_out.column_names]
-        return Champion(
+        facts = live.facts
+        return Live(
             version=version,
-            scores=None if missing else live.predict(held_out),
-            unreadable=f"it reads {', '.join(missing)}, which is served no more" if missing else "",
+            predict=live.predict,
+            features=live.features,
+            classes=facts.target.classes,
+            as_of=facts.as_of,
+            trained_before=facts.trained_before,
             contract=live.contract,
-            trained_before=live.facts.trained_before,
         )
 
-    def _refuse(self, run: pb.Run, gates: Sequence[pb.Gate]) -> None:
+    def _register(
+        self,
+        run: pb.Run,
+        config: ModelConfig,
+        training: TrainingSet,
+        challenged: Challenge,
+        judged: JudgedFit,
+    ) -> str:
+        """Fit what is to serve and register it; return its version."""
+        serving, again = judged.model, not challenged.refused and config.refit == "all"
+        if again:
+            fit = recipes.load_function(config.recipe, self._folder)
+            with recipes.limited(self._config.threads):
+                serving = refit(training, fit, config, judged, folder=self._folder)
+        parts, as_of = challenged.split, run.as_of.ToDatetime(UTC)
+        classes = serving.fitted.classes
+        code = hashlib.sha256(recipes.file_of(config.recipe, self._folder).read_bytes())
+        facts = Facts(
+            run_id=run.run_id,
+            features=serving.features,
+            contract=training.manifest.contract,
+            manifest_uri=str(training.path / "manifest.json"),
+            as_of=as_of,
+            trained_before=as_of + timedelta(microseconds=1) if again else parts.start,
+            rows=training.table.num_rows if again else parts.before.num_rows,
+            commit=training.manifest.commit,
+            recipe=f"{config.recipe} sha256:{code.hexdigest()}",
+            metrics=judged.metrics,
+            target=serving.target,
+            classes=None if classes is None else recipes.own_classes(serving.estimator, classes),
+            refit="all" if again else "none",
+            scored_uri=str(self._scored(run, config, parts, judged).resolve()),
+        )
+        return self._registry.register(run.model, serving.estimator, facts, serving.fitted.metrics)
+
+    def _noted(self, run_id: str, model: str, version: str) -> pb.Run:
+        """Return the run with what is known of its version, which is noted if it was not."""
+        run = self._queue.get(run_id)
+        if run.model_version == version:
+            return run
+        facts = self._registry.facts(model, version)
+
+        def noted(run: pb.Run) -> None:
+            run.model_version, run.refit = version, facts.refit
+            run.contract, run.manifest_uri = facts.contract, facts.manifest_uri
+            run.scored_uri = facts.scored_uri
+
+        return self._queue.change(run_id, noted)
+
+    def _scored(self, run: pb.Run, config: ModelConfig, parts: Split, judged: JudgedFit) -> Path:
+        """Write what the judged fit said of the training set; return the file."""
+        path = self._config.state / "scored" / f"{run.run_id}.parquet"
+        first = judged_by(config.judged_by[0], self._folder).measure
+        important = {}
+        if first is not None:
+            important = scored_rows.importance(judged.model, parts.held_out, first)
+        labels = pa.table(
+            {TIME: parts.table[TIME], config.label: judged.model.target.truth(parts.table)}
+        )
+        is_new = times_of(parts.table) >= np.datetime64(parts.start.replace(tzinfo=None))
+        scored_rows.write(path, labels, judged.predictions, is_new, important)
+        return path
+
+    def _refuse(self, run: pb.Run, gates: Iterable[Gate | pb.Gate]) -> None:
+        messages = [gate.message() if isinstance(gate, Gate) else gate for gate in gates]
+
         def refused(run: pb.Run) -> None:
-            run.state, run.reason = pb.RUN_STATE_REFUSED, refusal(gates)
+            run.state, run.reason = pb.RUN_STATE_REFUSED, refusal(messages)
             del run.gates[:]
-            run.gates.extend(gates)
+            run.gates.extend(messages)
 
         self._queue.change(run.run_id, refused)
 
@@ -298,8 +321,3 @@ class Retrain:
 def _microseconds(time: datetime) -> int:
     """Return `time` as microseconds since 1970."""
     return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-
-
-def _labels(table: pa.Table, label: str) -> Any:
-    """Return the labels as 0 and 1, shape (rows,)."""
-    return table.column(label).cast(pa.float64()).to_numpy().astype(int)

@@ -19,63 +19,55 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from steadfeast.pipeline.gates.gates import metrics
-from steadfeast.pipeline.recipes.recipe import scores
+from steadfeast.measures import OneClassError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
-    from typing import Any
+
+    from steadfeast.measures import Measure
+    from steadfeast.pipeline.training.challenge import Model
 
 PREDICTION, HELD_OUT = "prediction", "held_out"
 IMPORTANCE = b"steadfeast.importance"
-LOWER_IS_BETTER = frozenset({"log_loss"})
 MOST_ROWS = 4_000
 SHUFFLES = 2
 
 
-def importance(
-    estimator: Any, table: pa.Table, features: Sequence[str], label: str, metric: str
-) -> dict[str, float]:
-    """Return by how much `metric` gets worse when a feature's values are shuffled, per feature.
+def importance(model: Model, table: pa.Table, measure: Measure) -> dict[str, float]:
+    """Return by how much a measure gets worse when a feature's values are shuffled, per feature.
 
     0 where it does not get worse. Correlated features stand in for each other, so each may look
     less important than both are together. At most `MOST_ROWS` evenly spread rows are looked at;
     seeded by nothing but a constant.
 
-    Reference: Breiman (2001), Mach. Learn. 45:5, sec. 10.
-
     Args:
-        estimator: Fitted, with `predict_proba`.
-        table: Rows that it was not trained on, with both classes.
-        features: The columns that it reads.
-        label: The column that holds 0 or 1.
-        metric: A name of `validate.metrics`.
+        model: Fitted.
+        table: Rows that it was not fitted on.
+        measure: What is to get worse.
+
+    Reference: Breiman (2001), Mach. Learn. 45:5, sec. 10.
     """
     step = -(-table.num_rows // MOST_ROWS)
     rows = table.take(pa.array(range(0, table.num_rows, max(step, 1)), pa.int64()))
-    truth = rows.column(label).cast(pa.float64()).to_numpy().astype(int)
-    if len(np.unique(truth)) < 2:  # noqa: PLR2004 - both classes, or there is no figure
-        return {}
     rng = np.random.default_rng(0)
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
 
-    def figure(given: pa.Table) -> float:
-        return sign * metrics(truth, scores(estimator, given, features))[metric]
+    def figure(shuffled: pa.Table) -> float:
+        return measure.value(model.target.sample(rows, model.predict(shuffled)))
 
-    whole = figure(rows)
-    found = {}
-    for name in features:
+    try:
+        whole = figure(rows)
+    except OneClassError:
+        return {}
+    important = {}
+    for name in model.features:
         place, column = rows.column_names.index(name), rows.column(name)
-        worse = [
-            whole
-            - figure(
-                rows.set_column(place, name, column.take(pa.array(rng.permutation(len(column)))))
-            )
-            for _ in range(SHUFFLES)
-        ]
-        found[name] = max(0.0, float(np.mean(worse)))
-    return found
+        worse = []
+        for _ in range(SHUFFLES):
+            shuffled = column.take(pa.array(rng.permutation(len(column))))
+            worse.append(measure.drop(whole, figure(rows.set_column(place, name, shuffled))))
+        important[name] = max(0.0, float(np.mean(worse)))
+    return important
 
 
 def write(

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
         Store,
         TrainingSet,
     )
-    from steadfeast.pipeline import Fitted, Recipe, frame
+    from steadfeast.measures import Measure
+    from steadfeast.pipeline import Fitted, Gate, Recipe, frame
 
     __version__: str
 
@@ -42,7 +43,9 @@ __all__ = [
     "DuckDBOfflineStore",
     "DuckDBOfflineStoreConfig",
     "Fitted",
+    "Gate",
     "Manifest",
+    "Measure",
     "OnlineFeatures",
     "Recipe",
     "RedisOnlineStore",
@@ -56,6 +59,11 @@ __all__ = [
     "frame",
 ]
 
+_PARTS = {
+    **dict.fromkeys(("Fitted", "Gate", "Recipe", "frame"), "pipeline"),
+    "Measure": "measures",
+}
+
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
@@ -63,7 +71,7 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version("steadfeast")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    part = "pipeline" if name in {"Fitted", "Recipe", "frame"} else "featurestore"
+    part = _PARTS.get(name, "featurestore")
     return getattr(import_module(f"{__name__}.{part}"), name)
 
 

@@ -86,6 +86,14 @@ def fit(training):
     return Fitted(model, training.features, {"train_rows": training.table.num_rows})
 
 
+def searched(training, settings=None):
+    """Settings that are found the first time, and only then."""
+    rate = settings["rate"] if settings else 0.125
+    model = LogisticRegression(C=rate if settings else 1.0)
+    model.fit(frame(training.table, ("x",)), training.table["sold"].to_numpy())
+    return Fitted(model, ("x",), settings={"rate": rate})
+
+
 def held(training):
     """Wait, in the middle of a run, for as long as the file `hold` is there."""
     HOLD.with_name("reached").touch()
@@ -158,7 +166,7 @@ def configure(folder: Path, name: str = "steadfeast.yaml", **changes: object) ->
         "label": "sold",
         "since": "30d",
         "holdout": "7d",
-        "gates": "{min_rows: 100}",
+        "min_rows": 100,
     }
     fields |= changes
     lines = "".join(f"      {key}: {value}\n" for key, value in fields.items())

@@ -279,7 +279,9 @@ Global___TriggerRetrainResponse: _TypeAlias = TriggerRetrainResponse  # noqa: Y0
 
 @_typing.final
 class Gate(_message.Message):
-    """One comparison between challenger and champion on the same held-out rows."""
+    """One thing that must hold before a challenger serves: of the data, of the challenger, or of its
+    difference from the champion on the same held-out rows.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -290,6 +292,10 @@ class Gate(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     CHAMPION_FIELD_NUMBER: _builtins.int
     METRIC_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    UNDECIDED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     passed: _builtins.bool
     value: _builtins.float
@@ -301,6 +307,13 @@ class Gate(_message.Message):
     """What the champion measured on the same rows, where the gate compares with it."""
     metric: _builtins.str
     """Name of the metric that was measured; empty where it is none."""
+    difference: _builtins.float
+    """How much better the challenger is than the champion, in the metric's unit; below 0 is worse."""
+    low: _builtins.float
+    """Ends of the interval of the difference, or of the value where nothing is compared."""
+    high: _builtins.float
+    undecided: _builtins.bool
+    """The rows cannot tell: the interval holds the limit. The detail says what would."""
     def __init__(
         self,
         *,
@@ -311,14 +324,31 @@ class Gate(_message.Message):
         detail: _builtins.str = ...,
         champion: _builtins.float | None = ...,
         metric: _builtins.str = ...,
+        difference: _builtins.float | None = ...,
+        low: _builtins.float | None = ...,
+        high: _builtins.float | None = ...,
+        undecided: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_champion", b"_champion", "champion", b"champion"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_champion", b"_champion", "_difference", b"_difference", "_high", b"_high", "_low", b"_low", "champion", b"champion", "difference", b"difference", "high", b"high", "low", b"low"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_champion", b"_champion", "champion", b"champion", "detail", b"detail", "limit", b"limit", "metric", b"metric", "name", b"name", "passed", b"passed", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_champion", b"_champion", "_difference", b"_difference", "_high", b"_high", "_low", b"_low", "champion", b"champion", "detail", b"detail", "difference", b"difference", "high", b"high", "limit", b"limit", "low", b"low", "metric", b"metric", "name", b"name", "passed", b"passed", "undecided", b"undecided", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__champion: _TypeAlias = _typing.Literal["champion"]  # noqa: Y015
     _WhichOneofArgType__champion: _TypeAlias = _typing.Literal["_champion", b"_champion"]  # noqa: Y015
+    _WhichOneofReturnType__difference: _TypeAlias = _typing.Literal["difference"]  # noqa: Y015
+    _WhichOneofArgType__difference: _TypeAlias = _typing.Literal["_difference", b"_difference"]  # noqa: Y015
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    _WhichOneofReturnType__low: _TypeAlias = _typing.Literal["low"]  # noqa: Y015
+    _WhichOneofArgType__low: _TypeAlias = _typing.Literal["_low", b"_low"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__champion) -> _WhichOneofReturnType__champion | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__difference) -> _WhichOneofReturnType__difference | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
 
 Global___Gate: _TypeAlias = Gate  # noqa: Y015
 
@@ -361,6 +391,7 @@ class Run(_message.Message):
     GATES_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
     SCORED_URI_FIELD_NUMBER: _builtins.int
+    REFIT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     request_id: _builtins.str
     model: _builtins.str
@@ -380,6 +411,10 @@ class Run(_message.Message):
     worse the model gets without it. Empty if the pipeline keeps none: predictions are then not
     watched, nothing is estimated and drift is not ranked by impact.
     """
+    refit: _builtins.str
+    """What serves: "all" was fitted once more on everything known, hold-out included, with the
+    settings that were judged; "none" is the judged fit itself. Empty until registered.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -392,7 +427,7 @@ class Run(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Metrics of the challenger by name, on the held-out rows."""
+        """Metrics by name on the held-out rows, of the fit that was judged there."""
 
     @_builtins.property
     def gates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gate]: ...
@@ -416,10 +451,11 @@ class Run(_message.Message):
         gates: _abc.Iterable[Global___Gate] | None = ...,
         cause: Global___Cause | None = ...,
         scored_uri: _builtins.str = ...,
+        refit: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "cause", b"cause", "created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "cause", b"cause", "contract", b"contract", "created_at", b"created_at", "gates", b"gates", "manifest_uri", b"manifest_uri", "metrics", b"metrics", "model", b"model", "model_version", b"model_version", "reason", b"reason", "request_id", b"request_id", "run_id", b"run_id", "scored_uri", b"scored_uri", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "cause", b"cause", "contract", b"contract", "created_at", b"created_at", "gates", b"gates", "manifest_uri", b"manifest_uri", "metrics", b"metrics", "model", b"model", "model_version", b"model_version", "reason", b"reason", "refit", b"refit", "request_id", b"request_id", "run_id", b"run_id", "scored_uri", b"scored_uri", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

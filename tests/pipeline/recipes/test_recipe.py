@@ -13,9 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from steadfeast import Fitted, frame
-from steadfeast.pipeline.recipes.recipe import RecipeError, check, limited, load, scores
+from steadfeast.measures import Task
+from steadfeast.pipeline.recipes import (
+    RecipeError,
+    Target,
+    check,
+    limited,
+    load_function,
+    scores,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +44,7 @@ def test_a_recipe_that_cannot_be_loaded_says_what_and_where(tmp_path, source, sp
     if source is not None:
         (tmp_path / "train.py").write_text(source)
     with pytest.raises(RecipeError, match="recipe train:fit in") as caught:
-        load(spec, tmp_path)
+        load_function(spec, tmp_path)
     assert problem in str(caught.value)
     assert caught.value.file == tmp_path / "train.py"
 
@@ -45,41 +54,38 @@ def test_recipes_of_the_same_name_in_two_folders_are_two(tmp_path: Path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "helper.py").write_text("")
         (tmp_path / name / "train.py").write_text(f"def fit(training): return {name!r}")
-    assert load("train:fit", tmp_path / "a")(None) == "a"
-    assert load("train:fit", tmp_path / "b")(None) == "b"
+    assert load_function("train:fit", tmp_path / "a")(None) == "a"
+    assert load_function("train:fit", tmp_path / "b")(None) == "b"
 
 
 def test_an_edit_counts_from_the_next_load_on(tmp_path: Path):
     (tmp_path / "train.py").write_text("def fit(training): return 1")
-    assert load("train:fit", tmp_path)(None) == 1
+    assert load_function("train:fit", tmp_path)(None) == 1
     (tmp_path / "train.py").write_text("def fit(training): return 'two'")
-    assert load("train:fit", tmp_path)(None) == "two"
+    assert load_function("train:fit", tmp_path)(None) == "two"
 
 
 def test_a_module_in_a_folder_may_import_what_lies_beside_it(tmp_path: Path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "sale.py").write_text("import beside_it\nfit = beside_it.fit")
     (tmp_path / "beside_it.py").write_text("def fit(training): return 'ok'")
-    assert load("models.sale:fit", tmp_path)(None) == "ok"
+    assert load_function("models.sale:fit", tmp_path)(None) == "ok"
 
 
 @pytest.mark.parametrize(
-    ("given_back", "problem"),
+    ("given_back", "task", "problem"),
     [
-        (None, "returned NoneType, not Fitted"),
-        (Fitted(LogisticRegression(), ("y",)), r"features \['y'\]"),
-        (Fitted(LogisticRegression(), ()), "are empty"),
-        (Fitted(LogisticRegression(), ("x",)), "no fitted classifier of two classes"),
-        (Fitted(LinearRegression().fit([[1], [2]], [1, 2]), ("x",)), "LinearRegression is no"),
-        (
-            Fitted(LogisticRegression().fit([[1], [2], [3]], [0, 1, 2]), ("x",)),
-            "no fitted classifier of two classes",
-        ),
+        (None, "binary", "returned NoneType, not Fitted"),
+        (Fitted(LogisticRegression(), ("y",)), "binary", r"features \['y'\]"),
+        (Fitted(LogisticRegression(), ()), "binary", "are empty"),
+        (Fitted(LogisticRegression(), ("x",)), "binary", "is not fitted, or knows no classes_"),
+        (Fitted(LinearRegression(), ("x",)), "multiclass", "LinearRegression has no predict_proba"),
+        (Fitted(StandardScaler(), ("x",)), "regression", "StandardScaler has no predict, which"),
     ],
 )
-def test_what_cannot_be_served_is_not_accepted(tmp_path, given_back, problem):
+def test_what_cannot_be_served_is_not_accepted(tmp_path, given_back, task, problem):
     with pytest.raises(RecipeError, match=problem):
-        check(given_back, ["x"], "train:fit", tmp_path / "train.py")
+        check(given_back, ["x"], Task(task), "train:fit", tmp_path / "train.py")
 
 
 numbers = st.one_of(st.none(), st.integers(-(2**40), 2**40), st.just(float("nan")), st.booleans())
@@ -121,11 +127,12 @@ def test_scores_are_of_class_1_however_the_classes_are_ordered_and_fed(named):
     table = pa.table({"x": x, "unused": x})
     rows = frame(table, ["x"])
     model = LogisticRegression().fit(rows if named else rows.to_numpy(), (x > 0).astype(int))
-    assert np.corrcoef(scores(model, table, ["x"]), x)[0, 1] > 0.8
+    target = Target(Task.BINARY, "y", (0, 1))
+    assert np.corrcoef(scores(model, table, ["x"], target), x)[0, 1] > 0.8
     backwards = SimpleNamespace(
         classes_=np.array([1, 0]), predict_proba=lambda _: np.array([[0.9, 0.1]])
     )
-    assert scores(backwards, table.slice(0, 1), ["x"]).tolist() == [0.9]
+    assert scores(backwards, table.slice(0, 1), ["x"], target).tolist() == [0.9]
 
 
 def test_the_limit_reaches_the_thread_that_histogram_boosting_fits_in():

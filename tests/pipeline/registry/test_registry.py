@@ -21,7 +21,9 @@ from sklearn.preprocessing import FunctionTransformer
 
 from steadfeast import frame
 from steadfeast.featurestore.errors import NotFoundError
+from steadfeast.measures import Task
 from steadfeast.pipeline.config import load
+from steadfeast.pipeline.recipes import Target
 from steadfeast.pipeline.registry.registry import (
     Facts,
     Registry,
@@ -44,7 +46,8 @@ FACTS = Facts(
     rows=200,
     commit="abc",
     recipe="train:fit sha256:0",
-    metrics={"auc": 0.75},
+    metrics={"roc_auc": 0.75},
+    target=Target(Task.BINARY, "sold", (0, 1)),
 )
 
 
@@ -88,7 +91,7 @@ def test_what_mlflow_shows_is_enough_to_judge_a_version(registry: Registry, shop
     assert found.tags["steadfeast.manifest_uri"] == FACTS.manifest_uri
     assert "scikit-learn" in json.loads(found.tags["steadfeast.libraries"])
     run = client.get_run(found.run_id)
-    assert run.data.metrics == {"auc": 0.75, "recipe.train_rows": 200.0}
+    assert run.data.metrics == {"roc_auc": 0.75, "recipe.train_rows": 200.0}
     assert run.info.status == "FINISHED"
 
 

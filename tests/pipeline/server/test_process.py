@@ -107,7 +107,7 @@ def test_a_run_survives_a_kill_and_ends_once(shops: Path, free_port, monkeypatch
                 main()
             out = capfd.readouterr().out
             assert left.value.code in (0, 3), out
-            assert "no_regression: auc" in out
+            assert "roc_auc not_worse_by: roc_auc" in out
 
             process.send_signal(signal.SIGTERM)
             assert process.wait(SECONDS) == 0
@@ -133,11 +133,11 @@ def test_a_model_is_trained_listed_and_rolled_back_by_hand(shops, monkeypatch, c
         code, out, err = steadfeast(monkeypatch, capsys, "train", MODEL, "--as-of", day, *config)
         assert code == 0, err
         assert f"promoted  version {version}  accuracy=" in out
-        assert "pass  minimum: auc" in out
+        assert "pass  holdout_rows: " in out
     configure(shops, recipe="train:coin")
-    code, out, _ = steadfeast(monkeypatch, capsys, "train", MODEL, "--as-of", "2024-03-22", *config)
+    code, out, _ = steadfeast(monkeypatch, capsys, "train", MODEL, "--as-of", "2024-03-30", *config)
     assert code == 3
-    assert "FAIL  no_regression: auc" in out
+    assert "FAIL  roc_auc not_worse_by: roc_auc" in out
     configure(shops, recipe="train:broken")
     code, out, err = steadfeast(
         monkeypatch, capsys, "train", MODEL, "--as-of", "2024-03-22", *config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -100,13 +103,13 @@ def test_a_year_of_decisions(pipeline):
     """A first model, one that beats it after the world has turned, one that knows nothing."""
     first = pipeline.run(at(40))
     assert (first.state, first.model_version) == (pb.RUN_STATE_PROMOTED, "1"), first.reason
-    assert "no_regression" not in gates(first)
+    assert "roc_auc not_worse_by" not in gates(first)
 
     second = pipeline.run(at(80))
     assert (second.state, second.model_version) == (pb.RUN_STATE_PROMOTED, "2"), second.reason
     scored = pq.read_table(second.scored_uri)  # of nobody: no key, and no feature
     assert scored.column_names == ["event_timestamp", "sold", "prediction", "held_out"]
-    gate = gates(second)["no_regression"]
+    gate = gates(second)["roc_auc not_worse_by"]
     assert gate.value > 0.7
     assert gate.limit < 0.3  # the world has turned: the old model is upside down
     assert "none of which it was trained on" in gate.detail
@@ -114,8 +117,8 @@ def test_a_year_of_decisions(pipeline):
     coin = pipeline.with_config(recipe="train:coin")
     third = coin.run(at(83))
     assert (third.state, third.model_version) == (pb.RUN_STATE_REFUSED, "3")
-    assert "no_regression: auc" in third.reason
-    assert not gates(third)["no_regression"].passed
+    assert "roc_auc not_worse_by: roc_auc" in third.reason
+    assert not gates(third)["roc_auc not_worse_by"].passed
     assert coin.registry.champion_version(MODEL) == "2"
     assert coin.registry._aliases(MODEL) == {"champion": "2", "challenger": "3"}
     assert [run.run_id for run in coin.queue.runs()] == [
@@ -126,32 +129,118 @@ def test_a_year_of_decisions(pipeline):
     coin.queue.close()
 
 
-def test_the_promoted_model_is_what_its_manifest_and_boundary_say(pipeline):
-    """Rebuild the hold-out from what was kept, and measure the served model on it."""
-    run = pipeline.run(at(40))
-    champion = pipeline.registry.champion(MODEL)
+def refitted(pipeline, training, before) -> np.ndarray:
+    """The recipe's own model of the rows before a time, and what it says of all rows."""
+    fit = runpy.run_path(str(pipeline.path.parent / "train.py"))["fit"]
+    times = training.table["event_timestamp"].to_pandas()
+    part = replace(training, table=training.table.filter(pa.array(times < before)))
+    fitted = fit(part)
+    return fitted.estimator.predict_proba(frame(training.table, fitted.features))[:, 1]
+
+
+@pytest.mark.parametrize("refit", ["all", "none"])
+def test_what_serves_is_fitted_on_everything_and_figures_are_of_what_was_judged(pipeline, refit):
+    """Against the recipe called by hand on the rows that the run says."""
+    chosen = pipeline.with_config(refit=refit)
+    run = chosen.run(at(40))
+    champion = chosen.registry.champion(MODEL)
     training = TrainingSet.load(Path(run.manifest_uri))
     assert run.contract == champion.contract == training.manifest.contract
     assert run.manifest_uri == champion.manifest_uri
+    assert (champion.facts.as_of, champion.facts.refit, run.refit) == (at(40), refit, refit)
+
+    # Labels take 6 hours: the week before the newest known one is held out.
     times = training.table["event_timestamp"].to_pandas()
-    assert champion.facts.trained_before == at(33)
-    assert champion.facts.rows == int((times < at(33)).sum())
-    assert champion.facts.as_of == at(40)
-    held_out = training.table.filter(pa.array(times >= at(33)))
-    scores = champion.predict(held_out)
-    assert dict(run.metrics)["auc"] == pytest.approx(roc_auc_score(held_out["sold"], scores))
-    by_row = champion.estimator.predict_proba(frame(held_out, champion.features))[:, 1]
-    np.testing.assert_array_equal(scores, by_row)
+    start = times.max() - timedelta(days=7) + timedelta(microseconds=1)
+    assert at(40) - timedelta(hours=7) < times.max() <= at(40) - timedelta(hours=6)
+    held_out = (times >= start).to_numpy()
+    judged = refitted(chosen, training, start)
+    truth = training.table["sold"].to_numpy()
+    expected = roc_auc_score(truth[held_out], judged[held_out])
+    assert dict(run.metrics)["roc_auc"] == pytest.approx(expected)
+    assert dict(champion.facts.metrics) == dict(run.metrics)
+
+    serving = refitted(chosen, training, at(41)) if refit == "all" else judged
+    np.testing.assert_array_equal(champion.predict(training.table), serving)
+    assert champion.facts.rows == (len(times) if refit == "all" else int((times < start).sum()))
+    chosen.queue.close()
 
 
-def test_rows_that_the_champion_was_trained_on_are_left_out_of_the_comparison(pipeline):
+def test_the_settings_that_were_judged_are_those_of_the_model_that_serves(pipeline):
+    chosen = pipeline.with_config(recipe="train:searched")
+    chosen.run(at(40))
+    assert chosen.registry.champion(MODEL).estimator.C == 0.125
+    chosen.queue.close()
+
+
+def test_late_labels_move_the_hold_out_back_and_never_empty_it(pipeline):
+    """Labels that take 20 days: with the delay configured, measured, and configured wrong."""
+    config = model_config(pipeline)
+    table = pq.read_table(config.entities)
+    late = pc.add(table["event_timestamp"], pa.scalar(timedelta(days=20)))
+    late = late.cast(table["known_at"].type)
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("known_at"), "known_at", late),
+        config.entities,
+    )
+    for number, delay in enumerate(({"label_delay": "20d"}, {}, {"label_delay": "0d"})):
+        chosen = pipeline.with_config(since="60d", **delay)
+        run = chosen.run(at(60 + number / 24))
+        scored = pq.read_table(run.scored_uri).to_pandas()
+        start = at(33 + number / 24)
+        assert scored.event_timestamp[scored.held_out].min() >= start - timedelta(hours=2)
+        assert scored.event_timestamp[~scored.held_out].max() < start
+        assert scored.held_out.sum() > 200
+        chosen.queue.close()
+
+
+def test_a_hold_out_with_too_few_rows_names_the_setting_that_fills_it(pipeline):
+    """A few labels come at once, all others after 20 days, and nothing says so."""
+    config = model_config(pipeline)
+    table = pq.read_table(config.entities).to_pandas()
+    table["known_at"] = table.event_timestamp + pd.to_timedelta(
+        np.where(np.arange(len(table)) % 50 == 0, 0, 20), unit="D"
+    )
+    table["known_at"] = table["known_at"].astype("datetime64[us, UTC]")
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), config.entities)
+    chosen = pipeline.with_config(since="60d", label_delay="0d")
+    run = chosen.run(at(60))
+    assert run.state == pb.RUN_STATE_REFUSED
+    assert "set label_delay: 20d" in run.reason
+    chosen.queue.close()
+    again = chosen.with_config(since="60d", label_delay="20d").run(at(60))
+    assert again.state == pb.RUN_STATE_PROMOTED, again.reason
+
+
+def test_only_rows_that_are_new_to_the_champion_count(pipeline):
+    """It was fitted on everything known by day 80; a day later, too little is new to compare."""
     pipeline.run(at(80))
-    gate = gates(pipeline.run(at(81)))["no_regression"]  # six of seven held-out days are new
+    gate = gates(pipeline.run(at(81)))["roc_auc not_worse_by"]
+    assert gate.passed
+    assert gate.undecided
+    assert "only 33 of 277 held-out rows are new to champion 1" in gate.detail
+    gate = gates(pipeline.run(at(88)))["roc_auc not_worse_by"]
     assert "none of which it was trained on" in gate.detail
-    longer = pipeline.with_config(holdout="14d")
-    gate = gates(longer.run(at(82)))["no_regression"]
-    assert "that it may have been trained on" in gate.detail
-    longer.queue.close()
+
+
+def test_a_champion_that_changes_while_a_run_is_judged_is_the_one_that_counts(pipeline):
+    """Somebody promotes by hand between the gates and the promotion."""
+    first, second = pipeline.run(at(40)), pipeline.run(at(80))
+    rollback(pipeline.queue, pipeline.registry, MODEL)
+    coin = pipeline.with_config(recipe="train:coin")
+    run = coin.accept(at(90))
+    steps = count()
+
+    def check() -> None:
+        if next(steps) == 1:  # after the gates were taken against version 1
+            by_hand(coin.queue, coin.registry, MODEL, second.model_version)
+
+    coin.retrain(coin.queue.claim(), check)
+    ended = coin.queue.get(run.run_id)
+    assert ended.state == pb.RUN_STATE_REFUSED
+    assert f"of champion {second.model_version}" in ended.reason
+    assert first.model_version != second.model_version
+    coin.queue.close()
 
 
 @pytest.mark.parametrize(
@@ -159,8 +248,8 @@ def test_rows_that_the_champion_was_trained_on_are_left_out_of_the_comparison(pi
     [
         (at(-1), {}, "holdout_rows"),
         (at(3), {}, "train_classes"),
-        (at(40), {"gates": "{min_rows: 1000}"}, "holdout_rows"),
-        (at(40), {"gates": "{min_rows: 100, minimum: 0.99}"}, "minimum"),
+        (at(40), {"min_rows": 1000}, "holdout_rows"),
+        (at(40), {"gates": "[{metric: roc_auc, at_least: 0.99}]"}, "roc_auc at_least"),
     ],
 )
 def test_a_refusal_says_which_gate(pipeline, as_of, changes, gate):
@@ -213,7 +302,7 @@ def test_a_run_that_is_cut_off_around_a_write_ends_once(pipeline, monkeypatch, m
         pipeline.retrain(resumed, lambda: None)
     ended = pipeline.queue.get(run.run_id)
     assert (ended.state, ended.model_version) == (pb.RUN_STATE_PROMOTED, "2")
-    assert gates(ended)["no_regression"].passed
+    assert gates(ended)["roc_auc not_worse_by"].passed
     assert pipeline.registry.champion_version(MODEL) == "2"
     assert {one.version for one in _versions(pipeline)} == {1, 2}
     assert pipeline.queue.claim() is None
@@ -237,7 +326,9 @@ def test_a_run_that_is_cut_off_after_a_registry_write_ends_once(pipeline, monkey
     pipeline.retrain(pipeline.queue.claim(), lambda: None)
     ended = pipeline.queue.get(run.run_id)
     assert (ended.state, ended.model_version) == (pb.RUN_STATE_PROMOTED, "2"), ended.reason
-    assert gates(ended)["no_regression"].limit < 0.3  # against version 1, never against itself
+    assert (
+        gates(ended)["roc_auc not_worse_by"].limit < 0.3
+    )  # against version 1, never against itself
     assert {one.version for one in _versions(pipeline)} == {1, 2}
 
 

@@ -9,8 +9,10 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.inspection import permutation_importance
 
-from steadfeast import frame
-from steadfeast.pipeline.training import scored_rows
+from steadfeast import Fitted, frame
+from steadfeast.measures import MEASURES, Task
+from steadfeast.pipeline.recipes import Target
+from steadfeast.pipeline.training import Model, scored_rows
 
 FEATURES = ("strong", "weak", "idle")
 
@@ -35,9 +37,15 @@ def model():
     return made.fit(frame(table, FEATURES), table["late"].to_numpy())
 
 
-@pytest.mark.parametrize(("metric", "scoring"), [("auc", "roc_auc"), ("log_loss", "neg_log_loss")])
+def fitted(estimator):
+    return Model(Fitted(estimator, FEATURES), Target(Task.BINARY, "late", (0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("metric", "scoring"), [("roc_auc", "roc_auc"), ("log_loss", "neg_log_loss")]
+)
 def test_importance_is_scikit_learns(held_out, model, metric, scoring):
-    found = scored_rows.importance(model, held_out, FEATURES, "late", metric)
+    found = scored_rows.importance(fitted(model), held_out, MEASURES[metric])
     theirs = permutation_importance(
         model,
         frame(held_out, FEATURES),
@@ -50,12 +58,12 @@ def test_importance_is_scikit_learns(held_out, model, metric, scoring):
     assert found["strong"] == pytest.approx(expected["strong"], rel=0.1)
     assert found["weak"] == pytest.approx(expected["weak"], rel=0.4)
     assert 0 <= found["idle"] < 0.1 * found["weak"]
-    assert found == scored_rows.importance(model, held_out, FEATURES, "late", metric)
+    assert found == scored_rows.importance(fitted(model), held_out, MEASURES[metric])
 
 
 def test_one_class_has_no_importance(held_out, model):
     ones = held_out.filter(pa.array(held_out["late"].to_numpy() == 1))
-    assert scored_rows.importance(model, ones, FEATURES, "late", "auc") == {}
+    assert scored_rows.importance(fitted(model), ones, MEASURES["roc_auc"]) == {}
 
 
 def test_the_file_has_the_rows_what_was_said_and_the_importance(held_out, tmp_path):

@@ -1,0 +1,31 @@
+"""One set of measures: how good predictions are, for the monitor and the pipeline alike."""
+
+from steadfeast.measures.catalog import (
+    MEASURES,
+    Measure,
+    MeasureError,
+    measure_named,
+    measures_of,
+)
+from steadfeast.measures.figures import HALF, RELIABILITY_BINS, Floats, Interval, OneClassError
+from steadfeast.measures.resampling import Estimate, blocks_of, compared, measured
+from steadfeast.measures.sample import Sample, Task
+
+__all__ = [
+    "HALF",
+    "MEASURES",
+    "RELIABILITY_BINS",
+    "Estimate",
+    "Floats",
+    "Interval",
+    "Measure",
+    "MeasureError",
+    "OneClassError",
+    "Sample",
+    "Task",
+    "blocks_of",
+    "compared",
+    "measure_named",
+    "measured",
+    "measures_of",
+]
