@@ -371,6 +371,19 @@ class LogUnavailableError(SteadfeastError):
         super().__init__(f"the served log under {folder} cannot be written: {reason}")
 
 
+class LogRefusedError(UserError, ValueError):
+    """What was given to the served log is no such thing; nothing of the call was taken.
+
+    Attributes:
+        service: The feature service.
+        part: Which argument.
+    """
+
+    def __init__(self, service: str, part: str, problem: str) -> None:
+        self.service, self.part = service, part
+        super().__init__(f"served log of {service!r}: {part} {problem}")
+
+
 class InvalidStoreError(UserError):
     """A configured store does not go with ours.
 

@@ -74,6 +74,7 @@ class Store:
             rows_waiting=config.log.rows_waiting,
             flush_seconds=config.log.flush_every.total_seconds(),
             when_full=config.log.when_full,
+            services=self.services,
         )
         self.catalog = Catalog(self.feast, self.repo, self.data)
         self._readers: dict[tuple[str, str], Reader] = {}

@@ -122,9 +122,9 @@ ALERTS = (
         expr=f'sum by (monitor, subject) ({m.AUDIT_MISMATCHES}{{invariant="I11"}}) > 0',
         lasting="0m",
         severity="warning",
-        summary="The served log of {{ $labels.subject }} has lost rows",
-        description="{{ $value }} vectors were served and are not in the log. What is measured on "
-        "it is of the rows that are left.",
+        summary="The served log of {{ $labels.subject }} is not whole",
+        description="{{ $value }} vectors are lost or logged twice, or labels are of requests that "
+        "are not there; the audit says which. What is measured on it is of the rows that are left.",
         dashboard=OPERATIONS,
     ),
     Rule(

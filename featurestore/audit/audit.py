@@ -13,8 +13,10 @@ nothing to compare is void: it has shown nothing, and says so.
   computed on demand takes the first of leaked and stale that holds for a view it reads.
 - I4: what the log says of each version of a model. Kind: mixed (served under two contracts).
 - I9: what the log says of each key, in the order of each writer. Kind: went back.
-- I11: what writers say that they logged against what the files hold. Kind: lost. What a writer
-  dropped, and counted, is not lost; it makes I2 void for that window.
+- I11: what writers say that they logged against what the files hold. Kinds: lost, repeated (a
+  request id that stands for a second vector), unknown request (a label, or another version's
+  prediction, of a request that is not there). What a writer dropped, and counted, is not lost; it
+  makes I2 void for that window.
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Protocol
 
 from steadfeast.featurestore import offline
-from steadfeast.featurestore.audit.log import log_is_complete, never_back, one_contract_each
+from steadfeast.featurestore.audit.log import (
+    log_is_complete,
+    never_back,
+    one_contract_each,
+    request_ids,
+)
 from steadfeast.featurestore.audit.online import compare
 from steadfeast.featurestore.audit.report import AuditReport, Check, Redactor
 from steadfeast.featurestore.audit.served import Replayed, served_against_offline
@@ -108,11 +115,17 @@ def _checks(store: Audited, service: str, window: Window, redactor: Redactor) ->
     chosen = {path: every[path] for path in files if path in every}
     dropped = sum(told.dropped for told in chosen.values())
     yield served_against_offline(store, service, files, window, dropped, redactor)
+    chosen = {path: told for path, told in chosen.items() if told.holds}
     if chosen:
         found = [one_contract_each(store, service, list(chosen), window)]
         found += [never_back(store, service, view, chosen, window, redactor) for view in plan.views]
         yield from (check for check in found if check is not None)
-    yield log_is_complete(service, every, store.served.collected(service))
+    others = (
+        store.served.label_files(service, _MINIMUM, _MAXIMUM),
+        store.served.prediction_files(service, _MINIMUM, _MAXIMUM),
+    )
+    ids = request_ids(store, list(every), *others)
+    yield log_is_complete(service, every, store.served.collected(service), ids)
 
 
 def online_against_offline(store: Audited, view: FeatureView, redactor: Redactor) -> Check:

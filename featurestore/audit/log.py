@@ -6,6 +6,7 @@ they need; where the log says nothing of them, as where no model is named, there
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -28,11 +29,15 @@ _IN_FLIGHT_US = 60_000_000
 
 
 def log_is_complete(
-    service: str, files: Mapping[Path, Lineage], collected: Sequence[Run] = ()
+    service: str,
+    files: Mapping[Path, Lineage],
+    collected: Sequence[Run],
+    ids: RequestIds,
 ) -> Check:
-    """I11: each writer's files, in order, hold all rows that it says it logged.
+    """I11: each writer's files, in order, hold all rows that it says it logged, each once.
 
-    What was collected on purpose counts as there: it was, and was remembered.
+    What was collected on purpose counts as there: it was, and was remembered. Where vectors are
+    not there any more, or never were, an id that nothing is known of is no mismatch.
     """
     writers: dict[str, list[tuple[Lineage, str]]] = {}
     lost = 0
@@ -59,15 +64,62 @@ def log_is_complete(
     notes = [f"{dropped} more were dropped and counted"] if dropped else []
     if collected:
         notes.append(f"{sum(run.rows for run in collected)} more were collected")
+    if ids.unknown and (dropped or collected):
+        notes.append(f"{ids.unknown} labels and predictions are of requests that are not there")
+    unknown = 0 if dropped or collected else ids.unknown
+    kinds = {"lost": lost, "repeated": ids.repeated, "unknown request": unknown}
     rows = sum(told.holds for told in files.values())
     return Check(
         "I11",
         service,
         rows,
-        {"lost": lost} if lost else {},
-        examples[:EXAMPLES],
+        {kind: count for kind, count in kinds.items() if count},
+        [*examples, *ids.examples][:EXAMPLES],
         "; ".join(notes) if files or collected else "nothing was logged",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestIds:
+    """What the request ids of a log refer to.
+
+    Attributes:
+        repeated: Vectors, and predictions of one version, beyond the first of their request id.
+        unknown: Labels and predictions of requests that have no vector.
+        examples: A few of both.
+    """
+
+    repeated: int
+    unknown: int
+    examples: list[dict[str, Any]]
+
+
+def request_ids(
+    store: Replayed, served: Sequence[Path], labels: Sequence[Path], predictions: Sequence[Path]
+) -> RequestIds:
+    """Count request ids that stand for more than one vector, and those that stand for none."""
+    queries = []
+    for files, key in ((served, _ID), (predictions, f"{_ID}, model, model_version")):
+        if files:
+            counted = f"SELECT {_ID}, count(*) - 1 AS n FROM {_scan(files)} GROUP BY {key}"
+            queries.append(("repeated", f"({counted}) WHERE n > 0"))
+    known = _scan(served) if served else f"(SELECT NULL::VARCHAR AS {_ID})"
+    for files in (labels, predictions):
+        if files:
+            scan = f"SELECT {_ID}, 1 AS n FROM {_scan(files)}"
+            queries.append(("unknown", f"({scan}) ANTI JOIN {known} AS known USING ({_ID})"))
+    counts, examples = {"repeated": 0, "unknown": 0}, []
+    with session(store.feast.config) as connection:
+        for kind, query in queries:
+            few = f"SELECT coalesce(sum(n), 0)::BIGINT, min({_ID}, {EXAMPLES}) FROM {query}"
+            count, worst = connection.execute(few).fetchall()[0]
+            counts[kind] += count
+            said = "repeated" if kind == "repeated" else "unknown request"
+            examples += [{"kind": said, "request_id": name} for name in worst or ()]
+    return RequestIds(counts["repeated"], counts["unknown"], examples)
+
+
+_ID = "request_id"
 
 
 def one_contract_each(

@@ -19,34 +19,39 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import chain, groupby
 from threading import Condition, RLock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from steadfeast.featurestore.errors import LogUnavailableError
+from steadfeast.featurestore.errors import LogUnavailableError, NotFoundError
+from steadfeast.featurestore.served_log.entries import (
+    NOTHING,
+    Served,
+    checked_ids,
+    checked_numbers,
+    checked_time,
+    label_table,
+    prediction_table,
+    written_together,
+)
 from steadfeast.featurestore.served_log.files import Listing, Run, collected, write
-from steadfeast.featurestore.serving.features import settled
-from steadfeast.featurestore.tables.columns import TIMESTAMP
-from steadfeast.featurestore.tables.times import micros
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
+
+    import numpy as np
 
     from steadfeast.featurestore.serving.features import OnlineFeatures
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _RETRY_SECONDS = 1.0
-
-LABELS = pa.schema([("request_id", pa.string()), ("label", pa.float64()), ("known_at", TIMESTAMP)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +62,16 @@ class Counters:
         requests: Calls of `append`.
         rows: Vectors given to it.
         written: Vectors that are on disk.
-        dropped: Vectors left out because too many waited. After `flush`, `rows` is `written`
-            plus `dropped`.
+        dropped: Vectors left out because too many waited, or because no table can be made of
+            them. After `flush`, `rows` is `written` plus `dropped`.
+        malformed: Those of the dropped of which no table can be made.
     """
 
     requests: int = 0
     rows: int = 0
     written: int = 0
     dropped: int = 0
+    malformed: int = 0
 
 
 @dataclass(slots=True)
@@ -83,27 +90,17 @@ class _Buffer:
     written: int = 0
     files: int = 0
     dropped: int = 0
+    malformed: int = 0
     told: int = 0
     lost: Any = None
     gap: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    features: OnlineFeatures
-    request_ids: Sequence[str] | pa.Array | pa.ChunkedArray
-    request_time: int
-    model: str
-    model_version: str
-    predictions: Any
+Kind = Literal["served", "labels", "predictions"]
+KINDS: tuple[Kind, ...] = ("served", "labels", "predictions")
+"""Folders of the log: vectors, their outcomes, and what other versions of a model said."""
 
-    @property
-    def num_rows(self) -> int:
-        rows: int = self.features.rows
-        return rows
-
-
-_Key = tuple[Literal["served", "labels"], str]
+_Key = tuple[Kind, str]
 
 
 class ServedLog:
@@ -118,6 +115,7 @@ class ServedLog:
         flush_seconds: How long a row may wait.
         when_full: What happens to a request that finds no room: it waits ("block"), or its
             vectors are left out and counted ("drop"). Labels always wait.
+        services: Returns the names of the services that there are; absent, any name will do.
     """
 
     def __init__(
@@ -128,10 +126,12 @@ class ServedLog:
         rows_waiting: int = 400_000,
         flush_seconds: float = 60.0,
         when_full: Literal["block", "drop"] = "block",
+        services: Callable[[], Iterable[str]] | None = None,
     ) -> None:
         self._root, self._rows_per_file = root, rows_per_file
         self._rows_waiting = max(rows_waiting, rows_per_file)
         self._flush_seconds, self._when_full = flush_seconds, when_full
+        self._services, self._known = services, frozenset[str]()
         self._writer = uuid4().hex
         self._lock, self._writing = RLock(), RLock()
         self._changed = Condition(self._lock)
@@ -156,21 +156,25 @@ class ServedLog:
         Args:
             service: The feature service that was read.
             features: What was served.
-            request_ids: One per row, unique for good: labels refer to them.
-            request_time: The time that the features were read for.
+            request_ids: One per row, unique for good: labels refer to them, and an audit counts
+                those that stand for a second vector.
+            request_time: The time that the features were read for, with its zone.
             model: Name of the model that used them.
             model_version: Its version.
             predictions: One per row, if there are any.
 
         Raises:
+            NotFoundError: There is no such service.
+            LogRefusedError: Ids, predictions or the time are no such thing, or double.
             LogUnavailableError: There is no room, and the disk takes nothing.
         """
+        self._check_service(service)
         rows = features.rows
-        if len(request_ids) != rows or (predictions is not None and len(predictions) != rows):
-            raise ValueError(f"{rows} rows need as many request ids and predictions")
-        item = _Served(
-            features, request_ids, micros(request_time), model, model_version, predictions
-        )
+        request_ids = checked_ids(service, request_ids, rows)
+        if predictions is not None:
+            predictions = checked_numbers(service, "predictions", predictions, rows)
+        at = checked_time(service, "request_time", request_time)
+        item = Served(features, request_ids, at, str(model), str(model_version), predictions)
         self._take(("served", service), item, rows)
 
     def append_labels(
@@ -178,26 +182,56 @@ class ServedLog:
         service: str,
         request_ids: Sequence[str] | pa.Array | pa.ChunkedArray,
         labels: Sequence[float] | np.ndarray[Any, Any] | pa.Array | pa.ChunkedArray,
-        known_at: datetime | pa.Array | pa.ChunkedArray,
+        known_at: datetime | Sequence[datetime] | pa.Array | pa.ChunkedArray,
     ) -> None:
         """Take in labels of earlier requests.
 
         Args:
             service: The feature service that was read.
-            request_ids: The requests, shape (n,).
+            request_ids: The requests, shape (n,); an audit counts those that are not logged.
             labels: Their outcomes, shape (n,).
-            known_at: When they became known: one time, or n of them.
+            known_at: When they became known: one time, or n of them, with their zone.
+
+        Raises:
+            NotFoundError: There is no such service.
+            LogRefusedError: Ids, labels or times are no such thing, or double.
         """
-        rows = len(request_ids)
-        if isinstance(known_at, datetime):
-            known_at = np.full(rows, micros(known_at), np.int64)
-        known_at = _column(known_at, TIMESTAMP)
-        table = pa.table(
-            [_column(request_ids, pa.string()), _column(labels, pa.float64()), known_at],
-            schema=LABELS,
-        )
-        if rows:
-            self._take(("labels", service), table, rows)
+        self._check_service(service)
+        table = label_table(service, request_ids, labels, known_at)
+        if table.num_rows:
+            self._take(("labels", service), table, table.num_rows)
+
+    def append_predictions(
+        self,
+        service: str,
+        request_ids: Sequence[str] | pa.Array | pa.ChunkedArray,
+        predictions: Sequence[float] | np.ndarray[Any, Any] | pa.Array,
+        *,
+        request_time: datetime,
+        model: str,
+        model_version: str,
+    ) -> None:
+        """Take in what another version of a model says to requests whose vectors are logged.
+
+        A request id has one vector, and any number of these: one a version.
+
+        Args:
+            service: The feature service that was read.
+            request_ids: The requests, shape (n,); an audit counts those that are not logged.
+            predictions: Shape (n,).
+            request_time: The time that the features were read for.
+            model: Name of the model.
+            model_version: Its version.
+
+        Raises:
+            NotFoundError: There is no such service.
+            LogRefusedError: Ids, predictions or the time are no such thing, or double.
+        """
+        self._check_service(service)
+        named = (request_time, model, model_version)
+        table = prediction_table(service, request_ids, predictions, *named)
+        if table.num_rows:
+            self._take(("predictions", service), table, table.num_rows)
 
     def flush(self) -> None:
         """Write everything that waits.
@@ -214,7 +248,9 @@ class ServedLog:
         """Return what this log has taken in for `service` since it was opened."""
         with self._lock:
             buffer = self._buffers["served", service]
-            return Counters(buffer.requests, buffer.rows, buffer.written, buffer.dropped)
+            return Counters(
+                buffer.requests, buffer.rows, buffer.written, buffer.dropped, buffer.malformed
+            )
 
     def files(self, service: str, start: datetime, end: datetime) -> list[Path]:
         """Return the served files that may hold rows with request time in [start, end)."""
@@ -245,7 +281,18 @@ class ServedLog:
         newest = self._listing("served", service).newest()
         return None if newest is None else _EPOCH + newest[0] * _MICROSECOND
 
-    def _listing(self, kind: Literal["served", "labels"], service: str) -> Listing:
+    def prediction_files(self, service: str, start: datetime, end: datetime) -> list[Path]:
+        """Return the files of other versions' predictions with request time in [start, end)."""
+        return self._listing("predictions", service).between(start, end)
+
+    def _check_service(self, service: str) -> None:
+        if self._services is None or service in self._known:
+            return
+        self._known = frozenset(self._services())
+        if service not in self._known:
+            raise NotFoundError("feature service", service, self._known)
+
+    def _listing(self, kind: Kind, service: str) -> Listing:
         with self._lock:
             return self._listings.setdefault((kind, service), Listing(self._root / kind / service))
 
@@ -321,8 +368,13 @@ class ServedLog:
             buffer.gap = buffer.lost = None
         if not items and not dropped:
             return False
+        made, bad = written_together(items or [one for one in [lost] if one is not None])
+        if items and bad:
+            left_out = set(map(id, bad))
+            items = [item for item in items if id(item) not in left_out]
+            dropped, gap = self._leave_out(buffer, bad, dropped, gap)
         try:
-            for alike, whole in _tables(items or [lost]) if kind == "served" else _labels(items):
+            for alike, whole in made or [([], NOTHING)]:
                 table = whole if items else whole.slice(0, 0)
                 self._write(kind, service, buffer, table, dropped=dropped, gap=gap)
                 with self._lock:
@@ -341,6 +393,19 @@ class ServedLog:
             raise
         return True
 
+    def _leave_out(
+        self, buffer: _Buffer, bad: list[Served], dropped: int, gap: tuple[int, int] | None
+    ) -> tuple[int, tuple[int, int]]:
+        """Count vectors of which no table can be made as dropped; return drops and their times."""
+        rows = sum(item.num_rows for item in bad)
+        times = [*(gap or ()), *(item.request_time for item in bad)]
+        with self._lock:
+            buffer.dropped += rows
+            buffer.malformed += rows
+            buffer.waiting -= rows
+            self._changed.notify_all()
+        return dropped + rows, (min(times), max(times))
+
     def _write(
         self,
         kind: str,
@@ -352,8 +417,7 @@ class ServedLog:
         gap: tuple[int, int] | None,
     ) -> None:
         folder = self._root / kind / service
-        folder.mkdir(parents=True, exist_ok=True)
-        time = "request_time" if kind == "served" else "known_at"
+        time = "known_at" if kind == "labels" else "request_time"
         times = [*pc.min_max(table.column(time).cast(pa.int64())).as_py().values(), *(gap or ())]
         times = [moment for moment in times if moment is not None]
         told = {
@@ -366,58 +430,3 @@ class ServedLog:
         write(folder / f"{min(times)}-{max(times)}-{uuid4().hex}.parquet", table, told)
         buffer.files += 1
         buffer.written += table.num_rows
-
-
-def _labels(items: list[pa.Table]) -> Iterator[tuple[list[pa.Table], pa.Table]]:
-    if items:
-        yield items, pa.concat_tables(items).combine_chunks()
-
-
-def _tables(items: list[_Served]) -> Iterator[tuple[list[_Served], pa.Table]]:
-    """Make one table of all calls with the same columns; two contracts in a rollout have two."""
-    for members, vectors, event_times in settled([item.features for item in items]):
-        some = [items[i] for i in members]
-        rows = [item.num_rows for item in some]
-        columns: dict[str, Any] = {
-            "request_id": _joined([item.request_ids for item in some], pa.string()),
-            "request_time": pa.array(
-                np.repeat([item.request_time for item in some], rows), TIMESTAMP
-            ),
-        }
-        for name, values in (
-            ("model", [item.model for item in some]),
-            ("model_version", [item.model_version for item in some]),
-            ("contract", [item.features.contract for item in some]),
-        ):
-            columns[name] = pa.array(np.repeat(np.array(values, object), rows), pa.string())
-        columns |= zip(vectors.column_names, vectors.columns, strict=True)
-        columns |= {
-            f"{view}__event_timestamp": _column(times, TIMESTAMP)
-            for view, times in event_times.items()
-        }
-        given = [
-            [None] * item.num_rows if item.predictions is None else item.predictions
-            for item in some
-        ]
-        columns["prediction"] = _joined(given, pa.float64())
-        yield some, pa.table(columns).combine_chunks()
-
-
-def _column(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """Arrow, numpy or a list, as Arrow of one type."""
-    if isinstance(values, (pa.Array, pa.ChunkedArray)):
-        return values if values.type == kind else values.cast(kind)
-    if isinstance(values, np.ndarray) and pa.types.is_timestamp(kind):
-        return pa.array(values).cast(kind)
-    return pa.array(values, kind)
-
-
-def _joined(columns: Iterable[Any], kind: pa.DataType) -> pa.ChunkedArray:
-    """Columns as of `_column`, one after the other; what can be joined before Arrow is."""
-    chunks: list[pa.Array] = []
-    for plain, group in groupby(columns, lambda values: isinstance(values, (list, tuple))):
-        some = list(group)
-        for values in [list(chain.from_iterable(some))] if plain else some:
-            column = _column(values, kind)
-            chunks += column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    return pa.chunked_array(chunks, kind)

@@ -193,7 +193,7 @@ AUDIT_KINDS = {
     "I2": ("missing online", "missing offline", "stale", "leaked", "type", "value"),
     "I4": ("mixed",),
     "I9": ("went back",),
-    "I11": ("lost",),
+    "I11": ("lost", "repeated", "unknown request"),
 }
 """Kinds of mismatch that `featurestore.audit.audit` tells apart, by invariant."""
 

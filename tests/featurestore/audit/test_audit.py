@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from steadfeast import OnlineFeatures, Store
+from steadfeast import OnlineFeatures, ServedLog, Store
 from steadfeast.featurestore.audit import audit as audit_module
 from steadfeast.featurestore.errors import CorruptRowError
 from steadfeast.featurestore.serving import assembly as serving_module
@@ -372,6 +372,41 @@ def newer(shop, hours):
     shop.write([*USERS, user(1, at, spend=1.0, visits=hours, city="Bern")], ITEMS)
     with Store.open(shop.config) as other:
         other.materialize(at)
+
+
+def test_i11_counts_ids_that_stand_for_two_vectors_or_for_none(stocked):
+    """By kind, with the ids; labels and other versions' predictions refer to vectors."""
+    ids = [f"{NOON.isoformat()}-{n}" for n in (1, 2, 3)]
+    named = {"request_time": NOON, "model": "m"}
+    stocked.served.append_labels("purchase", ids, [1.0] * 3, NOON + HOUR)
+    stocked.served.append_predictions("purchase", ids, [0.5] * 3, model_version="1", **named)
+    stocked.served.append_predictions("purchase", ids, [0.5] * 3, model_version="2", **named)
+    assert check(stocked, "I11", "purchase").ok
+    serve(stocked, NOON, users=(1, 2))  # the second time
+    stocked.served.append_predictions("purchase", ids[:1], [0.5], model_version="2", **named)
+    stocked.served.append_labels("purchase", ["nobody", ids[0]], [1.0, 0.0], NOON + 2 * HOUR)
+    stocked.served.append_predictions("purchase", ["none"], [0.5], model_version="2", **named)
+    found = check(stocked, "I11", "purchase")
+    assert found.mismatches == {"repeated": 3, "unknown request": 2}
+    assert {(one["kind"], one["request_id"]) for one in found.examples} == {
+        *(("repeated", name) for name in ids[:2]),
+        ("unknown request", "nobody"),
+        ("unknown request", "none"),
+    }
+
+
+def test_labels_of_vectors_that_were_dropped_are_no_mismatch(stocked, shop):
+    log = ServedLog(shop.data, rows_per_file=1, rows_waiting=1, when_full="drop")
+    got = stocked.online_features("purchase", rows([1, 2]), request_time=NOON)
+    with log._writing:  # the disk is slow
+        for name in ("a", "b"):
+            log.append("purchase", got, request_ids=[f"{name}1", f"{name}2"], request_time=NOON)
+    log.append_labels("purchase", ["a1", "b1"], [1.0, 1.0], NOON + HOUR)
+    log.flush()
+    assert log.counters("purchase").dropped == 2
+    found = check(stocked, "I11", "purchase")
+    assert found.ok
+    assert "1 labels and predictions are of requests that are not there" in found.note
 
 
 def test_rows_that_come_online_while_they_are_compared_are_no_mismatch(stocked, shop, monkeypatch):

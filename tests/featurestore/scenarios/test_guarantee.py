@@ -559,6 +559,41 @@ def policy_drops(patch):
     patch.setattr(ServedLog, "_take", take)
 
 
+def logged_twice(patch):
+    right = ServedLog.append
+
+    def append(self, *arguments, **options):
+        right(self, *arguments, **options)
+        right(self, *arguments, **options)
+
+    patch.setattr(ServedLog, "append", append)
+
+
+def labels_of_nobody(patch):
+    right = ServedLog.append
+
+    def append(self, service, features, *, request_ids, request_time, **options):
+        given = {"request_ids": request_ids, "request_time": request_time}
+        right(self, service, features, **given, **options)
+        labels = [1.0] * len(request_ids)
+        self.append_labels(service, [f"not-{i}" for i in request_ids], labels, request_time)
+
+    patch.setattr(ServedLog, "append", append)
+
+
+def malformed_vectors(patch):
+    """Every second request has event times for one row more than it has."""
+    right, calls = ServedLog.append, iter(range(10**6))
+
+    def append(self, service, features, **options):
+        if next(calls) == 1:
+            times = {view: pa.concat_arrays([t, t[:1]]) for view, t in features.event_times.items()}
+            features = OnlineFeatures(features.table, features.statuses, times, features.contract)
+        right(self, service, features, **options)
+
+    patch.setattr(ServedLog, "append", append)
+
+
 MUTANTS = [
     Mutant("TTL one microsecond longer online", "audit I2: missing offline", ttl_longer_online),
     Mutant("TTL one microsecond shorter offline", "audit I2: missing offline", ttl_shorter_offline),
@@ -598,6 +633,11 @@ MUTANTS = [
     Mutant("a file of the log is gone", "audit I11: lost", file_lost),
     Mutant("the log drops a request uncounted", "audit I11: lost", drops_uncounted),
     Mutant("the log drops requests, and counts them", "audit I2: void", policy_drops),
+    Mutant("each request is logged twice", "audit I11: repeated", logged_twice),
+    Mutant("labels come for requests that were never served", "audit I11: unknown request",
+           labels_of_nobody),
+    Mutant("vectors of which no table can be made go unnoticed", "audit I2: void",
+           malformed_vectors),
     Mutant("the contract leaves out the TTL", "law I3: values changed, the contract did not",
            contract_without_ttl),
     Mutant("the contract leaves out helpers",

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from steadfeast import OnlineFeatures, ServedLog
-from steadfeast.featurestore.errors import LogUnavailableError
+from steadfeast.featurestore.errors import LogRefusedError, LogUnavailableError, NotFoundError
 from steadfeast.featurestore.served_log import log as served_module
 from steadfeast.featurestore.served_log.files import lineage
 
@@ -174,12 +174,124 @@ def test_a_reader_never_sees_part_of_a_file_and_nothing_is_lost(tmp_path):
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_lengths_that_do_not_match_are_refused(tmp_path):
+NAIVE = datetime(2024, 3, 10, 12)  # noqa: DTZ001 - what is refused
+NONSENSE = {
+    "fewer ids than rows": {"request_ids": ["a"]},
+    "an id that is null": {"request_ids": ["a", None]},
+    "an id that is empty": {"request_ids": pa.array(["a", ""])},
+    "an id that is null in Arrow": {"request_ids": pa.array(["a", None])},
+    "ids that are numbers": {"request_ids": pa.array([1, 2])},
+    "an id that is a number": {"request_ids": ["a", 2]},
+    "one id for two rows": {"request_ids": ["a", "a"]},
+    "one id for two rows in Arrow": {"request_ids": pa.chunked_array([["a"], ["a"]])},
+    "one id for two rows in numpy": {"request_ids": np.array(["a", "a"])},
+    "a time without a zone": {"request_time": NAIVE},
+    "a time that is a number": {"request_time": 1710072000},
+    "a time that is a text": {"request_time": "2024-03-10T12:00:00Z"},
+    "fewer predictions than rows": {"predictions": [0.5]},
+    "predictions that are texts": {"predictions": ["0.5", "0.5"]},
+    "predictions that are texts in Arrow": {"predictions": pa.array(["0.5", "0.5"])},
+    "predictions of two columns": {"predictions": np.ones((2, 2))},
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+def test_nonsense_is_refused_and_nothing_of_it_taken(tmp_path, what):
     log = ServedLog(tmp_path)
-    with pytest.raises(ValueError, match="2 rows"):
-        log.append("s", vectors(), request_ids=["a"], request_time=NOON)
-    with pytest.raises(ValueError, match="2 rows"):
-        log.append("s", vectors(), request_ids=["a", "b"], request_time=NOON, predictions=[0.5])
+    usual = {"request_ids": ["a", "b"], "request_time": NOON}
+    with pytest.raises(LogRefusedError, match="served log of 's'"):
+        log.append("s", vectors(), **{**usual, **NONSENSE[what]})
+    log.flush()
+    assert log.counters("s").rows == 0
+    assert log.watermark("s") is None
+
+
+LABELS = {
+    "an id that is null": (["a", None], [1.0, 0.0], NOON),
+    "double ids": (["a", "a"], [1.0, 0.0], NOON),
+    "fewer labels": (["a", "b"], [1.0], NOON),
+    "a label that is null": (["a", "b"], [1.0, None], NOON),
+    "labels that are texts": (["a", "b"], ["1", "0"], NOON),
+    "a time without a zone": (["a", "b"], [1.0, 0.0], NAIVE),
+    "times without a zone": (["a", "b"], [1.0, 0.0], pa.array([NAIVE, NAIVE])),
+    "times of numpy": (["a", "b"], [1.0, 0.0], np.array([NAIVE] * 2, "datetime64[us]")),
+    "times that are numbers": (["a", "b"], [1.0, 0.0], [1, 2]),
+    "times that are numbers in Arrow": (["a", "b"], [1.0, 0.0], pa.array([1, 2])),
+    "a time that is null": (["a", "b"], [1.0, 0.0], pa.array([NOON, None])),
+}
+
+
+@pytest.mark.parametrize("what", LABELS)
+def test_labels_that_are_nonsense_are_refused(tmp_path, what):
+    log = ServedLog(tmp_path)
+    with pytest.raises(LogRefusedError, match="served log of 's'"):
+        log.append_labels("s", *LABELS[what])
+    log.flush()
+    assert log.label_files("s", NOON, NOON + SECOND) == []
+
+
+def test_other_versions_say_what_they_say_beside_the_vector(tmp_path):
+    log = ServedLog(tmp_path)
+    append(log, NOON, model="m", model_version="1")
+    given = {"request_time": NOON, "model": "m"}
+    log.append_predictions("s", ["r0", "r1"], [0.5, 0.25], model_version="2", **given)
+    log.append_predictions("s", ["r0"], np.array([0.75]), model_version="3", **given)
+    with pytest.raises(LogRefusedError, match="must both be named"):
+        log.append_predictions("s", ["r0"], [0.75], model_version="", **given)
+    log.flush()
+    (path,) = log.prediction_files("s", NOON, NOON + SECOND)
+    assert pq.read_table(path, partitioning=None).to_pydict() == {
+        "request_id": ["r0", "r1", "r0"],
+        "request_time": [NOON] * 3,
+        "model": ["m"] * 3,
+        "model_version": ["2", "2", "3"],
+        "prediction": [0.5, 0.25, 0.75],
+    }
+
+
+def test_a_service_that_there_is_not_is_refused_by_name(tmp_path):
+    there = ["s"]
+    log = ServedLog(tmp_path, services=lambda: there)
+    append(log, NOON)
+    usual = {"request_ids": ["a", "b"], "request_time": NOON}
+    with pytest.raises(NotFoundError, match="no feature service 't'"):
+        log.append("t", vectors(), **usual)
+    with pytest.raises(NotFoundError, match="no feature service 't'"):
+        log.append_labels("t", ["a"], [1.0], NOON)
+    there.append("t")
+    log.append("t", vectors(), **usual)
+    log.flush()
+    assert {path.name for path in (tmp_path / "served").iterdir()} == {"s", "t"}
+
+
+def test_vectors_of_which_no_table_can_be_made_are_counted_and_stop_nothing(tmp_path):
+    """The log's own thread outlives them, and the file says what it left out and when."""
+    log = ServedLog(tmp_path, flush_seconds=0.02)
+    bad = vectors()
+    bad.event_times["users"] = pa.array([NOON], pa.timestamp("us", "UTC"))  # one for two rows
+    for n, features in enumerate([bad, vectors(), bad]):
+        ids = [f"{n}-{i}" for i in range(2)]
+        log.append("s", features, request_ids=ids, request_time=NOON + n * SECOND)
+    log.flush()
+    assert awaited(log, 1)
+    append(log, NOON + 9 * SECOND)
+    log.flush()
+    found = log.counters("s")
+    assert (found.rows, found.written, found.dropped, found.malformed) == (8, 4, 4, 4)
+    told = [lineage(path) for path in log.files("s", NOON, NOON + 60 * SECOND)]
+    assert (sum(one.dropped for one in told), sum(one.holds for one in told)) == (4, 4)
+    chosen = log.files("s", NOON + 2 * SECOND, NOON + 3 * SECOND)
+    assert sum(lineage(path).dropped for path in chosen) > 0
+
+
+def test_a_log_of_nothing_but_malformed_vectors_still_counts_them(tmp_path):
+    log = ServedLog(tmp_path)
+    bad = vectors()
+    bad.event_times["users"] = pa.array([NOON], pa.timestamp("us", "UTC"))
+    log.append("s", bad, request_ids=["a", "b"], request_time=NOON)
+    log.flush()
+    (path,) = log.files("s", NOON, NOON + SECOND)
+    assert (lineage(path).dropped, lineage(path).holds) == (2, 0)
 
 
 def test_the_hot_path_pays_microseconds(tmp_path):
