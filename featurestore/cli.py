@@ -245,7 +245,7 @@ def serve(
         from steadfeast.featurestore.server.grpc_server import split
         from steadfeast.featurestore.server.workers import supervise
 
-        command = [sys.executable, "-m", "steadfeast.featurestore.cli", "store", "serve"]
+        command = [sys.executable, "-P", "-m", "steadfeast.featurestore.cli", "store", "serve"]
         command += ["--config", str(config)]
         supervise(command, [split(grpc), split(http)], workers)
         return

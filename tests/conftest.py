@@ -79,6 +79,8 @@ PACKAGES = {
 
 NODE = Path(__file__).parent / "node"
 
+pytest_plugins = ["support.reaper"]
+
 
 def _find(name: str) -> Path:
     """Return where `name` is, or skip (or fail) the test that asks."""

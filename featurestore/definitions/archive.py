@@ -50,7 +50,8 @@ def _python(repo: Path) -> list[Path]:
     """Return the files that Feast would read, and what makes packages of their folders."""
     files = {Path(file) for file in get_repo_files(repo)}
     files = {file for file in files if file.is_relative_to(repo)}
-    packages = {folder / "__init__.py" for file in files for folder in file.parents}
+    folders = {repo / folder for file in files for folder in file.relative_to(repo).parents}
+    packages = {folder / "__init__.py" for folder in folders}
     return sorted(files | {file for file in packages if file.is_file() and file.parent != repo})
 
 

@@ -138,7 +138,7 @@ class Auditor:
 
     def _found(self, asked: Asked) -> AuditState:
         command = [
-            *(sys.executable, "-c", _COMMAND, "store", "audit", asked.service),
+            *(sys.executable, "-P", "-c", _COMMAND, "store", "audit", asked.service),
             *("--config", str(self._config), "--start", asked.since.isoformat(), "--json"),
         ]
         with self._lock:

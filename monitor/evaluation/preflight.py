@@ -189,7 +189,7 @@ def _asked(path: Path) -> dict[str, dict[str, Any]]:
     """Return what is applied, by `services` and `views`; empty when the store cannot say."""
     try:
         done = subprocess.run(  # noqa: S603 - our own code, and a path the user runs us with
-            [sys.executable, "-c", _ASK, str(path)],
+            [sys.executable, "-P", "-c", _ASK, str(path)],
             capture_output=True,
             text=True,
             timeout=ASK_SECONDS,

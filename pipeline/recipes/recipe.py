@@ -20,7 +20,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
@@ -31,10 +31,14 @@ from steadfeast.featurestore.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from steadfeast.featurestore.training.manifest import TrainingSet
     from steadfeast.measures import Task
 
-Recipe = Callable[..., "Fitted"]
-"""From a training set to a fitted estimator; may raise whatever it likes, which ends the run."""
+class Recipe(Protocol):
+    """From a training set to a fitted estimator; whatever it raises ends the run."""
+
+    def __call__(self, training: TrainingSet, /, *more: Any) -> Fitted:
+        """Fit on `training`."""
 
 
 class RecipeError(UserError):
