@@ -46,7 +46,6 @@ monitor:
   state: data/monitor
   http: 127.0.0.1:%d
   grpc: 127.0.0.1:%d
-  interval: 1s
   monitors:
     sales:
       source: {view: sales}
@@ -130,8 +129,10 @@ def test_public_names_import_without_feast_until_they_are_asked_for(bin_folder: 
     subprocess.run([bin_folder / "python", "-P", "-c", program], check=True, timeout=SECONDS)
 
 
-def _ask(address: str, body: dict[str, object] | None = None) -> bytes:
-    """Ask until somebody answers."""
+def _ask(
+    process: subprocess.Popen[bytes], address: str, body: dict[str, object] | None = None
+) -> bytes:
+    """Ask until somebody answers, while the process runs that should."""
     request = urllib.request.Request(address)  # noqa: S310 - our own process
     if body is not None:
         request.data = json.dumps(body).encode()
@@ -142,6 +143,7 @@ def _ask(address: str, body: dict[str, object] | None = None) -> bytes:
             with urllib.request.urlopen(request, timeout=SECONDS) as answer:  # noqa: S310
                 return answer.read()
         except OSError:
+            assert process.poll() is None, "it has ended"
             assert time.monotonic() < until, f"{address} never answered"
             time.sleep(0.1)
 
@@ -179,21 +181,20 @@ def test_a_repo_with_modules_of_our_names_goes_the_whole_way(
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def start(*arguments: str) -> None:
-        with (repo / f"{arguments[0]}.log").open("wb") as log:
-            command = [bin_folder / "steadfeast", *arguments]
-            started.append(
-                subprocess.Popen(command, cwd=repo, env=environment, stdout=log, stderr=log)
-            )
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        command = [bin_folder / "steadfeast", *arguments]
+        process = subprocess.Popen(command, cwd=repo, env=environment)
+        started.append(process)
+        return process
 
     steadfeast("store", "apply")
     steadfeast("store", "materialize", "2024-04-09")
     steadfeast("pipeline", "train", shop_world.MODEL, "--as-of", "2024-04-09")
     edge = f"127.0.0.1:{feature_port}"
-    start("store", "serve", "--grpc", "127.0.0.1:0", "--http", edge, "--workers", "2")
+    serving = start("store", "serve", "--grpc", "127.0.0.1:0", "--http", edge, "--workers", "2")
     body = {"feature_service": "sale", "entities": {"shop": ["s1", "s2"]}}
-    answer = json.loads(_ask(f"http://{edge}/get-online-features", body))
+    answer = json.loads(_ask(serving, f"http://{edge}/get-online-features", body))
     assert answer["metadata"]["feature_names"] == ["shop", "x", "visits", "mood"]
-    start("monitor", "run")
-    page = _ask(f"http://127.0.0.1:{monitor_port}/metrics").decode()
+    watching = start("monitor", "run")
+    page = _ask(watching, f"http://127.0.0.1:{monitor_port}/metrics").decode()
     assert "steadfeast_build_info" in page

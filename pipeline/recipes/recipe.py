@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,10 +28,12 @@ from threadpoolctl import threadpool_limits
 from steadfeast.featurestore.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from steadfeast.featurestore.training.manifest import TrainingSet
     from steadfeast.measures import Task
+
 
 class Recipe(Protocol):
     """From a training set to a fitted estimator; whatever it raises ends the run."""
