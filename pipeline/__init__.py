@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steadfeast.pipeline.gates import Gate
     from steadfeast.pipeline.recipes import Fitted, Recipe, frame
+    from steadfeast.pipeline.registry import OnnxModel
 
-__all__ = ["Fitted", "Gate", "Recipe", "frame"]
+__all__ = ["Fitted", "Gate", "OnnxModel", "Recipe", "frame"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
     if name in __all__:
-        part = "gates" if name == "Gate" else "recipes"
+        part = {"Gate": "gates", "OnnxModel": "registry"}.get(name, "recipes")
         return getattr(import_module(f"steadfeast.pipeline.{part}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -217,7 +217,9 @@ def _classes(column: pa.ChunkedArray, label: str, task: Task, positive: Any) -> 
     classes = sorted(found)
     if positive is not None:
         if classes and positive not in classes:
-            raise LabelsError(label, f"positive is {positive!r}; the values are {shown(classes)}")
+            quoted = "; write texts in quotes" if isinstance(classes[0], str) else ""
+            problem = f"positive is {positive!r}; the values are {shown(classes)}{quoted}"
+            raise LabelsError(label, problem)
         classes.sort(key=lambda value: value == positive)
     return tuple(classes)
 

@@ -1,12 +1,12 @@
 """Models and their versions, kept by MLflow.
 
-Above `validate`. A version is an MLflow run plus a skops file; its tags say what it was trained
+Above `formats`. A version is an MLflow run plus model files; its tags say what it was trained
 on, and two aliases say what it is for: `challenger` is the last one registered, `champion` the
 one that serves. The default backend is a SQLite file with artifacts in a folder; nothing here
 uses MLflow's process-wide state, so several registries can be open at once.
 
-skops builds only types that it knows or that are listed. The list is ours, never the one that
-MLflow stores beside the file, which whoever can write the file can write too.
+What may be in a file is declared here by its format, never by what MLflow stores beside the file,
+which whoever can write the file can write too.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from steadfeast.featurestore.errors import NotFoundError, SteadfeastError, UserError
+from steadfeast.featurestore.errors import NotFoundError, UserError
 from steadfeast.measures import Task
 from steadfeast.pipeline.recipes import Target, scores
+from steadfeast.pipeline.registry import formats
+from steadfeast.pipeline.registry.formats import UntrustedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,17 +40,9 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
-TRUSTED_TYPES = (
-    "numpy.dtype",
-    "sklearn.calibration._CalibratedClassifier",
-    "sklearn.calibration._SigmoidCalibration",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.tree._tree.Tree",
-)
-"""What scikit-learn's own estimators hold beyond what skops knows; more per model by `trusted`."""
-
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "scikit-learn", "skops", "mlflow")
 _PREFIX = "steadfeast."
+_FILES = f"{_PREFIX}files"
 _HISTORY = f"{_PREFIX}champions"
 _HISTORY_LENGTH = 100
 
@@ -63,18 +57,6 @@ class RegistryError(UserError):
     def __init__(self, tracking_uri: str, problem: str) -> None:
         self.tracking_uri = tracking_uri
         super().__init__(f"model registry {tracking_uri}: {problem}")
-
-
-class UntrustedModelError(SteadfeastError):
-    """A model file that must not be loaded.
-
-    Attributes:
-        what: Which model or version.
-    """
-
-    def __init__(self, what: str, problem: str) -> None:
-        self.what = what
-        super().__init__(f"{what}: {problem}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +239,14 @@ class Registry:
         folder = mlflow.artifacts.download_artifacts(
             artifact_uri=found.source, tracking_uri=self._uri
         )
-        content = Path(folder, "model.skops").read_bytes()
-        if hashlib.sha256(content).hexdigest() != found.tags.get(f"{_PREFIX}model_sha256"):
-            raise UntrustedModelError(what, "the file is not the one that was registered")
-        return LoadedModel(
-            model, str(version), self._build(model, content, what), Facts.from_tags(found.tags)
-        )
+        # What is read is what the version's own record lists, and nothing that lies beside it.
+        files = {}
+        for name, digest in json.loads(found.tags.get(_FILES, "{}")).items():
+            files[name] = Path(folder, Path(name).name).read_bytes()
+            if hashlib.sha256(files[name]).hexdigest() != digest:
+                raise UntrustedModelError(what, f"{name} is not the file that was registered")
+        estimator = formats.read(files, self._trusted.get(model, ()), what)
+        return LoadedModel(model, str(version), estimator, Facts.from_tags(found.tags))
 
     def facts(self, model: str, version: str) -> Facts:
         """Return what is known of a version.
@@ -341,33 +325,20 @@ class Registry:
             self._client.delete_registered_model_alias(model, CHALLENGER)
 
     def _add(self, model: str, estimator: Any, facts: Facts, metrics: Mapping[str, float]) -> str:
-        import skops.io  # noqa: PLC0415 - see _build
-
-        with warnings.catch_warnings():
-            # What MLflow says about its own type hints, once, when this is first imported.
-            warnings.filterwarnings("ignore", message=".*Any type hint is inferred")
-            import mlflow.pyfunc  # noqa: PLC0415 - see __init__
-            import mlflow.sklearn  # noqa: PLC0415
-        content = skops.io.dumps(estimator)
-        self._build(model, content, f"the challenger of model {model}")
-        libraries = {name: library_version(name) for name in _LIBRARIES}
+        files = formats.write(estimator)
+        formats.read(files, self._trusted.get(model, ()), f"the challenger of model {model}")
+        names = (*_LIBRARIES, *formats.libraries_of(files))
+        libraries = {name: library_version(name) for name in names}
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "model")
-            mlflow.sklearn.save_model(
-                estimator,
-                path,
-                serialization_format="skops",
-                skops_trusted_types=self._allowed(model),
-                pip_requirements=[f"{name}=={number}" for name, number in libraries.items()],
-            )
-            digest = hashlib.sha256((path / "model.skops").read_bytes()).hexdigest()
+            for name, content in files.items():
+                Path(folder, name).write_bytes(content)
             tags = facts.tags() | {
-                f"{_PREFIX}model_sha256": digest,
+                _FILES: json.dumps({n: hashlib.sha256(c).hexdigest() for n, c in files.items()}),
                 f"{_PREFIX}python": platform.python_version(),
                 f"{_PREFIX}libraries": json.dumps(libraries),
             }
             run = self._run(model, facts, tags)
-            self._client.log_artifacts(run.info.run_id, str(path), "model")
+            self._client.log_artifacts(run.info.run_id, folder, "model")
         for name, value in metrics.items():
             self._client.log_metric(run.info.run_id, name, value)
         self._client.set_terminated(run.info.run_id)
@@ -397,21 +368,6 @@ class Registry:
         for name, value in tags.items():
             self._client.set_tag(found[0].info.run_id, name, value)
         return found[0]
-
-    def _allowed(self, model: str) -> list[str]:
-        return [*TRUSTED_TYPES, *self._trusted.get(model, ())]
-
-    def _build(self, model: str, content: bytes, what: str) -> Any:
-        import skops.io  # noqa: PLC0415 - half a second that listing runs need not wait
-
-        unknown = sorted(
-            set(skops.io.get_untrusted_types(data=content)) - set(self._allowed(model))
-        )
-        if unknown:
-            raise UntrustedModelError(
-                what, f"holds types not listed in trusted_types: {', '.join(unknown)}"
-            )
-        return skops.io.loads(content, trusted=self._allowed(model))
 
     def _registered(self, model: str) -> bool:
         return bool(self._client.search_registered_models(f"name = '{model}'"))

@@ -304,7 +304,8 @@ class Retrain:
             {TIME: parts.table[TIME], config.label: judged.model.target.truth(parts.table)}
         )
         is_new = times_of(parts.table) >= np.datetime64(parts.start.replace(tzinfo=None))
-        scored_rows.write(path, labels, judged.predictions, is_new, important)
+        classes = judged.model.target.classes
+        scored_rows.write(path, labels, judged.predictions, classes, is_new, important)
         return path
 
     def _refuse(self, run: pb.Run, gates: Iterable[Gate | pb.Gate]) -> None:

@@ -1,6 +1,6 @@
 """What a model said about its training set, kept for whoever watches it.
 
-Above `validate`. One Parquet file a run: of each row of the training set its time, its label, a
+Above `challenge`. One Parquet file a run: of each row of the training set its time, its label, a
 column `prediction`, and a column `held_out` that is true if the model was not trained on the row;
 in the file's metadata stands how much the model leans on each feature. The monitor reads it by the
 run's `scored_uri`. All rows together are what predictions look like week by week when nothing has
@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from steadfeast.measures import OneClassError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+    from typing import Any
 
     from steadfeast.measures import Measure
     from steadfeast.pipeline.training.challenge import Model
@@ -70,10 +71,21 @@ def importance(model: Model, table: pa.Table, measure: Measure) -> dict[str, flo
     return important
 
 
+def columns_of(predictions: np.ndarray, classes: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Return predictions as columns: a value, or the class by its place and a score per class."""
+    if predictions.ndim == 1:
+        return {PREDICTION: predictions}
+    columns = {PREDICTION: predictions.argmax(axis=1).astype(np.float64)}
+    for place, value in enumerate(classes):
+        columns[f"{PREDICTION}_{value}"] = predictions[:, place]
+    return columns
+
+
 def write(
     path: Path,
     table: pa.Table,
     predictions: np.ndarray,
+    classes: Sequence[Any],
     held_out: np.ndarray,
     important: Mapping[str, float],
 ) -> None:
@@ -82,11 +94,14 @@ def write(
     Args:
         path: The file.
         table: Time and label of the training set's rows, and nothing else of them.
-        predictions: Of each row, shape (rows,).
+        predictions: Of each row, as `steadfeast.measures` reads them.
+        classes: What they mean; see `Target.classes`.
         held_out: Whether the model was not trained on the row, shape (rows,).
         important: Of `importance`.
     """
-    kept = table.append_column(PREDICTION, pa.array(predictions, pa.float64()))
+    kept = table
+    for name, values in columns_of(predictions, classes).items():
+        kept = kept.append_column(name, pa.array(values, pa.float64()))
     kept = kept.append_column(HELD_OUT, pa.array(held_out, pa.bool_()))
     kept = kept.replace_schema_metadata({IMPORTANCE: json.dumps(dict(important)).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)

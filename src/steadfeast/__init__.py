@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         TrainingSet,
     )
     from steadfeast.measures import Measure
-    from steadfeast.pipeline import Fitted, Gate, Recipe, frame
+    from steadfeast.pipeline import Fitted, Gate, OnnxModel, Recipe, frame
 
     __version__: str
 
@@ -47,6 +47,7 @@ __all__ = [
     "Manifest",
     "Measure",
     "OnlineFeatures",
+    "OnnxModel",
     "Recipe",
     "RedisOnlineStore",
     "RedisOnlineStoreConfig",
@@ -60,7 +61,7 @@ __all__ = [
 ]
 
 _PARTS = {
-    **dict.fromkeys(("Fitted", "Gate", "Recipe", "frame"), "pipeline"),
+    **dict.fromkeys(("Fitted", "Gate", "OnnxModel", "Recipe", "frame"), "pipeline"),
     "Measure": "measures",
 }
 

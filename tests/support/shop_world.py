@@ -86,6 +86,42 @@ def fit(training):
     return Fitted(model, training.features, {"train_rows": training.table.num_rows})
 
 
+def classes(training):
+    """Any classifier of any label."""
+    label = training.table[training.label].to_numpy(zero_copy_only=False)
+    model = HistGradientBoostingClassifier(max_iter=10, random_state=0)
+    return Fitted(model.fit(frame(training.table, ("x", "visits")), label), ("x", "visits"))
+
+
+def boosted(training):
+    """XGBoost, which wants the classes as numbers."""
+    from xgboost import XGBClassifier
+
+    names = sorted(set(training.table["size"].to_pylist()))
+    codes = [names.index(value) for value in training.table["size"].to_pylist()]
+    model = XGBClassifier(n_estimators=10).fit(frame(training.table, ("x", "visits")), codes)
+    return Fitted(model, ("x", "visits"), classes=names)
+
+
+def numbers(training):
+    from lightgbm import LGBMRegressor
+
+    model = LGBMRegressor(n_estimators=30, verbose=-1)
+    model.fit(frame(training.table, ("x", "visits")), training.table["amount"].to_numpy())
+    return Fitted(model, ("x", "visits"))
+
+
+def order(training):
+    """Which shop sells most, day by day."""
+    from xgboost import XGBRanker
+
+    table = training.table.sort_by("shop")
+    codes = np.unique(table["shop"].to_numpy(zero_copy_only=False), return_inverse=True)[1]
+    model = XGBRanker(n_estimators=10)
+    model.fit(frame(table, ("x",)), table["sold"].to_numpy(), qid=codes)
+    return Fitted(model, ("x",))
+
+
 def searched(training, settings=None):
     """Settings that are found the first time, and only then."""
     rate = settings["rate"] if settings else 0.125
@@ -151,9 +187,20 @@ def make(folder: Path) -> Path:
             "sold": sold.astype(int),
             "known_at": times(hour + 6),
         }
+        | other_labels(sold, signal)
     )
     pq.write_table(examples, folder / "data/examples.parquet")
     return configure(folder)
+
+
+def other_labels(sold: np.ndarray, signal: np.ndarray) -> dict[str, object]:
+    """Labels of other types, for models of other tasks: they follow the same signal."""
+    return {
+        "answer": np.where(sold, "yes", "no"),
+        "flag": sold.astype(bool),
+        "size": np.array(["small", "medium", "large"])[np.digitize(signal, [-1, 1])],
+        "amount": np.round(100 + 10 * signal, 2),
+    }
 
 
 def configure(folder: Path, name: str = "steadfeast.yaml", **changes: object) -> Path:

@@ -71,7 +71,7 @@ def test_the_file_has_the_rows_what_was_said_and_the_importance(held_out, tmp_pa
     said = np.linspace(0, 1, held_out.num_rows)
     unseen = said > 0.8
     for _ in range(2):
-        scored_rows.write(path, held_out.select(["late"]), said, unseen, {"strong": 0.2})
+        scored_rows.write(path, held_out.select(["late"]), said, (0, 1), unseen, {"strong": 0.2})
     table = pq.read_table(path)
     assert table.column_names == ["late", "prediction", "held_out"]
     assert table["late"].equals(held_out["late"])
