@@ -61,6 +61,7 @@ class SourceConfig(Section):
         table: Its table or view, as `orders` or `sales.orders`.
         timestamp: Column of the event time, of files and databases.
         keys: Columns that name entities: rows of one are not independent.
+        pii: Columns of files and databases whose values are somebody's, so that none is shown.
     """
 
     view: str = ""
@@ -69,6 +70,7 @@ class SourceConfig(Section):
     table: str = ""
     timestamp: str = ""
     keys: tuple[str, ...] = ()
+    pii: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -78,6 +80,6 @@ class SourceConfig(Section):
             raise ValueError("database and table go together")
         if bool(self.view) == bool(self.timestamp):
             raise ValueError("timestamp goes with files and database; a view knows its own")
-        if self.view and self.keys:
-            raise ValueError("keys go with files and database; a view knows its own")
+        if self.view and (self.keys or self.pii):
+            raise ValueError("keys and pii go with files and database; a view knows its own")
         return self

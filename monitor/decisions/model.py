@@ -6,11 +6,14 @@ follows from their own fields. Every time is event time: the end of a window.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from steadfeast.featurestore.errors import UserError
+from steadfeast.monitor.drift.data_quality import INFORMATIVE
+from steadfeast.monitor.drift.detector import Level
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from steadfeast.monitor.drift.segments import Segment
     from steadfeast.monitor.performance.realized import Performance
     from steadfeast.monitor.profiles.profile import Window
+    from steadfeast.monitor.sources.quarantine import Quarantined
 
 
 class Kind(StrEnum):
@@ -119,6 +123,7 @@ class Evaluation:
         expected: Metrics that the live model had on its hold-out, by name.
         estimated: Metrics that the live model is thought to have in the window, by name.
         segments: The window in parts.
+        quarantined: What could not be read of the window's last bucket.
     """
 
     monitor: str
@@ -134,7 +139,21 @@ class Evaluation:
     segments: tuple[Segment, ...] = ()
     contract: str = ""
     model_version: str = ""
+    quarantined: tuple[Quarantined, ...] = ()
     history: ModelHistory = ModelHistory()
+
+    @property
+    def judged(self) -> int:
+        """How many features could be judged, drifted or not."""
+        return sum(one.level in {Level.OK, Level.DRIFT} for one in self.verdicts)
+
+    @property
+    def withheld(self) -> str:
+        """Why no feature could be judged; empty where one was."""
+        if self.judged:
+            return ""
+        reasons = Counter(one.reason for one in self.verdicts)
+        return reasons.most_common(1)[0][0] if reasons else "no column can be compared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +256,11 @@ class PolicyState:
         A window that holds a broken bucket is judged on broken rows, so the block outlasts the
         incident until the bucket has left the window.
         """
-        inside = [open_.incident for open_ in self.incidents if open_.last_seen > since]
+        inside = [
+            open_.incident
+            for open_ in self.incidents
+            if open_.last_seen > since and open_.incident.kind not in INFORMATIVE
+        ]
         return "; ".join(incident.summary for incident in inside[:3])
 
 

@@ -21,6 +21,7 @@ from steadfeast.featurestore.errors import ManifestError, NotFoundError, Steadfe
 from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
 from steadfeast.monitor.drift.calibration import Series, calibrate, calibrate_latest
 from steadfeast.monitor.drift.clustering import clusterings
+from steadfeast.monitor.drift.data_facts import DataFacts
 from steadfeast.monitor.drift.distances import statistic
 from steadfeast.monitor.drift.multivariate.domain_classifier import Usual
 from steadfeast.monitor.drift.shares import extended
@@ -106,6 +107,7 @@ class Reference:
         estimator: Estimates performance without labels; None when there is nothing to fit on.
         segments: Per column that is split by, the profile of each of its values' rows.
         joint: Per look at all features together, what is usual; empty without them.
+        facts: Volumes and repeats; of a stretch of a source.
     """
 
     uri: str
@@ -126,6 +128,7 @@ class Reference:
     estimator: Estimator | None = None
     segments: Mapping[str, Mapping[str, Profile]] = field(default_factory=dict)
     joint: Mapping[str, Usual] = field(default_factory=dict)
+    facts: DataFacts = field(default_factory=DataFacts)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -181,6 +184,7 @@ class Reference:
                 for column, parts in self.segments.items()
             },
             "joint": {name: asdict(one) for name, one in self.joint.items()},
+            "facts": self.facts.to_json(),
         }
         return json.dumps(plain, allow_nan=False)
 
@@ -227,6 +231,7 @@ class Reference:
                     for column, parts in data.get("segments", {}).items()
                 },
                 "joint": {name: Usual(**one) for name, one in data.get("joint", {}).items()},
+                "facts": DataFacts.from_json(data["facts"]) if "facts" in data else DataFacts(),
             }
         )
 

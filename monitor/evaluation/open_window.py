@@ -16,10 +16,11 @@ from steadfeast.monitor.drift.data_quality import figures, freshness
 from steadfeast.monitor.drift.detector import detect
 from steadfeast.monitor.drift.multivariate.detector import SOURCE
 from steadfeast.monitor.drift.thresholds import latest_length
-from steadfeast.monitor.evaluation.window import Measurer, judged, lost, rows_of
+from steadfeast.monitor.evaluation.window import Measurer, judged, lost, rows_of, types_of
 from steadfeast.monitor.profiles.distribution import distributions
 from steadfeast.monitor.profiles.profile import Profile, Window, profile, total
-from steadfeast.monitor.sources.snapshot import OPEN, bucket_path, freeze, load, open_path
+from steadfeast.monitor.sources.snapshot import OPEN, bucket_path, load, open_path
+from steadfeast.monitor.sources.source import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -145,8 +146,8 @@ class OpenMeasurer(Measurer):
         known = self._open.get((monitor, bucket.start))
         if known is None or known.stamp != stamp:
             path = open_path(bucket_path(self._state, monitor, bucket))
-            with source.reading(self._con, bucket.start, bucket.end) as rows:
-                snapshot = freeze(self._con, rows, bucket, path, again=True)
+            types = types_of(reference)
+            snapshot = frozen(self._con, source, bucket, path, types=types, again=True)
             counted = profile(rows_of(snapshot, reference), reference.edges)
             known = SoFar(stamp, snapshot, counted)
             self._open[monitor, bucket.start] = known

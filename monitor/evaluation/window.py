@@ -18,24 +18,19 @@ import duckdb
 
 from steadfeast.monitor.decisions.model import Evaluation
 from steadfeast.monitor.drift import segments
-from steadfeast.monitor.drift.data_quality import figures, freshness, incidents, repeats
+from steadfeast.monitor.drift.data_quality import figures, freshness, incidents, spared
 from steadfeast.monitor.drift.detector import Level, detect
 from steadfeast.monitor.drift.multivariate.detector import Relations
 from steadfeast.monitor.drift.reference import PREDICTION
 from steadfeast.monitor.drift.thresholds import latest_length
+from steadfeast.monitor.evaluation.surroundings import Surroundings
 from steadfeast.monitor.performance.realized import judge, predictions
+from steadfeast.monitor.profiles.binning import Kind as ColumnKind
 from steadfeast.monitor.profiles.profile import Profile, Window, profile, total
 from steadfeast.monitor.profiles.rolling import Sums
 from steadfeast.monitor.references.training_set import own
-from steadfeast.monitor.sources.snapshot import (
-    EPOCH,
-    Bucket,
-    Snapshot,
-    bucket_path,
-    freeze,
-    load,
-    swept,
-)
+from steadfeast.monitor.sources.snapshot import EPOCH, Bucket, Snapshot, bucket_path, load, swept
+from steadfeast.monitor.sources.source import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -116,6 +111,7 @@ class Measurer:
         self._con, self._measured = _connection(), 0
         self._sums: dict[str, _Sums] = {}
         self._relations = Relations(kept)
+        self._surroundings = Surroundings(kept)
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -135,8 +131,7 @@ class Measurer:
         source, path = self._source_of(monitor, config), bucket_path(self._state, monitor, bucket)
         if path.exists():  # a crash came before it was committed
             frozen_at = min(frozen_at, datetime.fromtimestamp(path.stat().st_mtime, UTC))
-        with source.reading(self._con, bucket.start, bucket.end) as rows:
-            snapshot = freeze(self._con, rows, bucket, path)
+        snapshot = frozen(self._con, source, bucket, path, types=types_of(reference))
         current = profile(rows_of(snapshot, reference), reference.edges)
         before = self._kept(monitor, start, bucket.start)
         whole, latest = self._window(monitor, config, before, current, bucket, key, reference)
@@ -149,8 +144,7 @@ class Measurer:
             ages,
             config,
             Window(bucket.start, bucket.end, snapshot.rows),
-            repeated=repeats(self._con, snapshot),
-            earlier=[kept.rows for kept in before],
+            self._surroundings.facts(self._con, config, source, snapshot, reference, before),
         )
         live, estimated, split = self._model(
             monitor, config, window, [*before, snapshot], reference, key, whole
@@ -161,6 +155,7 @@ class Measurer:
             first,
             lost(before, key),
         )
+        verdicts = spared(verdicts, broken, reference.edges)
         together = self._relations.judge(self._con, monitor, config, snapshot, reference, key)
         evaluation = Evaluation(
             monitor=monitor,
@@ -176,6 +171,7 @@ class Measurer:
             segments=split,
             contract=reference.contract,
             model_version=reference.model_version,
+            quarantined=snapshot.quarantined,
         )
         late = tuple(self._late(source, before))
         return Measured(evaluation, snapshot, current, whole, frozen_at, late)
@@ -352,7 +348,8 @@ class Measurer:
 
     def _many(self, source: Source, bucket: Bucket) -> int:
         """Count the rows that a source now has of a bucket."""
-        with source.reading(self._con, bucket.start, bucket.end) as rows:
+        with source.reading(self._con, bucket.start, bucket.end) as reading:
+            rows = reading.rows
             if rows is None:
                 return 0
             ((many,),) = self._con.execute(
@@ -370,6 +367,22 @@ def _connection() -> duckdb.DuckDBPyConnection:
     con.execute("SET enable_external_file_cache = false")  # it never forgets a file's name
     con.execute("SET enable_progress_bar = false")  # it draws into the log
     return con
+
+
+def types_of(reference: Reference) -> dict[str, str]:
+    """Return the DuckDB type to read each column of text files as, after the reference's own."""
+    wanted = {
+        ColumnKind.NUMERIC: "DOUBLE",
+        ColumnKind.BOOLEAN: "BOOLEAN",
+        ColumnKind.TIMESTAMP: "TIMESTAMP WITH TIME ZONE",
+        ColumnKind.CATEGORICAL: "VARCHAR",
+        ColumnKind.TEXT: "VARCHAR",
+    }
+    return {
+        name: wanted[one.kind]
+        for name, one in reference.edges.columns.items()
+        if one.kind in wanted and not one.source
+    }
 
 
 def rows_of(snapshot: Snapshot, reference: Reference) -> Iterator[pa.RecordBatch]:
@@ -422,6 +435,5 @@ def judged(
         reason = f"{dropped} rows of the window were dropped before the reference moved"
     else:
         return tuple(verdicts)
-    return tuple(
-        replace(verdict, level=Level.INSUFFICIENT_DATA, reason=reason) for verdict in verdicts
-    )
+    level = Level.INSUFFICIENT_DATA
+    return tuple(replace(one, level=level, value=None, reason=reason) for one in verdicts)

@@ -17,12 +17,23 @@ from steadfeast.monitor.drift import data_quality, detector, segments
 from steadfeast.monitor.ledger import state
 from steadfeast.monitor.performance import realized
 from steadfeast.monitor.profiles import distribution, profile
+from steadfeast.monitor.sources import quarantine
 
 _T = TypeVar("_T")
 
 # What the annotations refer to: most modules import these names for typing only.
 _NAMES: dict[str, Any] = {"Mapping": Mapping, "datetime": datetime}
-for _module in (profile, distribution, detector, data_quality, realized, segments, state, model):
+for _module in (
+    quarantine,
+    profile,
+    distribution,
+    detector,
+    data_quality,
+    realized,
+    segments,
+    state,
+    model,
+):
     _NAMES |= {name: kept for name, kept in vars(_module).items() if isinstance(kept, type)}
 
 

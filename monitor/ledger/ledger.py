@@ -205,6 +205,9 @@ class Ledger(Deliveries):
             {} if performance is None else dict(performance.metrics),
             dict(evaluation.estimated),
             None if performance is None else performance.window.end,
+            evaluation.judged,
+            evaluation.withheld,
+            evaluation.quarantined,
         )
         self._rows(
             "INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from steadfeast.monitor.performance.realized import Performance
     from steadfeast.monitor.profiles.distribution import Distribution
     from steadfeast.monitor.profiles.profile import Window
+    from steadfeast.monitor.sources.quarantine import Quarantined
     from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
 
 
@@ -55,6 +56,9 @@ class PastWindow:
         estimated: What the metrics were thought to be before the labels were in.
         measured_until: End of the window that `performance` is of; earlier than this window's
             where labels take their time.
+        judged: Features that could be judged, drifted or not.
+        withheld: Why nothing could be, if nothing could; empty otherwise.
+        quarantined: What could not be read of the window's last bucket.
     """
 
     window: Window
@@ -62,6 +66,9 @@ class PastWindow:
     performance: Mapping[str, float]
     estimated: Mapping[str, float] = field(default_factory=dict)
     measured_until: datetime | None = None
+    judged: int = 0
+    withheld: str = ""
+    quarantined: tuple[Quarantined, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,11 @@ class Edges:
         )
 
     @property
+    def identifiers(self) -> tuple[str, ...]:
+        """The columns of which each value named one row of the reference."""
+        return ()
+
+    @property
     def sources(self) -> frozenset[str]:
         """The columns that must be read."""
         return frozenset(one.source or name for name, one in self.columns.items())

@@ -116,6 +116,11 @@ class ColumnProfile:
         return self.usable - self.infinities
 
     @property
+    def without_value(self) -> int:
+        """Rows without a value that can be compared: null, NaN or infinite."""
+        return self.nulls + self.nans + self.infinities
+
+    @property
     def null_share(self) -> float | None:
         """Share of nulls, 0 to 1; None without rows."""
         return self.nulls / self.rows if self.rows else None
@@ -291,11 +296,11 @@ def _count(column: pa.Array, edges: ColumnEdges, counter: Counter) -> ColumnProf
     blank = replace(ColumnProfile.empty(edges), rows=len(column), nulls=_nulls(column))
     if pa.types.is_null(column.type):
         return replace(blank, nulls=len(column))
+    if edges.kind is Kind.OPAQUE:
+        return blank
     reads_as = {Kind.TEXT: Kind.CATEGORICAL}.get(edges.kind, edges.kind)
     if found is not reads_as:
         return replace(blank, mistyped=len(column) - blank.nulls)
-    if edges.kind is Kind.OPAQUE:
-        return blank
     if edges.kind not in ORDERED:
         return replace(blank, counts=_category_counts(column, edges))
     values = values_of(column, edges.kind).astype(np.float64, copy=False)

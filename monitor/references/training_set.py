@@ -27,9 +27,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from steadfeast import featurestore
-from steadfeast.featurestore.errors import NotFoundError, UserError
+from steadfeast.featurestore.errors import NotFoundError, SourceError, UserError
 from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
 from steadfeast.featurestore.tables.sql import literal
+from steadfeast.monitor.drift.data_facts import (
+    data_facts,
+    quarantined_share,
+    unique_columns,
+)
 from steadfeast.monitor.drift.distances import statistic
 from steadfeast.monitor.drift.multivariate.detector import looks, related
 from steadfeast.monitor.drift.reference import (
@@ -56,6 +61,7 @@ if TYPE_CHECKING:
     from steadfeast.monitor.config.schema import MonitorConfig
     from steadfeast.monitor.drift.reference import Reference
     from steadfeast.monitor.profiles.profile import ColumnProfile
+    from steadfeast.monitor.sources.quarantine import Quarantined
     from steadfeast.monitor.sources.source import Source
 
 HELD_OUT = "held_out"
@@ -215,15 +221,7 @@ def reference_from_stretch(
         raise ValueError("the monitor names no stretch")
     with TemporaryDirectory(prefix="steadfeast-reference-") as folder:
         data = Path(folder) / "data.parquet"
-        with source.reading(con, stretch.start, stretch.end) as rows:
-            if rows is None:
-                raise NoRowsError(source, config)
-            con.execute(
-                f"COPY (SELECT * RENAME ({AT} AS {EVENT_TIMESTAMP}) FROM ({rows.query}) "
-                f"ORDER BY {EVENT_TIMESTAMP}) "
-                f"TO {literal(str(data))} (FORMAT parquet, COMPRESSION zstd)",
-                dict(rows.values),
-            ).fetchall()
+        aside = _copy(con, source, config, data)
         columns = tuple(name for name in pq.read_schema(data).names if name != EVENT_TIMESTAMP)
         for name in config.features:
             if name not in columns:
@@ -247,7 +245,37 @@ def reference_from_stretch(
                 f"{config.subject}: {name} is tagged pii: as a segment its values would be shown; "
                 f"leave it out of `segments`"
             )
+        unique = unique_columns(source.keys, found.edges.identifiers, EVENT_TIMESTAMP)
+        facts = data_facts(con, data, EVENT_TIMESTAMP, config.bucket, unique)
+        share = quarantined_share(aside, found.profile.rows)
+        found = replace(found, facts=replace(facts, quarantined=share))
         return segmented(con, found, data, config)
+
+
+def _copy(
+    con: duckdb.DuckDBPyConnection, source: Source, config: MonitorConfig, data: Path
+) -> tuple[Quarantined, ...]:
+    """Write the rows of a stretch that can be read to a file, and return what cannot."""
+    stretch = config.stretch
+    if stretch is None:
+        raise ValueError("the monitor names no stretch")
+    for carefully in (False, True):
+        reading = source.reading(con, stretch.start, stretch.end, carefully=carefully)
+        try:
+            with reading as found:
+                if found.rows is None:
+                    raise NoRowsError(source, config)
+                con.execute(
+                    f"COPY (SELECT * RENAME ({AT} AS {EVENT_TIMESTAMP}) FROM ({found.rows.query}) "
+                    f"ORDER BY {EVENT_TIMESTAMP}) "
+                    f"TO {literal(str(data))} (FORMAT parquet, COMPRESSION zstd)",
+                    dict(found.rows.values),
+                ).fetchall()
+                return found.quarantined
+        except SourceError:
+            if carefully:
+                raise
+    return ()
 
 
 def own(batches: Iterable[pa.RecordBatch], model_version: str) -> Iterator[pa.RecordBatch]:

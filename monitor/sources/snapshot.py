@@ -9,13 +9,17 @@ whatever crashes or restarts, a bucket is frozen once.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from steadfeast.featurestore.tables.sql import identifier, literal
+from steadfeast.monitor.sources.quarantine import Fault, Quarantined
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,6 +31,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 REQUEST, AT = "request_id", "request_time"
 """Columns of a snapshot: what a row answers, of a served log only; and its event time."""
 OPEN, PARTIAL = ".open", ".partial"
+_QUARANTINED = b"quarantined"
+"""Entry of a snapshot's metadata."""
 BATCH_ROWS = 32_768
 """Columns of so many numbers stay in a processor's cache from one step to the next."""
 
@@ -66,6 +72,7 @@ class Snapshot:
         watermark: Latest `request_time` in it; None without rows.
         sha256: Of the file, 64 hexadecimal digits.
         path: The file.
+        quarantined: What the source held of the bucket and could not be read.
     """
 
     monitor: str
@@ -74,6 +81,7 @@ class Snapshot:
     watermark: datetime | None
     sha256: str
     path: Path
+    quarantined: tuple[Quarantined, ...] = ()
 
     def batches(
         self, columns: Collection[str] | None = None, *, categories: Collection[str] = ()
@@ -133,6 +141,7 @@ def freeze(
     path: Path,
     *,
     again: bool = False,
+    quarantined: Sequence[Quarantined] = (),
 ) -> Snapshot:
     """Freeze the rows whose `request_time` is in `bucket` as the file `path`.
 
@@ -145,6 +154,7 @@ def freeze(
         bucket: What to keep.
         path: `bucket_path` of it; its folder's name is the monitor's.
         again: Replace a file that is there, by rename.
+        quarantined: What is left out of `rows`; the file says so.
     """
     if again or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +162,7 @@ def freeze(
         if rows is not None and not isinstance(rows, Rows):
             rows = Rows.of(rows)
         try:
-            con.execute(*_copy(con, rows, bucket, aside)).fetchall()
+            con.execute(*_copy(con, rows, bucket, aside, quarantined)).fetchall()
             _synced(aside)
             aside.rename(path)
             _synced(path.parent)
@@ -168,14 +178,23 @@ def load(con: duckdb.DuckDBPyConnection, bucket: Bucket, path: Path) -> Snapshot
     watermark = None if micros is None else EPOCH + timedelta(microseconds=micros)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Snapshot(path.parent.name, bucket, rows, watermark, digest, path)
+    text = (pq.read_metadata(path).metadata or {}).get(_QUARANTINED, b"[]")
+    listed = json.loads(text)
+    quarantined = tuple(Quarantined(**{**one, "fault": Fault(one["fault"])}) for one in listed)
+    return Snapshot(path.parent.name, bucket, rows, watermark, digest, path, quarantined)
 
 
 def _copy(
-    con: duckdb.DuckDBPyConnection, rows: Rows | None, bucket: Bucket, aside: Path
+    con: duckdb.DuckDBPyConnection,
+    rows: Rows | None,
+    bucket: Bucket,
+    aside: Path,
+    quarantined: Sequence[Quarantined],
 ) -> tuple[str, dict[str, Any]]:
-    target = "'" + str(aside).replace("'", "''") + "'"  # COPY takes no bound file name
-    options = "(FORMAT parquet, COMPRESSION zstd)"
+    target = literal(str(aside))  # COPY takes no bound file name
+    said = literal(json.dumps([asdict(one) for one in quarantined]))
+    meta = f", KV_METADATA {{{_QUARANTINED.decode()}: {said}}}" if quarantined else ""
+    options = f"(FORMAT parquet, COMPRESSION zstd{meta})"
     if rows is None:
         blank = "SELECT NULL::VARCHAR AS request_id, NULL::TIMESTAMPTZ AS request_time LIMIT 0"
         return f"COPY ({blank}) TO {target} {options}", {}
@@ -183,9 +202,8 @@ def _copy(
     described = con.execute(f"DESCRIBE {rows.query}", values).fetchall()
     # By name, and rows by everything: neither the order of the files nor of their rows shows.
     names = sorted((row[0] for row in described), key=lambda name: (name != REQUEST, name))
-    listed = ", ".join('"' + name.replace('"', '""') + '"' for name in names)
     query = (
-        f"SELECT {listed} FROM ({rows.query}) "
+        f"SELECT {', '.join(map(identifier, names))} FROM ({rows.query}) "
         "WHERE request_time >= $start AND request_time < $end ORDER BY ALL"
     )
     return (

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
-from steadfeast.featurestore.errors import NotFoundError
-from steadfeast.monitor.sources.snapshot import EPOCH, Rows
-from steadfeast.monitor.sources.table import Part, Shape, Table, instant
+from steadfeast.featurestore.errors import NotFoundError, SourceError
+from steadfeast.monitor.sources.quarantine import Fault, Quarantined, shortened
+from steadfeast.monitor.sources.snapshot import EPOCH, Rows, freeze
+from steadfeast.monitor.sources.table import AwayError, Part, Reading, Shape, Table, instant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from steadfeast.featurestore.served_log.log import ServedLog
     from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.sources.snapshot import Bucket, Snapshot
     from steadfeast.monitor.sources.views import ViewFacts
 
 _MICROSECOND = timedelta(microseconds=1)
@@ -53,11 +56,25 @@ class Source(Protocol):
         """Return the parts that may hold rows of [start, end)."""
 
     def reading(
-        self, con: duckdb.DuckDBPyConnection, start: datetime, end: datetime
-    ) -> AbstractContextManager[Rows | None]:
+        self,
+        con: duckdb.DuckDBPyConnection,
+        start: datetime,
+        end: datetime,
+        *,
+        types: Mapping[str, str] = ...,
+        carefully: bool = False,
+    ) -> AbstractContextManager[Reading]:
         """Give the query of the rows that may be in [start, end), to run on `con` inside.
 
-        None where there are no rows. Their event time is `request_time`.
+        Their event time is `request_time`.
+
+        Args:
+            con: Any DuckDB connection whose time zone is UTC.
+            start: Included.
+            end: Not included.
+            types: DuckDB type that a column should have, of sources whose cells are text.
+            carefully: Find out what cannot be read and leave it out, at any price; for when
+                reading has failed.
 
         Raises:
             SourceError: The source cannot be read, here or while the query runs.
@@ -94,11 +111,17 @@ class Served:
 
     @contextmanager
     def reading(
-        self, con: duckdb.DuckDBPyConnection, start: datetime, end: datetime
-    ) -> Iterator[Rows | None]:
+        self,
+        con: duckdb.DuckDBPyConnection,
+        start: datetime,
+        end: datetime,
+        *,
+        types: Mapping[str, str] = MappingProxyType({}),
+        carefully: bool = False,
+    ) -> Iterator[Reading]:
         """See `Source`."""
-        del con
-        yield Rows.of(self._log.files(self._service, start, end))
+        del con, types, carefully
+        yield Reading(Rows.of(self._log.files(self._service, start, end)))
 
 
 class Sources:
@@ -132,7 +155,15 @@ class Sources:
         only = (*config.features, *config.segments) if config.features else ()
         if not given.view:
             location = str(given.files or given.database)
-            return Table(Shape("", location, given.timestamp, given.table, keys=given.keys), only)
+            shape = Shape(
+                "",
+                location,
+                given.timestamp,
+                given.table,
+                keys=given.keys,
+                personal=frozenset(given.pii),
+            )
+            return Table(shape, only)
         if given.view not in self._views:
             raise NotFoundError("feature view", given.view, self._views)
         facts = self._views[given.view]
@@ -150,6 +181,49 @@ class Sources:
             ),
             only,
         )
+
+
+def frozen(
+    con: duckdb.DuckDBPyConnection,
+    source: Source,
+    bucket: Bucket,
+    path: Path,
+    *,
+    types: Mapping[str, str] = MappingProxyType({}),
+    again: bool = False,
+) -> Snapshot:
+    """Freeze what can be read of a bucket; a bucket of which nothing can is frozen without rows.
+
+    Args:
+        con: Any DuckDB connection; nothing is written to its database.
+        source: What is watched.
+        bucket: What to keep.
+        path: Of the snapshot.
+        types: See `Source.reading`.
+        again: See `freeze`.
+
+    Raises:
+        SourceError: The source itself is not there now; its buckets wait for it.
+    """
+    for carefully in (False, True):
+        reading = source.reading(con, bucket.start, bucket.end, types=types, carefully=carefully)
+        try:
+            with reading as found:
+                aside = found.quarantined
+                return freeze(con, found.rows, bucket, path, again=again, quarantined=aside)
+        except AwayError:
+            raise
+        except SourceError as error:
+            problem = error
+    source.latest()
+    failed = Quarantined(
+        Fault.UNREADABLE_FILE,
+        0,
+        problem.location,
+        column=problem.column,
+        example=shortened(str(problem)),
+    )
+    return freeze(con, None, bucket, path, again=again, quarantined=(failed,))
 
 
 def check(source: Source, config: MonitorConfig) -> None:

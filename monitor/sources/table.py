@@ -1,18 +1,23 @@
 """A table as a monitor reads it: files, a Delta table, a table of a DuckDB file.
 
-Above `snapshot`; `sources` makes one of what the configuration names. Only what changed is looked
-at again: the times that each file spans are kept, so that a bucket reads the files that can have
-rows of it, whatever has become of the others.
+Above `snapshot`, `spans` and `delimited`; `sources` makes one of what the configuration names.
+Only what changed is looked at again: the times that each file spans are kept, so that a bucket
+reads the files that can have rows of it, whatever has become of the others.
+
+What cannot be read is put aside and told of, file by file, column by column and, in CSV, cell by
+cell; the rest is read. Only where nothing is left, or the table is not there, is it an error.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
+import hashlib
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock
 from time import time_ns
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -27,7 +32,10 @@ from steadfeast.featurestore.tables.locations import (
     local_files,
     nothing,
 )
+from steadfeast.monitor.sources import delimited
+from steadfeast.monitor.sources.quarantine import Fault, Quarantined, shortened
 from steadfeast.monitor.sources.snapshot import AT, EPOCH, REQUEST, Rows
+from steadfeast.monitor.sources.spans import Span, believed, inside, joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,17 +47,26 @@ RESERVED = frozenset({REQUEST, AT, EVENT_TIMESTAMP})
 """Columns of our own: a table's columns of these names are not watched."""
 
 _WATCHED = "watched"
+_TIMES = ("timestamp", "date")
 _INFINITE = frozenset({"date", "timestamp", "timestamp with time zone"})
 """Types of times that have infinities."""
-_CSV = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
-_MICROSECOND = timedelta(microseconds=1)
-_UNREADABLE = (
-    duckdb.BinderException,
-    duckdb.CatalogException,
-    duckdb.ConversionException,
-    duckdb.InvalidInputException,
-    duckdb.IOException,
+_MICROSECOND, _DAY_MICROS = timedelta(microseconds=1), 86_400_000_000
+_EARLIEST, _LATEST = (
+    (datetime(year, 1, 1, tzinfo=UTC) - EPOCH) // _MICROSECOND for year in (2, 9999)
 )
+"""Microseconds of what Python's dates hold, with room to add a bucket."""
+_EXACT = {
+    "hugeint": "DECIMAL(38, 0)",
+    "uhugeint": "DECIMAL(38, 0)",
+    "uuid": "VARCHAR",
+    "json": "VARCHAR",
+}
+"""DuckDB types that Parquet has not, or not exactly, and what they are frozen as."""
+_TRANSIENT = (duckdb.OutOfMemoryException, duckdb.InterruptException)
+
+
+class AwayError(SourceError):
+    """What is watched is not there now, or held by its writer: its buckets wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +82,19 @@ class Part:
     first: datetime
     last: datetime
     changed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a source has of a bucket.
+
+    Attributes:
+        rows: The query; None where there are no rows.
+        quarantined: What was put aside.
+    """
+
+    rows: Rows | None
+    quarantined: tuple[Quarantined, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +135,21 @@ class _Piece:
     changed: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """What is known of a piece without its rows at hand.
+
+    Attributes:
+        spans: Its rows by time.
+        faults: Rows without a usable time, or why the piece cannot be read.
+        error: The same as an exception; None where it can.
+    """
+
+    spans: tuple[Span, ...] = ()
+    faults: tuple[Quarantined, ...] = ()
+    error: SourceError | None = None
+
+
 class Table:
     """Files, a Delta table, or a table of a DuckDB file; safe to share between threads.
 
@@ -116,9 +161,9 @@ class Table:
     def __init__(self, shape: Shape, only: Sequence[str] = ()) -> None:
         self._shape, self._only = shape, frozenset(only)
         self.keys, self.personal = shape.keys, shape.personal
-        self._csv = not shape.table and shape.location.lower().endswith(_CSV)
+        self._csv = not shape.table and delimited.is_delimited(shape.location)
         self._lock = Lock()
-        self._spans: dict[_Piece, tuple[int, int] | None] = {}
+        self._times: dict[_Piece, _Times] = {}
 
     def check(self, columns: Sequence[str]) -> None:
         """Refuse a table that cannot be watched, or lacks one of `columns`.
@@ -127,64 +172,113 @@ class Table:
             SourceError: It is missing, has no rows, or no such event time.
             NotFoundError: It has no such column.
         """
-        dated = self._dated()
+        known = self._known()
+        dated = [(times.spans[-1].last, piece) for piece, times in known.items() if times.spans]
         if not dated:
             raise self._error("there are no rows with an event time")
-        newest = max(dated, key=lambda one: one[1].last)[0]
-        with duckdb.connect() as con, self._open(con):
+        newest = max(dated, key=lambda one: one[0])[1]
+        with _connection() as con, self._open(con):
             keys, features = self._named(self._types(con, self._scan([newest])))
-        known = [name for name, _ in (*keys, *features)]
+        names = [name for name, _ in (*keys, *features)]
+        for name in self._shape.keys:
+            if name not in names:
+                raise self._error("there is no such column", column=name)
         for name in columns:
-            if name not in known:
-                raise NotFoundError(f"column of {self._shape.location}", name, known)
+            if name not in names:
+                raise NotFoundError(f"column of {self._shape.location}", name, names)
 
     def latest(self) -> datetime | None:
-        """See `Source`."""
-        return max((part.last for _, part in self._dated()), default=None)
+        """See `Source`; rows whose time cannot be believed do not count."""
+        groups = self._believed(self._known())
+        return groups[-1].last if groups else None
 
     def first(self) -> datetime | None:
         """See `Source`."""
-        return min((part.first for _, part in self._dated()), default=None)
+        groups = self._believed(self._known())
+        return groups[0].first if groups else None
 
     def parts(self, start: datetime, end: datetime) -> list[Part]:
         """See `Source`."""
-        return [part for _, part in self._dated() if part.first < end and part.last >= start]
+        return [
+            Part(span.first, span.last, piece.changed)
+            for piece, times in self._known().items()
+            for span in times.spans
+            if span.first < end and span.last >= start
+        ]
 
     @contextmanager
     def reading(
-        self, con: duckdb.DuckDBPyConnection, start: datetime, end: datetime
-    ) -> Iterator[Rows | None]:
+        self,
+        con: duckdb.DuckDBPyConnection,
+        start: datetime,
+        end: datetime,
+        *,
+        types: Mapping[str, str] = MappingProxyType({}),
+        carefully: bool = False,
+    ) -> Iterator[Reading]:
         """See `Source`."""
-        dated = self._dated()
-        inside = [one for one, part in dated if part.first < end and part.last >= start]
-        if not inside:
-            yield None
+        known = self._known()
+        pieces = [
+            piece
+            for piece, times in known.items()
+            if any(span.first < end and span.last >= start for span in times.spans)
+        ]
+        aside = self._aside(known, pieces, start, end)
+        if not pieces:
+            yield Reading(None, tuple(aside))
             return
         with self._open(con):
-            yield Rows(self._query(con, inside, start, end))
+            left_out: set[str] = set()
+            if self._csv:
+                scan, bad = self._delimited(con, pieces, start, end, types, carefully=carefully)
+                aside += bad
+            elif carefully:
+                pieces, left_out, bad = self._readable(con, pieces, start, end)
+                aside += bad
+                scan = self._scan(pieces) if pieces else ""
+            else:
+                scan = self._scan(pieces)
+            rows = Rows(self._query(con, scan, start, end, left_out)) if scan else None
+            yield Reading(rows, tuple(dict.fromkeys(map(self._shown, aside))))
 
     # What there is
 
-    def _dated(self) -> list[tuple[_Piece, Part]]:
-        """Return each piece with the times that it spans; reads only what has changed."""
+    def _known(self) -> dict[_Piece, _Times]:
+        """Return each piece with the times that it has; reads only what has changed.
+
+        Raises:
+            SourceError: The table is not there, or none of its pieces can be read.
+        """
         pieces = self._pieces()
         with self._lock:
-            new = [piece for piece in pieces if piece not in self._spans]
-            kept = {piece: self._spans[piece] for piece in pieces if piece in self._spans}
+            known = {piece: self._times[piece] for piece in pieces if piece in self._times}
+            new = [piece for piece in pieces if piece not in known]
             if new:
-                with duckdb.connect() as con, self._open(con):
-                    con.execute("SET enable_progress_bar = false")  # it draws into the log
-                    kept |= {piece: self._span(con, piece) for piece in new}
+                with _connection() as con:
+                    known |= {piece: self._looked_at(con, piece) for piece in new}
             # What changes within the clock's grain of the last change may not show in its time.
             settled = time_ns() - SETTLED_NS
-            self._spans = {
-                piece: span for piece, span in kept.items() if piece.changed * 1e9 < settled
+            self._times = {
+                piece: times for piece, times in known.items() if piece.changed * 1e9 < settled
             }
-        return [
-            (piece, Part(instant(span[0]), instant(span[1]), piece.changed))
-            for piece, span in kept.items()
-            if span is not None
-        ]
+        errors = [times.error for times in known.values() if times.error is not None]
+        if errors and len(errors) == len(known):
+            raise errors[0]
+        return {piece: known[piece] for piece in pieces}
+
+    def _looked_at(self, con: duckdb.DuckDBPyConnection, piece: _Piece) -> _Times:
+        try:
+            with self._open(con):
+                return self._span(con, piece)
+        except SourceError as error:
+            if self._csv:
+                with suppress(SourceError), self._open(con):
+                    return self._span_of_text(con, piece)
+            reason = str(error).removeprefix(f"{self._shape.location}: ")
+            fault = Quarantined(
+                Fault.UNREADABLE_FILE, 0, self._place(piece), example=shortened(reason)
+            )
+            return _Times((), (fault,), error)
 
     def _pieces(self) -> list[_Piece]:
         shape, path = self._shape, Path(self._shape.location)
@@ -199,21 +293,99 @@ class Table:
                 return [_piece(Path(uri), log) for uri in uris]
             files = local_files(path)
             if not files:
-                raise self._error(nothing(path))
+                raise self._error(nothing(path), away=True)
             return [_piece(file) for file in files]
         except OSError as error:
-            raise self._error(error.strerror or str(error)) from error
+            raise self._error(error.strerror or str(error), away=True) from error
 
-    def _span(self, con: duckdb.DuckDBPyConnection, piece: _Piece) -> tuple[int, int] | None:
-        """Return the first and last microsecond of a piece's rows; None without any."""
-        scan = self._scan([piece])
+    def _span_of_text(self, con: duckdb.DuckDBPyConnection, piece: _Piece) -> _Times:
+        """Return the same of a CSV file whose types cannot be guessed."""
+        name = self._shape.timestamp
+        file = delimited.TextFile(con, piece.path, self._place(piece), name)
+        undated = file.undated()
+        times = self._span(con, piece, f"({file.typed({})})")
+        bad = sum(one.rows for one in undated)
+        faults = [
+            replace(one, rows=one.rows - bad) if one.fault is Fault.NO_EVENT_TIME else one
+            for one in times.faults
+        ]
+        faults = [one for one in faults if one.rows]
+        return _Times(times.spans, (*file.malformed(), *undated, *faults))
+
+    def _span(self, con: duckdb.DuckDBPyConnection, piece: _Piece, scan: str = "") -> _Times:
+        """Return the times of a piece's rows, in groups, and the rows that have none."""
+        scan = scan or self._scan([piece])
         time = self._time(self._types(con, scan), self._shape.timestamp)
         name = sql.identifier(time.name)
         micros = sql.micros(name, time.type.id)
-        finite = f" WHERE isfinite({name})" if time.type.id in _INFINITE else ""
-        query = f"SELECT min({micros}), max({micros}) FROM {scan}{finite}"
-        ((first, last),) = con.execute(query).fetchall()
-        return None if first is None else (first, last)
+        finite = f"isfinite({name})" if time.type.id in _INFINITE else "true"
+        usable = f"us IS NOT NULL AND us BETWEEN {_EARLIEST} AND {_LATEST}"
+        query = (
+            f"SELECT CASE WHEN {usable} THEN us // {_DAY_MICROS} END AS day, "
+            f"count(*), min(us), max(us), min(shown), count(shown) "
+            f"FROM (SELECT CASE WHEN {finite} THEN {micros} END AS us, {name}::VARCHAR AS shown "
+            f"FROM {scan}) GROUP BY day ORDER BY day"
+        )
+        spans, faults = [], []
+        found = con.execute(query).fetchall()
+        of = sum(rows for _, rows, *_ in found)
+        for day, rows, first, last, shown, dated in found:
+            if day is not None:
+                spans.append(Span(instant(first), instant(last), rows))
+                continue
+            if dated:
+                faults.append(self._fault(Fault.TIME_OUT_OF_RANGE, dated, of, piece, shown))
+            if rows > dated:
+                faults.append(self._fault(Fault.NO_EVENT_TIME, rows - dated, of, piece))
+        return _Times(tuple(joined(spans)), tuple(faults))
+
+    def _fault(
+        self, fault: Fault, rows: int, of: int, piece: _Piece, example: str = ""
+    ) -> Quarantined:
+        place, name = self._place(piece), self._shape.timestamp
+        return Quarantined(fault, rows, place, of, name, shortened(example))
+
+    def _shown(self, one: Quarantined) -> Quarantined:
+        """Return what is put aside with a digest in place of somebody's value."""
+        personal = {(self._shape.columns or {}).get(name, name) for name in self.personal}
+        if one.column not in personal | self.personal or not one.example:
+            return one
+        digest = hashlib.sha256(one.example.encode()).hexdigest()[:12]
+        return replace(one, example=f"sha256 {digest}")
+
+    def _place(self, piece: _Piece) -> str:
+        """Return a file's path below the folder that is watched, or the table's name."""
+        if self._shape.table:
+            return f"table {self._shape.table}"
+        try:
+            return str(piece.path.relative_to(Path(self._shape.location)))
+        except ValueError:
+            return piece.path.name
+
+    def _believed(self, known: Mapping[_Piece, _Times]) -> list[Span]:
+        return believed(span for times in known.values() for span in times.spans)
+
+    def _aside(
+        self,
+        known: Mapping[_Piece, _Times],
+        pieces: Sequence[_Piece],
+        start: datetime,
+        end: datetime,
+    ) -> list[Quarantined]:
+        """Return what is put aside of the pieces of a bucket, and of those that may be its."""
+        groups = self._believed(known)
+        found: list[Quarantined] = []
+        for piece in pieces:
+            times = known[piece]
+            found += times.faults
+            of = sum(span.rows for span in times.spans)
+            for span in times.spans:
+                if not inside(span, groups):
+                    example = f"{span.first:%Y-%m-%dT%H:%M:%SZ}"
+                    fault = Fault.TIME_OUT_OF_RANGE
+                    found.append(self._fault(fault, span.rows, of, piece, example))
+        found += _unplaced(known, start, end)
+        return found
 
     # How it is read
 
@@ -223,23 +395,85 @@ class Table:
             return ".".join(map(sql.identifier, (_WATCHED, *shape.table.split("."))))
         paths = [piece.path for piece in pieces]
         if self._csv:
-            files = ", ".join(sql.literal(str(path)) for path in paths)
-            return f"read_csv([{files}], union_by_name = true)"
+            return delimited.guessed(paths)
         root = Path(shape.location)
         return sql.parquet([str(path) for path in paths], hive=is_hive(root, paths))
 
-    def _query(
+    def _delimited(
         self,
         con: duckdb.DuckDBPyConnection,
         pieces: Sequence[_Piece],
         start: datetime,
         end: datetime,
+        types: Mapping[str, str],
+        *,
+        carefully: bool,
+    ) -> tuple[str, list[Quarantined]]:
+        """Return CSV files as a table whose columns have `types`, and the cells that do not fit."""
+        places = {piece.path: self._place(piece) for piece in pieces}
+        return delimited.typed(
+            con,
+            places,
+            self._shape.timestamp,
+            (_micros(start), _micros(end)),
+            types,
+            carefully=carefully,
+        )
+
+    def _readable(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        pieces: Sequence[_Piece],
+        start: datetime,
+        end: datetime,
+    ) -> tuple[list[_Piece], set[str], list[Quarantined]]:
+        """Return the pieces and columns whose rows of a bucket can be read, and what cannot."""
+        good, left_out, aside = [], set(), []
+        for piece in pieces:
+            scan = self._scan([piece])
+            try:
+                types = self._types(con, scan)
+                time = self._time(types, self._shape.timestamp)
+            except (duckdb.Error, SourceError) as error:
+                reason = shortened(str(error))
+                place = self._place(piece)
+                aside.append(Quarantined(Fault.UNREADABLE_FILE, 0, place, example=reason))
+                continue
+            where = sql.within(time, _micros(start), _micros(end) - 1)
+            broken = _broken_columns(con, scan, where, list(types))
+            if time.name in broken:
+                reason = shortened(broken[time.name])
+                place = self._place(piece)
+                aside.append(Quarantined(Fault.UNREADABLE_FILE, 0, place, example=reason))
+                continue
+            good.append(piece)
+            left_out |= set(broken)
+            aside += [
+                Quarantined(
+                    Fault.UNREADABLE_COLUMN,
+                    0,
+                    self._place(piece),
+                    column=name,
+                    example=shortened(why),
+                )
+                for name, why in broken.items()
+            ]
+        return good, left_out, aside
+
+    def _query(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        scan: str,
+        start: datetime,
+        end: datetime,
+        left_out: set[str],
     ) -> str:
-        shape, scan = self._shape, self._scan(pieces)
+        shape = self._shape
         types = self._types(con, scan)
         time = self._time(types, shape.timestamp)
         created = self._time(types, shape.created) if shape.created else None
         keys, features = self._named(types)
+        features = [one for one in features if one[1].name not in left_out]
         view = sql.View(
             scan=scan,
             keys=tuple(column for _, column in keys),
@@ -252,7 +486,20 @@ class Table:
         )
         names = [name for name, _ in keys]
         since, until = _micros(start), _micros(end) - 1
-        return sql.history(view, since, until, time=AT, keys=names, once=bool(shape.view))
+        query = sql.history(view, since, until, time=AT, keys=names, once=bool(shape.view))
+        inexact = {
+            name: _EXACT[column.type.id] for name, column in features if column.type.id in _EXACT
+        }
+        kept = {
+            name: kind for name, kind in inexact.items() if not self._only or name in self._only
+        }
+        if not kept:
+            return query
+        casts = ", ".join(
+            f"TRY_CAST({sql.identifier(name)} AS {kind}) AS {sql.identifier(name)}"
+            for name, kind in kept.items()
+        )
+        return f"SELECT * REPLACE ({casts}) FROM ({query})"
 
     def _named(
         self, types: Mapping[str, Type]
@@ -261,9 +508,10 @@ class Table:
         keys = []
         for name in self._shape.keys:
             column = self._column(types, name)
-            if column is None:
+            if column is not None:
+                keys.append((name, column))
+            elif self._shape.view:  # a point-in-time join needs all of them
                 raise self._error("there is no such column", column=name)
-            keys.append((name, column))
         asked = self._shape.features
         if asked is None:
             times = {self._shape.timestamp, self._shape.created}
@@ -285,7 +533,7 @@ class Table:
         column = self._column(types, name)
         if column is None:
             raise self._error(f"there is no such column; there are {', '.join(types)}", column=name)
-        if not column.type.id.startswith(("timestamp", "date")):
+        if not column.type.id.startswith(_TIMES):
             raise self._error(f"holds {column.type}, not times", column=name)
         return column
 
@@ -295,23 +543,74 @@ class Table:
         shape = self._shape
         try:
             if shape.table:
-                con.execute(f"ATTACH {sql.literal(shape.location)} AS {_WATCHED} (READ_ONLY)")
+                try:
+                    con.execute(f"ATTACH {sql.literal(shape.location)} AS {_WATCHED} (READ_ONLY)")
+                except duckdb.Error as error:
+                    raise self._error(str(error).split("\n", 1)[0], away=True) from error
             try:
                 yield
             finally:
                 if shape.table:
                     con.execute(f"DETACH {_WATCHED}")
-        except _UNREADABLE as error:
+        except _TRANSIENT:
+            raise
+        except duckdb.Error as error:
             # A file that cannot be written is not the source's.
             folder = shape.location.partition("*")[0].rpartition("/")[0]
             if isinstance(error, duckdb.IOException) and folder not in str(error):
                 raise
             raise self._error(str(error).split("\n", 1)[0]) from error
 
-    def _error(self, problem: str, *, column: str = "") -> SourceError:
+    def _error(self, problem: str, *, column: str = "", away: bool = False) -> SourceError:
         where = f"{self._shape.location}, table {self._shape.table}"
         location = where if self._shape.table else self._shape.location
-        return SourceError(self._shape.view, location, problem, column=column)
+        kind = AwayError if away else SourceError
+        return kind(self._shape.view, location, problem, column=column)
+
+
+def _broken_columns(
+    con: duckdb.DuckDBPyConnection, scan: str, where: str, names: Sequence[str]
+) -> dict[str, str]:
+    """Return the columns whose values cannot be read where a condition holds, and why."""
+    counted = ", ".join(f"count({sql.identifier(name)})" for name in names)
+    try:
+        con.execute(f"SELECT {counted} FROM {scan} WHERE {where}").fetchall()
+    except _TRANSIENT:
+        raise
+    except duckdb.Error as error:
+        if len(names) == 1:
+            return {names[0]: str(error)}
+        half = len(names) // 2
+        return {
+            **_broken_columns(con, scan, where, names[:half]),
+            **_broken_columns(con, scan, where, names[half:]),
+        }
+    return {}
+
+
+def _unplaced(
+    known: Mapping[_Piece, _Times], start: datetime, end: datetime
+) -> Iterator[Quarantined]:
+    """Yield the unreadable files that may hold rows of [start, end).
+
+    Files are often named in the order of their times. Then one that cannot be read lies between
+    those before and after it; else it may have rows of any time.
+    """
+    listed = list(known.values())
+    lasts = [times.spans[-1].last if times.spans else None for times in listed]
+    firsts = [times.spans[0].first if times.spans else None for times in listed]
+    for place, times in enumerate(listed):
+        if times.error is None:
+            continue
+        low = max((one for one in lasts[:place] if one is not None), default=None)
+        high = min((one for one in firsts[place + 1 :] if one is not None), default=None)
+        if low is not None and high is not None and low > high:
+            low = high = None
+        low = start if low is None else max(low, start)
+        high = end if high is None else min(high, end)
+        # More than the seam between the last row of one file and the first of the next.
+        if (high - low) * 2 > end - start:
+            yield from times.faults
 
 
 def _piece(path: Path, *beside: Path) -> _Piece:
@@ -319,6 +618,13 @@ def _piece(path: Path, *beside: Path) -> _Piece:
     stats = [path.stat(), *(one.stat() for one in beside if one.exists())]
     stamp = tuple(number for one in stats for number in (one.st_ctime_ns, one.st_size, one.st_ino))
     return _Piece(path, stamp, max(one.st_ctime for one in stats))
+
+
+def _connection() -> duckdb.DuckDBPyConnection:
+    con = duckdb.connect()
+    con.execute("SET TimeZone = 'UTC'")
+    con.execute("SET enable_progress_bar = false")  # it draws into the log
+    return con
 
 
 def _micros(at: datetime) -> int:

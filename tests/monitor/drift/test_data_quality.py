@@ -1,6 +1,7 @@
 """Broken data, one kind at a time, over real snapshots."""
 
 import math
+from dataclasses import replace
 from datetime import timedelta
 
 import duckdb
@@ -10,16 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from steadfeast.monitor.drift.data_quality import (
+    BucketFacts,
     Freshness,
     IncidentKind,
     figures,
     freshness,
     incidents,
-    repeats,
+    repeated_requests,
 )
 from steadfeast.monitor.drift.reference import build_reference
 from steadfeast.monitor.profiles.profile import Profile, Window, profile
-from steadfeast.monitor.sources.snapshot import Bucket, freeze
+from steadfeast.monitor.sources.quarantine import Fault, Quarantined
+from steadfeast.monitor.sources.snapshot import REQUEST, Bucket, freeze
 from support.drift_world import CONFIG, DAY, FEATURES, T0, profiled, rows, training_set, window
 
 BUCKET = Bucket(T0 + 42 * DAY, T0 + 43 * DAY)
@@ -67,9 +70,51 @@ def test_a_null_burst_begins_above_the_allowed_increase(reference, nulls, kinds)
         assert one.summary == "20% of x are null; 0% are in the training set"
 
 
-def test_few_rows_make_no_null_burst(reference):
-    few = with_nulls(rows(42, CONFIG.min_rows - 1), "x", 150)
-    assert broken(reference, few) == []
+@pytest.mark.parametrize(("size", "nulls", "kinds"), [(30, 11, []), (30, 30, ["null_burst"])])
+def test_in_few_rows_only_what_chance_does_not_do_is_a_burst(reference, size, nulls, kinds):
+    """By `scipy.stats.binom`: 11 of 30 at .2 come by chance twice in a hundred, 30 never."""
+    found = broken(reference, with_nulls(rows(42, size), "x", nulls))
+    assert [one.kind for one in found] == kinds
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ([np.nan] * 270, "90% of x are NaN; 0%"),
+        ([np.inf] * 270, "90% of x are infinite; 0%"),
+        ([np.nan] * 60 + [-np.inf] * 30, "30% of x are NaN or infinite; 0%"),
+    ],
+)
+def test_nan_and_infinity_are_no_values_either(reference, values, word):
+    table = rows(42, 300)
+    x = np.array(table["x"].to_numpy(), np.float64)
+    x[: len(values)] = values
+    [found] = broken(reference, replaced(table, "x", pa.array(x)))
+    assert (found.kind, found.subject) == ("null_burst", "x")
+    assert word in found.summary
+
+
+def test_a_column_that_nobody_filled_and_that_has_values_now_is_told(reference):
+    table = replaced(rows(42, 300), "level", pa.array([1.5] * 300))
+    [found] = broken(reference, table)
+    assert (found.kind, found.subject, found.value) == (IncidentKind.FILLED, "level", 1.0)
+    assert found.summary == "100% of level have a value; 0% have one in the reference"
+
+
+def test_rows_in_quarantine_are_an_incident_where_they_are_many(reference):
+    def of(*aside):
+        facts = BucketFacts(quarantined=aside)
+        current = profiled(reference, rows(42, 300))
+        return [one.summary for one in incidents(reference, current, [], CONFIG, WINDOW, facts)]
+
+    cell = Quarantined(Fault.UNREADABLE_CELL, 3, "d.csv", 300, "x", "N/A")
+    assert of(cell) == []
+    assert of(replace(cell, rows=4)) == [
+        "4 of 300 cells cannot be read as the column's type (d.csv, column x): N/A"
+    ]
+    assert of(Quarantined(Fault.UNREADABLE_FILE, 0, "e.csv", example="no such page")) == [
+        "the file cannot be read (e.csv): no such page"
+    ]
 
 
 def test_a_column_that_vanished_or_changed_type_is_an_incident(reference):
@@ -196,7 +241,7 @@ def test_figures_are_those_of_the_rows(reference):
 )
 def test_far_fewer_rows_than_ever_in_the_window_are_an_incident(reference, earlier, kinds):
     current = profiled(reference, rows(42, 300))
-    found = incidents(reference, current, [], CONFIG, WINDOW, earlier=earlier)
+    found = incidents(reference, current, [], CONFIG, WINDOW, BucketFacts(earlier=earlier))
     assert [one.kind for one in found] == kinds
     for one in found:
         assert (one.subject, one.value, one.limit) == ("late", 300, min(earlier) / 5)
@@ -205,8 +250,8 @@ def test_far_fewer_rows_than_ever_in_the_window_are_an_incident(reference, earli
 
 def test_far_more_rows_than_ever_are_one_too(reference):
     current = profiled(reference, rows(42, 501))
-    assert incidents(reference, current, [], CONFIG, WINDOW, earlier=[101] * 7) == []
-    [found] = incidents(reference, current, [], CONFIG, WINDOW, earlier=[100] * 7)
+    assert incidents(reference, current, [], CONFIG, WINDOW, BucketFacts(earlier=[101] * 7)) == []
+    [found] = incidents(reference, current, [], CONFIG, WINDOW, BucketFacts(earlier=[100] * 7))
     assert (found.kind, found.value, found.limit) == (IncidentKind.SURPLUS_DATA, 501, 500)
 
 
@@ -218,10 +263,10 @@ def test_requests_that_are_there_twice_are_counted_and_more_than_retries_are_an_
     path = tmp_path / "served.parquet"
     pq.write_table(pa.table({"request_id": ids, "request_time": at, "x": range(9)}), path)
     frozen = freeze(con, [path], BUCKET, tmp_path / "m" / "s.parquet")
-    assert repeats(con, frozen) == len(ids) - 2 - len(set(ids) - {None})
-    assert repeats(con, freeze(con, [], BUCKET, tmp_path / "n" / "s.parquet")) == 0
+    assert repeated_requests(con, frozen) == len(ids) - 2 - len(set(ids) - {None})
+    assert repeated_requests(con, freeze(con, [], BUCKET, tmp_path / "n" / "s.parquet")) == 0
     current = profiled(reference, rows(42, 300))
-    assert incidents(reference, current, [], CONFIG, WINDOW, repeated=3) == []
-    [found] = incidents(reference, current, [], CONFIG, WINDOW, repeated=4)
+    assert incidents(reference, current, [], CONFIG, WINDOW, BucketFacts({REQUEST: 3})) == []
+    [found] = incidents(reference, current, [], CONFIG, WINDOW, BucketFacts({REQUEST: 4}))
     assert (found.kind, found.value, found.limit) == ("duplicates", 4 / 300, 0.01)
     assert found.summary == "4 of 300 rows repeat the request of another row"

@@ -132,14 +132,14 @@ def test_what_a_crash_leaves_is_looked_at_again(here: Here):
 def test_it_is_read_again_only_when_it_has_changed(here: Here, monkeypatch: pytest.MonkeyPatch):
     world.serve(here.folder, SERVED, 6, NEVER)
     here.daemon.evaluate("")
-    frozen: list[object] = []
-    freeze = sys.modules["steadfeast.monitor.evaluation.open_window"].freeze
+    seen: list[object] = []
+    frozen = sys.modules["steadfeast.monitor.evaluation.open_window"].frozen
     monkeypatch.setattr(
-        "steadfeast.monitor.evaluation.open_window.freeze",
-        lambda *a, **k: frozen.append(a[2]) or freeze(*a, **k),
+        "steadfeast.monitor.evaluation.open_window.frozen",
+        lambda *a, **k: seen.append(a[2]) or frozen(*a, **k),
     )
     here.daemon.evaluate("")
-    assert not frozen
+    assert not seen
     world.serve(here.folder, SERVED + 6 * DAY, 1, NEVER)
     here.daemon.evaluate("")
-    assert [bucket.start for bucket in frozen] == [SERVED + 5 * DAY]
+    assert [bucket.start for bucket in seen] == [SERVED + 5 * DAY]

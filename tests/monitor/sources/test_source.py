@@ -70,7 +70,8 @@ def source_of(tmp_path: Path, **given: object):
 
 def read(source, start: datetime, end: datetime) -> list[dict[str, object]]:
     """The rows that a bucket would freeze."""
-    with duckdb.connect() as con, source.reading(con, start, end) as rows:
+    with duckdb.connect() as con, source.reading(con, start, end) as reading:
+        rows = reading.rows
         if rows is None:
             return []
         con.execute("SET TimeZone = 'UTC'")
@@ -345,7 +346,7 @@ def test_a_column_that_changes_its_type_is_an_incident_and_the_others_are_judged
         "heat is string, which cannot be read as numeric"
     ]
     levels = {one.feature: one.level for one in state.verdicts}
-    assert levels == {"heat": Level.INSUFFICIENT_DATA, "mode": Level.OK}
+    assert levels == {"heat": Level.INCIDENT, "mode": Level.OK}
     plant.day(6)
     assert [one.incident.summary for one in plant.state.monitors["plant"].incidents] == [
         f"heat is not there in {PER_DAY} of {PER_DAY} rows"
