@@ -99,6 +99,19 @@ class DefinitionsError(UserError):
         )
 
 
+class RefusedDefinitionError(UserError):
+    """A definition means different things to training and serving, or nothing to one of them.
+
+    Attributes:
+        subject: What is at fault, for example "feature view 'sales', key 'zip'".
+        problem: Why, and what would be right.
+    """
+
+    def __init__(self, subject: str, problem: str) -> None:
+        self.subject, self.problem = subject, problem
+        super().__init__(f"{subject}: {problem}")
+
+
 class OnDemandError(UserError):
     """An on-demand view returned something other than what it declares.
 
@@ -161,13 +174,14 @@ class EntityRowsError(UserError):
 
     Attributes:
         service: The feature service.
-        column: The first column at fault.
+        column: The first column at fault, or "" for the whole.
         problem: What is wrong with it.
     """
 
     def __init__(self, service: str, column: str, problem: str) -> None:
         self.service, self.column, self.problem = service, column, problem
-        super().__init__(f"{service}: entity column {column!r} {problem}")
+        subject = f"entity column {column!r}" if column else "what is given as entity rows"
+        super().__init__(f"{service}: {subject} {problem}")
 
 
 class FutureKnowledgeError(UserError):
@@ -263,10 +277,11 @@ class EntityFrameError(UserError):
 
     Attributes:
         column: The column at fault, or "" for the whole frame.
+        problem: What is wrong with it.
     """
 
     def __init__(self, problem: str, *, column: str = "") -> None:
-        self.column = column
+        self.column, self.problem = column, problem
         where = f"column {column!r}: " if column else ""
         # Not super(): a subclass that is also one of Feast's errors would get Feast's message.
         Exception.__init__(self, f"entity frame: {where}{problem}")

@@ -15,13 +15,13 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
-from feast import FeatureStore
+from feast import FeatureService, FeatureStore
 from pydantic import ValidationError
 
 from steadfeast.featurestore.audit.audit import AuditReport, audit
 from steadfeast.featurestore.config import StoreConfig, load_section
 from steadfeast.featurestore.definitions.catalog import Catalog, LiveChange
-from steadfeast.featurestore.errors import ConfigError, NotFoundError
+from steadfeast.featurestore.errors import ConfigError, NotFoundError, RequestError
 from steadfeast.featurestore.materialization.materializer import Materializer, Standing
 from steadfeast.featurestore.offline.ingestion import delete, ingest
 from steadfeast.featurestore.online import PackedOnlineStore
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime, timedelta
     from types import TracebackType
-
-    import pandas as pd
 
     from steadfeast.featurestore.definitions.bundle import Bundle
     from steadfeast.featurestore.definitions.contract import Contract
@@ -169,8 +167,8 @@ class Store:
 
     def training_set(
         self,
-        entities: pa.Table | pd.DataFrame,
-        service: str,
+        entities: training_set.EntityFrame,
+        service: str | FeatureService,
         *,
         label: str | None = None,
         as_known_at: datetime | None = None,
@@ -179,8 +177,9 @@ class Store:
 
         Args:
             entities: Join keys, request fields and `event_timestamp` (UTC); other columns, such
-                as the label and `known_at`, stay beside the features.
-            service: The feature service.
+                as the label and `known_at`, stay beside the features. A table, a DataFrame,
+                columns, rows, or the text of a DuckDB query.
+            service: The feature service, or its name.
             label: Which of the columns is the label.
             as_known_at: Knowledge time: nothing after it may count.
 
@@ -189,7 +188,7 @@ class Store:
             EntityRowsError: A column is missing or wrong.
             FutureKnowledgeError: Rows or labels lie after `as_known_at`.
         """
-        bundle = self.bundle(service)
+        bundle = self.bundle(name_of(service))
         self.catalog.keep(bundle.contract)
         return training_set.build(
             self.feast,
@@ -213,7 +212,11 @@ class Store:
         return replay(self.feast, self.catalog, self.data / "pins", Path(manifest))
 
     def point_in_time(
-        self, service: str, entities: pa.Table, *, contract: str | None = None
+        self,
+        service: str | FeatureService,
+        entities: training_set.EntityFrame,
+        *,
+        contract: str | None = None,
     ) -> pa.Table:
         """Return the features alone, of each row of `entities` at its `event_timestamp`.
 
@@ -227,16 +230,16 @@ class Store:
             EntityRowsError: A column is missing or wrong.
             ContractMismatchError: The definitions of that contract are not there.
         """
-        catalog = self.catalog
-        bundle = catalog.of_then(service, contract) if contract else catalog.bundle(service)
-        frame = training_set.entity_table(bundle.plan, entities)
+        catalog, name = self.catalog, name_of(service)
+        bundle = catalog.of_then(name, contract) if contract else catalog.bundle(name)
+        frame = training_set.entity_table(bundle.plan, entities, self.feast.config)
         return training_set.point_in_time(self.feast, bundle.plan, bundle.executors, frame)
 
     # serving
 
     def online_features(
         self,
-        service: str,
+        service: str | FeatureService,
         entity_rows: EntityRows,
         *,
         request_time: datetime | None = None,
@@ -245,9 +248,9 @@ class Store:
         """Return the features of each entity, as training would have seen them at that time.
 
         Args:
-            service: The feature service.
-            entity_rows: Join keys and request fields, as a table, a mapping for each row, or a
-                mapping of columns; other columns are ignored.
+            service: The feature service, or its name.
+            entity_rows: Join keys and request fields, as a table, a DataFrame, a mapping for each
+                row, or a mapping of columns; other columns are ignored.
             request_time: What TTLs are measured from; now, when absent.
             contract: Serve only under the contract with this SHA-256: the one of now, or one that
                 was applied before and whose values what is online still holds.
@@ -257,13 +260,14 @@ class Store:
             ContractMismatchError: That contract cannot be served.
             EntityRowsError: A column is missing or wrong.
         """
+        service = name_of(service)
         bundle = self.catalog.bundle(service, contract)
         at = time_ns() // 1000 if request_time is None else micros(request_time)
         return self._reader(service, bundle).read(entity_rows, at)
 
     async def online_features_async(
         self,
-        service: str,
+        service: str | FeatureService,
         entity_rows: EntityRows,
         *,
         request_time: datetime | None = None,
@@ -274,6 +278,7 @@ class Store:
         What waits for no network and runs no user's code is answered at once: it takes less
         time than a thread takes to wake. The rest runs in a thread.
         """
+        service = name_of(service)
         ask = partial(
             self.online_features,
             service,
@@ -484,6 +489,24 @@ class Store:
                     self.feast.config, self.online, self.data / "materialized.json"
                 )
             return self._materializer
+
+
+def name_of(service: str | FeatureService) -> str:
+    """Return the name of a feature service, given by name or as Feast's object.
+
+    Raises:
+        RequestError: It is neither, such as a list of features, which has no contract.
+    """
+    if isinstance(service, str):
+        return service
+    if isinstance(service, FeatureService):
+        return str(service.name)
+    raise RequestError(
+        "service",
+        f"is a {type(service).__name__}, not the name of a feature service; a list of features has "
+        "no contract to train and serve under: define FeatureService(name=..., features=[...]), "
+        "apply it and name it here",
+    )
 
 
 def _feast(repo: Path) -> FeatureStore:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from steadfeast.featurestore.audit.report import EXAMPLES
 from steadfeast.featurestore.errors import SteadfeastError
-from steadfeast.featurestore.rows.layout import cast_array
+from steadfeast.featurestore.tables.casting import cast_array
 from steadfeast.featurestore.tables.columns import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,

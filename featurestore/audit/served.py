@@ -22,7 +22,7 @@ from steadfeast.featurestore.errors import ContractMismatchError
 from steadfeast.featurestore.offline.binding import bind
 from steadfeast.featurestore.offline.session import session
 from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP, TIMESTAMP
-from steadfeast.featurestore.tables.hashing import differs
+from steadfeast.featurestore.tables.hashing import differs, type_name
 from steadfeast.featurestore.tables.sql import source
 
 if TYPE_CHECKING:
@@ -177,7 +177,8 @@ def _unequal(
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return the places where a feature differs: everywhere, if its type does."""
     was, now = rows.column(output.name), replayed.column(output.name)
-    return differs(was, now) if was.type == now.type else np.arange(rows.num_rows)
+    same = type_name(was.type) == type_name(now.type)
+    return differs(was, now) if same else np.arange(rows.num_rows)
 
 
 @dataclass(slots=True)
@@ -312,7 +313,7 @@ class _Tally:
 def _kinds(
     was: pa.ChunkedArray, now: pa.ChunkedArray, states: np.ndarray[Any, np.dtype[np.int8]]
 ) -> np.ndarray[Any, np.dtype[np.str_]]:
-    if was.type != now.type:
+    if type_name(was.type) != type_name(now.type):
         return np.full(len(was), "type")
     own = np.where(
         _bits(was.is_null()),

@@ -20,6 +20,7 @@ from feast.errors import FeastObjectNotFoundException
 from steadfeast.featurestore.definitions import repo as definitions
 from steadfeast.featurestore.definitions.archive import Kept, keep
 from steadfeast.featurestore.definitions.bundle import Bundle
+from steadfeast.featurestore.definitions.checks import check_views
 from steadfeast.featurestore.definitions.code import late_imports_of
 from steadfeast.featurestore.definitions.contract import (
     Contract,
@@ -91,7 +92,17 @@ class Catalog:
         self._refresher.wait()
 
     def apply(self) -> str:
-        """Do `feast apply`, keep contracts and definitions for good, return what Feast says."""
+        """Do `feast apply`, keep contracts and definitions for good, return what Feast says.
+
+        All or nothing: every view and service is resolved beside what is applied first.
+
+        Raises:
+            UserError: What one of them means, or to whom, cannot be said; nothing was applied.
+        """
+        with definitions.preview(self._feast.config, self._repo) as after:
+            check_views(after)
+            for item in after.list_feature_services():
+                self._resolve(item.name, after)
         said = definitions.apply(self._feast.config, self._repo)
         self.refresh()
         for service in self.services():

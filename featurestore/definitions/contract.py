@@ -136,11 +136,17 @@ def _on_demand(view: OnDemandView, function: Callable[[Any], Any]) -> dict[str, 
     return {
         "mode": view.view.mode,
         "singleton": bool(view.view.singleton),
-        "inputs": [f"{name}__{feature}" for name, feature in view.inputs],
+        "inputs": [_input(name, feature) for name, feature in view.inputs],
         "requests": {name: str(kind) for name, kind in view.requests.items()},
         "outputs": {name: str(kind) for name, kind in view.outputs.items()},
         "code": describe_function(function),
     }
+
+
+def _input(view: str, feature: str) -> str | list[str]:
+    """Return one text per input, or a pair where that text could mean another input too."""
+    pair = [view, feature]
+    return pair if any("__" in name for name in pair) else "__".join(pair)
 
 
 def difference(a: Contract, b: Contract) -> list[str]:

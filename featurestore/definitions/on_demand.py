@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from steadfeast.featurestore.errors import OnDemandError
+from steadfeast.featurestore.errors import OnDemandError, UnsupportedTypeError
+from steadfeast.featurestore.tables.casting import array_of, cast_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -150,15 +151,10 @@ class Executor:
                 column = pa.array(values, from_pandas=True)
                 if isinstance(column, pa.ChunkedArray):
                     column = column.combine_chunks()
-                column = column if column.type == kind else column.cast(kind)
+                column = cast_array(column, kind, name)
             else:
-                column = pa.array(values, kind)
-        except (
-            pa.ArrowInvalid,
-            pa.ArrowTypeError,
-            pa.ArrowNotImplementedError,
-            OverflowError,
-        ) as error:
+                column = array_of(values, kind, name)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, UnsupportedTypeError) as error:
             raise OnDemandError(
                 self.view.name, name, f"does not fit its declared type {kind}: {error}"
             ) from error
@@ -181,5 +177,5 @@ def _input_names(view: OnDemandView) -> dict[str, tuple[str, str] | str]:
     for source in view.inputs:
         if plain.count(source[1]) == 1 and source[1] not in view.requests:
             names[source[1]] = source
-        names[f"{source[0]}__{source[1]}"] = source
+    names |= {f"{source[0]}__{source[1]}": source for source in view.inputs}
     return names

@@ -12,13 +12,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast import utils as feast_utils
 from feast.errors import FeastObjectNotFoundException
 from feast.feature_view import DUMMY_ENTITY_FIELD, DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME
 
-from steadfeast.featurestore.errors import NotFoundError
+from steadfeast.featurestore.errors import NotFoundError, RefusedDefinitionError
 from steadfeast.featurestore.tables.columns import (
     EVENT_TIMESTAMP,
+    LOGGED,
     arrow_type,
     is_personal,
 )
@@ -54,7 +56,21 @@ class StoredView:
         """Return the view's join keys, under the view's own names, for each row."""
         if not self.keys:  # Feast stores a view without entities under one dummy key
             return pa.table({DUMMY_ENTITY_ID: pa.array([""] * entities.num_rows, pa.string())})
-        return pa.table({key: entities.column(column) for key, column in self.keys.items()})
+        return pa.table(
+            {
+                key: _narrow(entities.column(column), self.key_types[key])
+                for key, column in self.keys.items()
+            }
+        )
+
+
+def _narrow(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return whole numbers as the view's own type; what that cannot hold is no key of the view."""
+    if column.type == kind or not pa.types.is_integer(kind) or not pa.types.is_integer(column.type):
+        return column
+    limit = 2 ** (kind.bit_width - 1)
+    fits = pc.and_(pc.greater_equal(column, -limit), pc.less(column, limit))
+    return pc.if_else(fits, column, None).cast(kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +113,9 @@ class ServicePlan:
         outputs: The service's features in its own order.
         keys: Join key columns of requests and entity frames -> Arrow types.
         requests: Request fields that the on-demand views need -> Arrow types.
+
+    Raises:
+        RefusedDefinitionError: A name would mean two things.
     """
 
     def __init__(
@@ -108,14 +127,16 @@ class ServicePlan:
     ) -> None:
         self.name = name
         self.views, self.on_demand = tuple(views), tuple(on_demand)
-        self.keys: dict[str, pa.DataType] = {}
-        for view in self.views:
-            for key, column in view.keys.items():
-                self.keys[column] = view.key_types[key]
-        self.requests: dict[str, pa.DataType] = {}
-        for transformation in self.on_demand:
-            self.requests.update(transformation.requests)
-        self.outputs = _named(tuple(chosen), (*self.keys, *self.requests))
+        self.keys = _key_types(self.views)
+        self.requests = _request_types(name, self.on_demand, self.keys)
+        for view in self.on_demand:
+            _check_inputs(view)
+        taken = {*self.keys, *self.requests}
+        for column in sorted(taken & {*LOGGED, EVENT_TIMESTAMP}):
+            problem = f"its key or request field {column!r} has the name of a column of our own"
+            raise RefusedDefinitionError(f"feature service {name!r}", f"{problem}; rename it")
+        taken |= {*LOGGED, *(f"{view.name}__{EVENT_TIMESTAMP}" for view in self.views)}
+        self.outputs = _named(name, tuple(chosen), taken)
 
     @cached_property
     def features(self) -> tuple[str, ...]:
@@ -231,12 +252,14 @@ def _used_name(projection: FeatureViewProjection) -> str:
     return name
 
 
-def _named(chosen: tuple[tuple[str, Field], ...], taken: tuple[str, ...]) -> tuple[Output, ...]:
+def _named(
+    service: str, chosen: tuple[tuple[str, Field], ...], taken: set[str]
+) -> tuple[Output, ...]:
     """Plain names, or `view__feature` for all of them when two would be the same."""
     plain = [field.name for _, field in chosen]
     reserved = {*taken, EVENT_TIMESTAMP}
     clash = len(set(plain)) < len(plain) or not reserved.isdisjoint(plain)
-    return tuple(
+    outputs = tuple(
         Output(
             view=view,
             feature=field.name,
@@ -246,6 +269,67 @@ def _named(chosen: tuple[tuple[str, Field], ...], taken: tuple[str, ...]) -> tup
         )
         for view, field in chosen
     )
+    owners: dict[str, Output] = {}
+    for output in outputs:
+        other = owners.setdefault(output.name, output)
+        if other is not output or output.name in reserved:
+            rival = f"{other.view}:{other.feature}" if other is not output else "another column"
+            raise RefusedDefinitionError(
+                f"feature service {service!r}",
+                f"{output.view}:{output.feature} and {rival} are both called {output.name!r}; "
+                "give one of the views an alias, with_name(...)",
+            )
+    return outputs
+
+
+def _key_types(views: Iterable[StoredView]) -> dict[str, pa.DataType]:
+    """Return the type of each entity column; of whole numbers the widest that a view has."""
+    found: dict[str, tuple[pa.DataType, StoredView]] = {}
+    for view in views:
+        for key, column in view.keys.items():
+            mine = view.key_types[key]
+            kind, other = found.setdefault(column, (mine, view))
+            if kind == mine:
+                continue
+            if not (pa.types.is_signed_integer(kind) and pa.types.is_signed_integer(mine)):
+                raise RefusedDefinitionError(
+                    f"feature view {view.name!r}, key {key!r}",
+                    f"is {mine}, but feature view {other.name!r} takes {column!r} as {kind}; "
+                    "declare one type for both, or map one of them to another column",
+                )
+            if mine.bit_width > kind.bit_width:
+                found[column] = mine, view
+    return {column: kind for column, (kind, _) in found.items()}
+
+
+def _request_types(
+    service: str, views: Iterable[OnDemandView], keys: Mapping[str, pa.DataType]
+) -> dict[str, pa.DataType]:
+    found: dict[str, pa.DataType] = {}
+    for view in views:
+        for name, kind in view.requests.items():
+            other = keys.get(name, found.get(name, kind))
+            if other != kind:
+                raise RefusedDefinitionError(
+                    f"on-demand view {view.name!r}, request field {name!r}",
+                    f"is {kind}, but service {service!r} takes {name!r} as {other}; declare one "
+                    "type for both, or rename the field",
+                )
+            found[name] = kind
+    return found
+
+
+def _check_inputs(view: OnDemandView) -> None:
+    """Refuse two inputs that the function would see under one name."""
+    names: set[str] = set()
+    for source, feature in view.inputs:
+        name = f"{source}__{feature}"
+        if name in names or name in view.requests:
+            raise RefusedDefinitionError(
+                f"on-demand view {view.name!r}",
+                f"two of its inputs are called {name!r}; rename a feature or a field",
+            )
+        names.add(name)
 
 
 def personal_columns(plan: ServicePlan) -> frozenset[str]:

@@ -7,7 +7,7 @@ after this a view is source columns, spine columns and result names.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from feast.data_format import DeltaFormat
@@ -16,9 +16,9 @@ from feast.infra.offline_stores.file_source import FileSource
 from feast.utils import _parse_feature_ref
 
 from steadfeast.featurestore.errors import EntityFrameError, NotFoundError, SourceError
-from steadfeast.featurestore.offline.sources import open_source
+from steadfeast.featurestore.offline.sources import open_source, with_keys
 from steadfeast.featurestore.tables import sql
-from steadfeast.featurestore.tables.columns import is_personal
+from steadfeast.featurestore.tables.columns import arrow_type, is_personal
 from steadfeast.featurestore.tables.times import duration
 
 if TYPE_CHECKING:
@@ -85,21 +85,19 @@ def bind(
 
     Raises:
         NotFoundError: The view has no such feature.
-        SourceError: The source is missing, unreadable or lacks a column.
+        SourceError: The source is missing, unreadable or lacks a column, or a key in it cannot be
+            of the type that is declared.
     """
-    name = _name(feature_view)
+    name = feature_view.name
     declared = {field.name for field in feature_view.features}
     for feature in features:
         if feature not in declared:
             raise NotFoundError(f"feature in view {name!r}", feature, declared)
-    batch = feature_view.batch_source
-    if batch is None:
-        raise SourceError(name, "", "the view has no batch source")
-    source = open_source(connection, repo, batch, name)
-    original = originals(batch, source.columns)
+    source, original = opened(connection, repo, feature_view)
     aliases = feature_view.projection.join_key_map
     keys = [f.name for f in feature_view.entity_columns if f.name != DUMMY_ENTITY_ID]
     prefix = f"{feature_view.projection.name_alias or feature_view.name}__" if full_names else ""
+    batch: Any = feature_view.batch_source
     created = batch.created_timestamp_column
     view = sql.View(
         scan=source.scan,
@@ -111,6 +109,30 @@ def bind(
         ttl=duration(feature_view.ttl) if feature_view.ttl else 0,
     )
     return Bound(name, view, tuple(aliases.get(key, key) for key in keys), source)
+
+
+def opened(
+    connection: duckdb.DuckDBPyConnection, repo: Path | str | None, view: FeatureView
+) -> tuple[Source, dict[str, str]]:
+    """Open a view's source, its join keys as the types that are declared.
+
+    Returns:
+        The source, and its column for each name that differs.
+
+    Raises:
+        SourceError: It is missing or unreadable, or a key cannot be of its declared type.
+    """
+    batch = view.batch_source
+    if batch is None:
+        raise SourceError(view.name, "", "the view has no batch source")
+    types = {field.name: arrow_type(field) for field in (*view.entity_columns, *view.features)}
+    mapped = {new: old for old, new in batch.field_mapping.items() if new in types}
+    named = types | {old: types[new] for new, old in mapped.items()}
+    source = open_source(connection, repo, batch, view.name, named)
+    original = originals(batch, source.columns)
+    keys = {original.get(key.name, key.name): types[key.name] for key in view.entity_columns}
+    present = {column: kind for column, kind in keys.items() if column in source.columns}
+    return with_keys(source, present), original
 
 
 def _name(view: FeatureView) -> str:

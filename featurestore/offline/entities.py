@@ -6,23 +6,23 @@ with the time column as UTC microseconds; all other columns stay as they are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import duckdb
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.errors import EntityTimestampInferenceException, FeastEntityDFMissingColumnsError
 
 from steadfeast.featurestore.errors import EntityFrameError
+from steadfeast.featurestore.tables.casting import instants
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 DEFAULT_TIME = "event_timestamp"
-INSTANT = pa.timestamp("us", tz="UTC")
 
 
 class MissingColumnsError(EntityFrameError, FeastEntityDFMissingColumnsError):
@@ -78,41 +78,84 @@ def read_entities(frame: Any, connection: duckdb.DuckDBPyConnection) -> Entities
     """Return the entity frame as one Arrow table.
 
     Args:
-        frame: pandas DataFrame, Arrow table, record batch or reader, or the text of a query that
-            DuckDB answers (it may read files; paths are relative to the repository).
+        frame: What `arrow_table` takes; a query may read files, paths are relative to the
+            repository.
         connection: Runs the text of a query.
 
     Raises:
         EntityFrameError: There is no time column, a time cannot be read, a name comes twice, or
             the query fails.
     """
-    if isinstance(frame, str):
-        try:
-            statements = connection.extract_statements(frame)
-            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
-                raise EntityFrameError("the text is not one query that gives rows")
-            table = connection.sql(frame).to_arrow_table()
-        except duckdb.Error as error:
-            raise EntityFrameError(f"the query failed: {error}") from error
-        return _with_time(table)
+    return _with_time(arrow_table(frame, connection))
+
+
+def arrow_table(frame: Any, connection: duckdb.DuckDBPyConnection | None = None) -> pa.Table:
+    """Return rows as Feast's users give them as one Arrow table; times in texts are parsed.
+
+    Args:
+        frame: pandas DataFrame, Arrow table, record batch or reader, anything else with Arrow's
+            stream interface, a mapping of columns, a list of mappings, or the text of a query.
+        connection: Runs the text of a query; without one there can be none.
+
+    Raises:
+        EntityFrameError: It is something else, a name comes twice, or the query fails.
+    """
+    if isinstance(frame, str) and connection is not None:
+        return _queried(frame, connection)
     if isinstance(frame, pd.DataFrame):
-        return _with_time(_from_pandas(frame))
-    if isinstance(frame, pa.RecordBatch):
-        return _with_time(pa.Table.from_batches([frame]))
-    if isinstance(frame, pa.RecordBatchReader):
-        return _with_time(frame.read_all())
-    if isinstance(frame, pa.Table):
-        return _with_time(frame)
-    raise EntityFrameError(f"is a {type(frame).__name__}, not pandas, Arrow or SQL text")
+        return _from_pandas(frame)
+    try:
+        if isinstance(frame, pa.RecordBatch):
+            table = pa.Table.from_batches([frame])
+        elif isinstance(frame, (pa.Table, pa.RecordBatchReader)):
+            table = frame if isinstance(frame, pa.Table) else frame.read_all()
+        elif hasattr(frame, "__arrow_c_stream__"):
+            table = pa.table(frame)
+        elif isinstance(frame, Mapping):
+            table = pa.table({str(name): pa.array(column) for name, column in frame.items()})
+        elif isinstance(frame, Sequence) and all(isinstance(row, Mapping) for row in frame):
+            names = list(dict.fromkeys(name for row in frame for name in row))
+            table = pa.table({n: pa.array([row.get(n) for row in frame]) for n in names})
+        else:
+            kinds = "a DataFrame, an Arrow table, a mapping of columns or a list of mappings"
+            raise EntityFrameError(f"is a {type(frame).__name__}, not {kinds}")
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError) as error:
+        raise EntityFrameError(f"has no Arrow form: {error}") from error
+    return _once(table)
+
+
+def _queried(text: str, connection: duckdb.DuckDBPyConnection) -> pa.Table:
+    try:
+        statements = connection.extract_statements(text)
+        if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+            raise EntityFrameError("the text is not one query that gives rows")
+        return _once(connection.sql(text).to_arrow_table())
+    except duckdb.Error as error:
+        raise EntityFrameError(f"the query failed: {error}") from error
+
+
+def _once(table: pa.Table) -> pa.Table:
+    names = table.column_names
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise EntityFrameError(f"has two columns named {min(repeated)!r}")
+    return table
 
 
 def _from_pandas(frame: pd.DataFrame) -> pa.Table:
+    names = [str(name) for name in frame.columns]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise EntityFrameError(f"has two columns named {min(repeated)!r}")
     if DEFAULT_TIME in frame.columns and frame[DEFAULT_TIME].dtype == object:
         frame = frame.assign(**{DEFAULT_TIME: _parsed(frame[DEFAULT_TIME])})
-    try:
-        return pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
-        raise EntityFrameError(f"has no Arrow form: {error}") from error
+    columns = {}
+    for name, label in zip(names, frame.columns, strict=True):
+        try:
+            columns[name] = pa.array(frame[label], from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
+            raise EntityFrameError(f"has no one Arrow type: {error}", column=name) from error
+    return pa.table(columns)
 
 
 def _parsed(column: pd.Series[Any]) -> pd.Series[Any]:
@@ -126,11 +169,7 @@ def _parsed(column: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def _with_time(table: pa.Table) -> Entities:
-    names = table.column_names
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise EntityFrameError(f"has two columns named {min(repeated)!r}")
-    name = DEFAULT_TIME
+    names, name = table.column_names, DEFAULT_TIME
     if name not in names:
         times = [f.name for f in table.schema if pa.types.is_timestamp(f.type)]
         if len(times) != 1:
@@ -138,35 +177,7 @@ def _with_time(table: pa.Table) -> Entities:
         name = times[0]
     column = table[name]
     try:
-        instants = _instants(column)
+        times = instants(column)
     except (pa.ArrowInvalid, ValueError) as error:
         raise EntityFrameError(f"has a time that cannot be read: {error}", column=name) from error
-    return Entities(table.set_column(names.index(name), name, instants), name)
-
-
-def _instants(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return times as UTC microseconds, nanoseconds floored, naive ones taken as UTC."""
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        parsed = pd.to_datetime(column.to_pandas(), utc=True, format="ISO8601")
-        column = pa.chunked_array([pa.Array.from_pandas(parsed)])
-        kind = column.type
-    elif pa.types.is_null(kind):
-        return column.cast(INSTANT)
-    elif pa.types.is_date(kind):
-        return column.cast(pa.timestamp("us")).cast(pa.int64()).cast(INSTANT)
-    if not pa.types.is_timestamp(kind):
-        raise pa.ArrowInvalid(f"{kind} is not a type of times")
-    number = column.cast(pa.int64())
-    if kind.unit == "ns":
-        floored = [
-            pa.array(
-                np.floor_divide(c.fill_null(0).to_numpy(zero_copy_only=False), 1000),
-                mask=c.is_null().to_numpy(zero_copy_only=False),
-            )
-            for c in number.chunks
-        ]
-        number = pa.chunked_array(floored, pa.int64())
-    else:
-        number = pc.multiply_checked(number, {"us": 1, "ms": 10**3, "s": 10**6}[kind.unit])
-    return number.cast(INSTANT)
+    return Entities(table.set_column(names.index(name), name, times), name)

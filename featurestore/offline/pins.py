@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 
 def can_pin(config: RepoConfig, view: FeatureView) -> bool:
     """Tell whether `used_rows` can read the view: files, under the store of this package."""
-    ours = str(getattr(config.offline_store, "type", "")).startswith("steadfeast.")
-    return ours and isinstance(view.batch_source, FileSource)
+    return reads_files(config) and isinstance(view.batch_source, FileSource)
+
+
+def reads_files(config: RepoConfig) -> bool:
+    """Tell whether the offline store is the one of this package."""
+    return str(getattr(config.offline_store, "type", "")).startswith("steadfeast.")
 
 
 def used_rows(config: RepoConfig, view: FeatureView, entities: pa.Table, path: Path) -> int:

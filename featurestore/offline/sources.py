@@ -7,7 +7,7 @@ the data is one `SourceError` that names view, path and column.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +90,94 @@ class Source:
         return column
 
 
+_DUCKDB = {
+    pa.string(): "VARCHAR",
+    pa.large_string(): "VARCHAR",
+    pa.int32(): "BIGINT",
+    pa.int64(): "BIGINT",
+    pa.float32(): "DOUBLE",
+    pa.float64(): "DOUBLE",
+    pa.bool_(): "BOOLEAN",
+    pa.timestamp("us", tz="UTC"): "TIMESTAMP",
+}
+"""Types of columns that are names of folders."""
+
+
+def with_keys(source: Source, declared: Mapping[str, pa.DataType]) -> Source:
+    """Return `source` with its join keys as the types that are declared for them.
+
+    Serving knows a key by its declared type alone, so whatever joins must compare that, too.
+
+    Args:
+        source: The source.
+        declared: Column -> Arrow type of the join key.
+
+    Raises:
+        SourceError: There is no such column, or no one way to read it as that type.
+    """
+    columns, replaced = dict(source.columns), []
+    for name, kind in declared.items():
+        found = source.column(name)
+        text, to = _as_key(sql.identifier(name), found.type, kind)
+        if not to:
+            problem = (
+                f"holds {found.type}, which has no one form as a key of type {kind}; declare "
+                "another type for the key, or write the column as that type"
+            )
+            raise SourceError(source.view, source.location, problem, column=name)
+        if text:
+            replaced.append(f"{text} AS {sql.identifier(name)}")
+            columns[name] = duckdb.sqltype(to)
+    if not replaced:
+        return source
+    scan = f"(SELECT * REPLACE ({', '.join(replaced)}) FROM {source.scan})"
+    return replace(source, scan=scan, columns=columns)
+
+
+def _as_key(  # noqa: PLR0911 - one per type
+    name: str, found: Type, kind: pa.DataType
+) -> tuple[str, str]:
+    """Return an expression of `kind` and its DuckDB type; "" for both where there is none.
+
+    The expression alone is "" where the column can be compared as it is.
+    """
+    have = found.id.removeprefix("u") if found.id != "uuid" else found.id
+    if pa.types.is_integer(kind):
+        return _as_integer(name, found, have)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        if have == "blob":
+            return f"decode({name})", "VARCHAR"
+        texts = {*_INTEGERS, "decimal", "date", "uuid", "enum", "boolean"}
+        text = f"CAST({name} AS VARCHAR)" if have in texts else ""
+        return text, "VARCHAR" if text or have == "varchar" else ""
+    if pa.types.is_binary(kind):
+        text = f"encode({name})" if have == "varchar" else ""
+        return text, "BLOB" if text or have == "blob" else ""
+    if pa.types.is_timestamp(kind):
+        if have in _INTEGERS:  # seconds since the epoch, as Feast reads them
+            return f"make_timestamptz({name}::BIGINT * 1000000)", "TIMESTAMP WITH TIME ZONE"
+        if have == "timestamp with time zone":
+            return "", "TIMESTAMP WITH TIME ZONE"
+        micros = f"make_timestamptz({sql.micros(name, found.id)})" if have in TIMES else ""
+        return micros, "TIMESTAMP WITH TIME ZONE" if micros else ""
+    return "", "BOOLEAN" if pa.types.is_boolean(kind) and have == "boolean" else ""
+
+
+_INTEGERS = {"tinyint", "smallint", "integer", "bigint", "hugeint"}
+
+
+def _as_integer(name: str, found: Type, have: str) -> tuple[str, str]:
+    if have in _INTEGERS:
+        return "", found.id
+    if have == "decimal" and dict(found.children)["scale"] == 0:
+        return f"{name}::BIGINT", "BIGINT"
+    if have in {"float", "double"}:  # whole numbers that pandas made floating beside a null
+        whole = f"WHEN {name} = trunc({name}) THEN {name}::BIGINT"
+        problem = "error('a key that is declared as a whole number has digits behind the point')"
+        return f"CASE WHEN isnan({name}) THEN NULL {whole} ELSE {problem} END", "BIGINT"
+    return "", ""
+
+
 @contextmanager
 def reading(view: str, location: str) -> Iterator[None]:
     """Turn DuckDB's errors about data into ours. Errors in a query's text are bugs and stay.
@@ -118,8 +206,16 @@ def open_source(
     repo: Path | str | None,
     source: DataSource,
     view: str = "",
+    types: Mapping[str, pa.DataType] | None = None,
 ) -> Source:
     """Find the files of `source`, read their schema and return it as a table expression.
+
+    Args:
+        connection: Reads the schema.
+        repo: Folder that relative paths start at.
+        source: The data source.
+        view: Name of the feature view, for messages.
+        types: Column of the source -> the type that is declared for it, where one is.
 
     Raises:
         SourceError: There is nothing there, or it cannot be read.
@@ -129,7 +225,9 @@ def open_source(
         kind = type(source).__name__
         raise SourceError(name, source.name, f"this store reads FileSource, not {kind}")
     location = FileSource.get_uri_for_file_path(repo_path=repo, uri=source.path)
-    scan = scan_of(name, location, delta=isinstance(source.file_format, DeltaFormat))
+    declared = {column: _DUCKDB[kind] for column, kind in (types or {}).items() if kind in _DUCKDB}
+    is_delta = isinstance(source.file_format, DeltaFormat)
+    scan = scan_of(name, location, delta=is_delta, types=declared)
     try:
         relation = connection.sql(f"SELECT * FROM {scan}")
     except duckdb.Error as error:

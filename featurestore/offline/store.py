@@ -286,7 +286,12 @@ class DuckDBOfflineStore(OfflineStore):
             SourceError: It is there and cannot be read, or lacks a column.
         """
         if not isinstance(data_source, FileSource):
-            data_source.validate(config=config)
+            try:
+                data_source.validate(config=config)
+            except ImportError as error:
+                kind = type(data_source).__name__
+                problem = f"this store reads FileSource, not {kind} ({error})"
+                raise SourceError("", data_source.name, problem) from error
             return
         if not is_there(config.repo_path, data_source):
             return

@@ -21,7 +21,8 @@ from steadfeast.featurestore.online.batches import ColumnStore, space_of
 from steadfeast.featurestore.online.feast_values import to_array, to_values
 from steadfeast.featurestore.online.keys import KeyCodec
 from steadfeast.featurestore.online.packing import plan_of
-from steadfeast.featurestore.rows.layout import flat, usable
+from steadfeast.featurestore.rows.layout import usable
+from steadfeast.featurestore.tables.casting import flat
 from steadfeast.featurestore.tables.columns import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,

@@ -26,7 +26,8 @@ from steadfeast.featurestore.online.packing import (
     plan_of,
     unpack,
 )
-from steadfeast.featurestore.rows.layout import Layout, cast_array, flat, layout_id
+from steadfeast.featurestore.rows.layout import Layout, layout_id
+from steadfeast.featurestore.tables.casting import cast_array, flat
 from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 
 if TYPE_CHECKING:

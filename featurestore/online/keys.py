@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from steadfeast.featurestore.errors import InvalidKeysError, UnsupportedTypeError
-from steadfeast.featurestore.rows.layout import cast_array, flat
 from steadfeast.featurestore.rows.values import (
     canonical_type,
     fixed_array,
@@ -28,6 +27,7 @@ from steadfeast.featurestore.rows.values import (
     pieces_of,
 )
 from steadfeast.featurestore.rows.values import width_of as _width_of
+from steadfeast.featurestore.tables.casting import cast_array, flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

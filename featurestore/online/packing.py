@@ -19,16 +19,15 @@ from steadfeast.featurestore.rows.layout import (
     NO_TIME,
     ORDER_BYTES,
     Layout,
-    cast_array,
     damaged,
     decode,
     encode,
-    flat,
     layout_id,
     layout_of,
     order_of,
     sound,
 )
+from steadfeast.featurestore.tables.casting import cast_array, flat
 from steadfeast.featurestore.tables.columns import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,

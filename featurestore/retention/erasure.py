@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from steadfeast.featurestore.errors import InvalidKeysError, NotFoundError, UnsupportedTypeError
-from steadfeast.featurestore.rows.layout import cast_array, flat
 from steadfeast.featurestore.served_log.files import collect, named, take_out
+from steadfeast.featurestore.tables.casting import cast_array, flat
 from steadfeast.featurestore.tables.whole_files import whole_file, write_whole
 from steadfeast.featurestore.training.manifest import (
     DATA,

@@ -40,11 +40,11 @@ from steadfeast.featurestore.rows.values import (
     fixed_bytes,
     from_pieces,
     join_pieces,
-    map_of,
     pieces_of,
     to_pieces,
     width_of,
 )
+from steadfeast.featurestore.tables.casting import cast_array, flat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -375,38 +375,6 @@ def _pieces(layout: Layout, rows: Sequence[bytes], matrix: NDArray[np.uint8]) ->
     offsets = np.zeros(n * count + 1, np.int64)
     offsets[1:] = (starts[:, None] + ends).reshape(-1)
     return pieces_of(np.frombuffer(data, np.uint8), offsets)
-
-
-def cast_array(array: pa.Array, to: pa.DataType, name: str) -> pa.Array:
-    """Cast without losing anything but digits: floats round, nanoseconds are cut to µs.
-
-    A struct becomes a map of its fields' names: so Parquet holds a column of dictionaries.
-
-    Raises:
-        UnsupportedTypeError: A value does not fit.
-    """
-    if array.type == to:
-        return array
-    try:
-        if pa.types.is_map(to) and pa.types.is_struct(array.type):
-            return map_of(array, to)
-        if pa.types.is_timestamp(to) and pa.types.is_timestamp(array.type):
-            if array.type.unit == "ns":
-                array = pc.floor_temporal(array, unit="microsecond")
-                return array.cast(pa.timestamp("us", array.type.tz), safe=False).cast(to)
-            return array.cast(to)
-        return array.cast(to)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UnsupportedTypeError(name, array.type, f"as {to}: {error}") from error
-
-
-def flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array."""
-    if not isinstance(column, pa.ChunkedArray):
-        return column
-    if column.num_chunks == 1:
-        return column.chunk(0)
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def _valid(array: pa.Array) -> NDArray[np.bool_]:

@@ -177,7 +177,10 @@ def from_pieces(
         fields = _unbundle(data, offsets, len(t))[0]
         children = [_child(f.type, every(fields, i, len(t))) for i, f in enumerate(t)]
         return pa.Array.from_buffers(t, n, [bitmap], null_count=null_count, children=children)
-    value_type = _entries(t).value_type if pa.types.is_map(t) else t.value_type
+    # A map's entries have keys that cannot be null: a child that says otherwise makes Parquet's
+    # writer count levels that its schema does not have, and write past the end of its memory.
+    is_map = pa.types.is_map(t)
+    value_type = pa.struct([t.key_field, t.item_field]) if is_map else t.value_type
     width = width_of(value_type)
     if width is None:
         elements, counts = _unbundle(data, offsets, None)
@@ -189,24 +192,6 @@ def from_pieces(
     return pa.Array.from_buffers(
         t, n, [bitmap, _narrow(ends)], null_count=null_count, children=[child]
     )
-
-
-def map_of(structs: pa.Array, t: pa.MapType) -> pa.Array:
-    """Return structs as maps from their fields' names; a null field is a null item.
-
-    Raises:
-        pa.ArrowInvalid: A field does not fit the map's item type.
-    """
-    width = structs.type.num_fields
-    present = structs.is_valid().to_numpy(zero_copy_only=False)
-    rows = int(present.sum())
-    fields = [field.filter(pa.array(present)).cast(t.item_type) for field in structs.flatten()]
-    by_row = np.arange(rows * width).reshape(width, rows).T.reshape(-1)
-    items = pa.concat_arrays([pa.array([], t.item_type), *fields]).take(pa.array(by_row))
-    names = pa.array([field.name for field in structs.type] * rows, pa.string()).cast(t.key_type)
-    # A null takes no entries, so that the end of the row before it is its own end, too.
-    ends = pa.array(_offsets(present * width).astype(np.int32), mask=np.append(~present, False))
-    return pa.MapArray.from_arrays(ends, names, items)
 
 
 def _child(t: pa.DataType, pieces: pa.Array) -> pa.Array:

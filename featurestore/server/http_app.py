@@ -21,10 +21,16 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from steadfeast.featurestore.errors import EntityRowsError, RequestError, SteadfeastError
+from steadfeast.featurestore.errors import (
+    EntityRowsError,
+    RequestError,
+    SteadfeastError,
+    UnsupportedTypeError,
+)
 from steadfeast.featurestore.server.feast_json import answer
 from steadfeast.featurestore.server.metrics import MAX_REQUEST_BYTES, Figures, answer_of
 from steadfeast.featurestore.serving.assembly import rows_in
+from steadfeast.featurestore.tables.casting import array_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -211,7 +217,9 @@ def _column(name: str, values: list[Any], to: pa.DataType) -> pa.Array:
             return pa.array([_moment(value) for value in values], to)
         if pa.types.is_binary(to):
             return pa.array([v if v is None else base64.b64decode(v) for v in values], to)
-        return pa.array(values, to)
+        return array_of(values, to, name)
+    except UnsupportedTypeError as error:
+        raise RequestError(f"entities.{name}", f"does not fit {to}: {error.__cause__}") from error
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError, ValueError) as error:
         raise RequestError(f"entities.{name}", f"does not fit {to}: {error}") from error
 

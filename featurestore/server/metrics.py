@@ -55,6 +55,7 @@ ANSWERS: dict[type[errors.SteadfeastError], Answer] = {
     errors.CorruptRowError: Answer(grpc.StatusCode.DATA_LOSS, 500),
     errors.OnDemandError: Answer(grpc.StatusCode.INTERNAL, 500),
     errors.DefinitionsError: Answer(grpc.StatusCode.FAILED_PRECONDITION, 500),
+    errors.RefusedDefinitionError: Answer(grpc.StatusCode.FAILED_PRECONDITION, 500),
     errors.UserError: Answer(grpc.StatusCode.INVALID_ARGUMENT, 422),
     errors.SteadfeastError: Answer(grpc.StatusCode.INTERNAL, 500),
 }

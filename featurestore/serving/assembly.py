@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from steadfeast.featurestore.errors import EntityRowsError
+from steadfeast.featurestore.errors import EntityFrameError, EntityRowsError, UnsupportedTypeError
+from steadfeast.featurestore.offline.entities import arrow_table
 from steadfeast.featurestore.rows.layout import usable
 from steadfeast.featurestore.serving.features import OnlineFeatures
-from steadfeast.featurestore.tables.columns import TIMESTAMP, typed
+from steadfeast.featurestore.tables.casting import array_of, typed
+from steadfeast.featurestore.tables.columns import TIMESTAMP
 
 if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = (np.uint8(code) for code in (1, 2, 3, 4))
 
 EntityRows: TypeAlias = pa.Table | Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
-"""What a request may give: a table, a mapping for each row, or a mapping of columns."""
+"""What a request may give: a table, a mapping for each row, or a mapping of columns.
+
+What `as_rows` makes one of these is taken too, such as a DataFrame."""
 
 Codes = np.ndarray[Any, np.dtype[np.uint8]]
 Micros = np.ndarray[Any, np.dtype[np.int64]]
@@ -101,7 +105,7 @@ def entity_rows(plan: ServicePlan, rows: EntityRows) -> pa.Table:
     Raises:
         EntityRowsError: A column is missing or of a wrong type.
     """
-    types = plan.entity_columns
+    rows, types = as_rows(plan.name, rows), plan.entity_columns
     if not types:  # of views without entities: rows, and no column
         return pa.table({"": pa.nulls(rows_in(rows))}).select([])
     if isinstance(rows, pa.Table):
@@ -114,24 +118,33 @@ def entity_rows(plan: ServicePlan, rows: EntityRows) -> pa.Table:
     for name, kind in types.items():
         try:
             given = rows[name] if isinstance(rows, Mapping) else [row[name] for row in rows]
-            columns.append(_exact(given, kind))
+            columns.append(array_of(given, kind, name))
         except KeyError as error:
             problem = "is missing" if isinstance(rows, Mapping) else "is missing in a row"
             raise EntityRowsError(plan.name, name, problem) from error
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            raise EntityRowsError(plan.name, name, f"does not fit {kind}: {error}") from error
+        except UnsupportedTypeError as error:
+            problem = f"does not fit {kind}: {error.__cause__ or error}"
+            raise EntityRowsError(plan.name, name, problem) from error
         if len(columns[-1]) != len(columns[0]):
             problem = f"has {len(columns[-1])} values, the first column {len(columns[0])}"
             raise EntityRowsError(plan.name, name, problem)
     return pa.table(columns, names=list(types))
 
 
-def _exact(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Return the array; Arrow itself would cut 1.5 to an integer without a word."""
-    array = pa.array(values, kind)
-    if pa.types.is_integer(kind) and any(isinstance(value, float) for value in values):
-        array = pa.array(values).cast(kind)
-    return array
+def as_rows(service: str, given: Any) -> EntityRows:
+    """Return what a request gives as one of the forms of `EntityRows`.
+
+    Raises:
+        EntityRowsError: It has none.
+    """
+    if isinstance(given, (pa.Table, Mapping)):
+        return given
+    if isinstance(given, Sequence) and all(isinstance(row, Mapping) for row in given):
+        return given
+    try:
+        return arrow_table(given)
+    except EntityFrameError as error:
+        raise EntityRowsError(service, error.column, error.problem) from error
 
 
 def _view(

@@ -248,7 +248,7 @@ def _listed(keys: Mapping[str, pa.DataType], given: EntityRows) -> dict[str, Any
         else:
             rows = cast("Sequence[Mapping[str, Any]]", given)
             return {name: [row[name] for row in rows] for name in keys}
-    except KeyError:
+    except (KeyError, TypeError):
         return None
     return None
 

@@ -5,12 +5,12 @@ Bottom of `featurestore.tables`: no I/O. What is named here is named nowhere els
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from feast import types as feast_types
 
-from steadfeast.featurestore.errors import EntityRowsError
+from steadfeast.featurestore.errors import RefusedDefinitionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,39 +23,49 @@ TIMESTAMP = pa.timestamp("us", tz="UTC")
 EVENT_TIMESTAMP = "event_timestamp"
 CREATED_TIMESTAMP = "created_timestamp"
 
+LOGGED = frozenset(
+    ("request_id", "request_time", "model", "model_version", "contract", "prediction")
+)
+"""Columns that the served log has beside keys and features."""
+
 
 def arrow_type(field: Field) -> pa.DataType:
-    """Return the Arrow type that a Feast field is held in."""
-    if field.dtype == feast_types.Bytes:  # absent from Feast's own table
+    """Return the Arrow type that a Feast field is held in.
+
+    Raises:
+        RefusedDefinitionError: Nothing says what Arrow type its values are.
+    """
+    kind = _arrow_of(field.dtype)
+    if kind is None:
+        problem = f"is {field.dtype}, which Feast gives no one Arrow type; {_INSTEAD}"
+        raise RefusedDefinitionError(f"field {field.name!r}", problem)
+    return kind
+
+
+_INSTEAD = "declare a type whose values have one type, such as Map, Json or String"
+_BYTES = (feast_types.Bytes, feast_types.ImageBytes, feast_types.PdfBytes)
+_TIMES = (feast_types.UnixTimestamp, feast_types.ZonedTimestamp)
+
+
+def _arrow_of(kind: Any) -> pa.DataType | None:
+    """Return the Arrow type of a Feast type, nested ones element by element; None without one.
+
+    Feast's own table lacks bytes, alone and in lists.
+    """
+    if isinstance(kind, feast_types.Struct):
+        parts = {name: _arrow_of(part) for name, part in kind.fields.items()}
+        return None if None in parts.values() else pa.struct(list(parts.items()))
+    if isinstance(kind, (feast_types.Array, feast_types.Set)):
+        child = _arrow_of(kind.base_type)
+        return None if child is None else pa.list_(child)
+    if kind in _BYTES:
         return pa.binary()
-    if field.dtype in (feast_types.UnixTimestamp, feast_types.ZonedTimestamp):
+    if kind in _TIMES:
         return TIMESTAMP
-    return feast_types.from_feast_to_pyarrow_type(field.dtype)
+    found: pa.DataType | None = feast_types.FEAST_TYPES_TO_PYARROW_TYPES.get(kind)
+    return found
 
 
 def is_personal(tags: Mapping[str, str] | None) -> bool:
     """Tell whether Feast tags mark personal data: `pii` with any value but "false"."""
     return (tags or {}).get("pii", "false").lower() != "false"
-
-
-def typed(service: str, table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
-    """Cast the columns of `types`, exactly.
-
-    Raises:
-        EntityRowsError: One is missing, or holds what its type cannot.
-    """
-    for name, kind in types.items():
-        index = table.schema.get_field_index(name)
-        if index < 0:
-            known = ", ".join(table.column_names)
-            raise EntityRowsError(service, name, f"is missing; there are {known}")
-        column = table.column(index)
-        if column.type == kind:
-            continue
-        try:
-            table = table.set_column(index, name, column.cast(kind))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise EntityRowsError(
-                service, name, f"is {column.type} and does not fit {kind}: {error}"
-            ) from error
-    return table

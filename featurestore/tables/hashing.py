@@ -36,14 +36,32 @@ def content_sha256(table: pa.Table) -> str:
     Fed are, per column in order: name and type, the number of rows, one byte per row that says
     whether it is null, then the values: fixed-width ones little-endian with zeros for nulls and
     one NaN; strings and bytes as int64 lengths, then the bytes; lists as lengths, then the
-    elements in the same way; structs as their fields. -0.0 is not 0.0.
+    elements in the same way; structs as their fields. -0.0 is not 0.0. The type is `type_name`.
     """
     digest = hashlib.sha256()
     for field, column in zip(table.schema, table.columns, strict=True):
-        digest.update(f"{field.name}\0{field.type}\0{len(column)}\0".encode())
+        digest.update(f"{field.name}\0{type_name(field.type)}\0{len(column)}\0".encode())
         array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], field.type)
         _feed(digest, array)
     return digest.hexdigest()
+
+
+def type_name(kind: pa.DataType) -> str:
+    """Return one name for all types whose values Parquet gives back as they were.
+
+    Parquet calls a list's elements "element" and forgets what may be null; a dictionary is one way
+    to hold its values, and comes back with other indices.
+    """
+    if pa.types.is_dictionary(kind):
+        return type_name(kind.value_type)
+    if pa.types.is_map(kind):
+        return f"map<{type_name(kind.key_type)}, {type_name(kind.item_type)}>"
+    if pa.types.is_struct(kind):
+        fields = ", ".join(f"{field.name}: {type_name(field.type)}" for field in kind)
+        return f"struct<{fields}>"
+    if pa.types.is_nested(kind):
+        return f"list<item: {type_name(kind.value_type)}>"
+    return str(kind)
 
 
 def _feed(digest: Any, array: pa.Array) -> None:
@@ -76,7 +94,7 @@ def differs(a: pa.ChunkedArray, b: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[
     Raises:
         ValueError: Types or lengths differ.
     """
-    if a.type != b.type or len(a) != len(b):
+    if type_name(a.type) != type_name(b.type) or len(a) != len(b):
         raise ValueError(f"{len(a)} x {a.type} against {len(b)} x {b.type}")
     if not len(a):
         return np.array([], np.int64)

@@ -16,24 +16,48 @@ from steadfeast.featurestore.errors import SourceError
 from steadfeast.featurestore.tables import sql
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from deltalake import DeltaTable
 
 
-def scan_of(view: str, location: str, *, delta: bool = False) -> str:
+def scan_of(
+    view: str, location: str, *, delta: bool = False, types: Mapping[str, str] | None = None
+) -> str:
     """Return the table expression of what lies at `location`.
+
+    Args:
+        view: Feature view, for messages.
+        location: File, folder, glob, Delta table or address.
+        delta: It is a Delta table.
+        types: Column -> DuckDB type, for columns that are folders' names: what a name is must not
+            depend on which other folders there are.
 
     Raises:
         SourceError: There is no file.
     """
     if is_remote(location):
-        return _delta(view, location) if delta else sql.parquet([location], hive="=" in location)
+        if delta:
+            return _delta(view, location)
+        named = _partitions(location.split("/"))
+        return sql.parquet([location], hive=bool(named), hive_types=_typed(named, types))
     path = Path(location)
     if delta or (path / "_delta_log").is_dir():
         return _delta(view, location)
     files = local_files(path)
     if not files:
         raise SourceError(view, location, nothing(path))
-    return sql.parquet([str(file) for file in files], hive=is_hive(path, files))
+    hive = is_hive(path, files)
+    named = _partitions(files[0].parts[:-1]) if hive else []
+    return sql.parquet([str(file) for file in files], hive=hive, hive_types=_typed(named, types))
+
+
+def _partitions(parts: Iterable[str]) -> list[str]:
+    return [part.partition("=")[0] for part in parts if "=" in part]
+
+
+def _typed(named: Iterable[str], types: Mapping[str, str] | None) -> dict[str, str]:
+    return {name: kind for name, kind in (types or {}).items() if name in named}
 
 
 def is_remote(location: str) -> bool:

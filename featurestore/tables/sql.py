@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from steadfeast.featurestore.tables.total_order import canonical_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from steadfeast.featurestore.tables.total_order import Type
 
@@ -67,11 +67,21 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def parquet(paths: Sequence[str], *, hive: bool = False) -> str:
-    """Return a table expression over Parquet files, columns united by name."""
+def parquet(
+    paths: Sequence[str], *, hive: bool = False, hive_types: Mapping[str, str] | None = None
+) -> str:
+    """Return a table expression over Parquet files, columns united by name.
+
+    Args:
+        paths: The files.
+        hive: Folders name partitions.
+        hive_types: Partition column -> DuckDB type; else it is guessed from all folders there are.
+    """
     files = ", ".join(map(literal, paths))
     united = ", union_by_name=true" if len(paths) > 1 else ""
-    return f"read_parquet([{files}], hive_partitioning={str(hive).lower()}{united})"
+    pairs = ", ".join(f"{literal(name)}: {kind}" for name, kind in (hive_types or {}).items())
+    types = f", hive_types={{{pairs}}}" if pairs else ""
+    return f"read_parquet([{files}], hive_partitioning={str(hive).lower()}{types}{united})"
 
 
 def micros(expression: str, kind: str) -> str:

@@ -11,19 +11,22 @@ the manifest's source hashes are what shows it.
 
 from __future__ import annotations
 
+import copy
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from steadfeast.featurestore.definitions.plan import personal_columns
-from steadfeast.featurestore.errors import EntityRowsError, FutureKnowledgeError
-from steadfeast.featurestore.rows.layout import cast_array
-from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP, TIMESTAMP, typed
+from steadfeast.featurestore.errors import EntityFrameError, EntityRowsError, FutureKnowledgeError
+from steadfeast.featurestore.offline.entities import arrow_table
+from steadfeast.featurestore.offline.session import session
+from steadfeast.featurestore.tables.casting import cast_array, index_of, instants, typed
+from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP, TIMESTAMP
 from steadfeast.featurestore.tables.hashing import (
     code_commit,
     content_sha256,
@@ -37,32 +40,42 @@ from steadfeast.featurestore.training.manifest import DATA, MANIFEST, Manifest, 
 from steadfeast.featurestore.training.pins import make_pins, over_pins, pin_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
-    from feast import FeatureStore
+    from feast import FeatureStore, FeatureView
+    from feast.repo_config import RepoConfig
 
     from steadfeast.featurestore.definitions.on_demand import Executor
     from steadfeast.featurestore.definitions.plan import ServicePlan
+
+EntityFrame: TypeAlias = (
+    "pa.Table | pd.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | str"
+)
+"""Rows as Feast's users give them: a table, columns, rows, or the text of a DuckDB query."""
 
 KNOWN_AT = "known_at"
 _ROW = "__steadfeast_row"
 
 
-def entity_table(plan: ServicePlan, entities: pa.Table | pd.DataFrame) -> pa.Table:
+def entity_table(
+    plan: ServicePlan, entities: EntityFrame, config: RepoConfig | None = None
+) -> pa.Table:
     """Return an entity frame as Arrow, with typed keys, request fields and times.
+
+    Args:
+        plan: The service.
+        entities: See `EntityFrame`.
+        config: Feast's configuration, to run the text of a query.
 
     Raises:
         EntityRowsError: A column is missing, of a wrong type, or named as a feature is.
     """
-    table = (
-        entities
-        if isinstance(entities, pa.Table)
-        else pa.Table.from_pandas(entities, preserve_index=False)
-    ).replace_schema_metadata(None)
-    table = typed(plan.name, table, {**plan.entity_columns, EVENT_TIMESTAMP: TIMESTAMP})
+    table = _as_table(plan.name, entities, config)
+    table = _timed(plan.name, table, EVENT_TIMESTAMP)
+    table = typed(plan.name, table, plan.entity_columns)
     if KNOWN_AT in table.column_names:
-        table = typed(plan.name, table, {KNOWN_AT: TIMESTAMP})
+        table = _timed(plan.name, table, KNOWN_AT)
     if table.column(EVENT_TIMESTAMP).null_count:
         count = table.column(EVENT_TIMESTAMP).null_count
         raise EntityRowsError(plan.name, EVENT_TIMESTAMP, f"is null in {count} rows")
@@ -70,6 +83,29 @@ def entity_table(plan: ServicePlan, entities: pa.Table | pd.DataFrame) -> pa.Tab
         if name in plan.features:
             raise EntityRowsError(plan.name, name, "has the name of a feature")
     return table
+
+
+def _as_table(service: str, entities: EntityFrame, config: RepoConfig | None) -> pa.Table:
+    try:
+        if isinstance(entities, str) and config is not None:
+            with session(config) as connection:
+                table = arrow_table(entities, connection)
+        else:
+            table = arrow_table(entities)
+    except EntityFrameError as error:
+        raise EntityRowsError(service, error.column, error.problem) from error
+    return table.replace_schema_metadata(None)
+
+
+def _timed(service: str, table: pa.Table, name: str) -> pa.Table:
+    """Read a column of times as the offline store reads that of an entity frame."""
+    index = index_of(service, table, name)
+    column = table.column(index)
+    try:
+        return table.set_column(index, name, instants(column))
+    except (pa.ArrowInvalid, ValueError) as error:
+        problem = f"is {column.type}, not times: {error}"
+        raise EntityRowsError(service, name, problem) from error
 
 
 def point_in_time(
@@ -108,10 +144,12 @@ def _stored(
     """Join the stored views. Only keys, time and row number travel, so no type can suffer."""
     spine = entities.select([*plan.keys, EVENT_TIMESTAMP])
     spine = spine.append_column(_ROW, pa.array(range(entities.num_rows), pa.int64()))
+    # Under names of ours: `a__b` with `c` and `a` with `b__c` would be called the same.
+    names = {view.name: f"v{i}" for i, view in enumerate(plan.views)}
     job = store._get_provider().get_historical_features(  # noqa: SLF001 - as Feast's own caller does
         store.config,
-        [view.view for view in plan.views],
-        [f"{view.name}:{feature}" for view in plan.views for feature in view.columns],
+        [_renamed(view.view, names[view.name]) for view in plan.views],
+        [f"{names[view.name]}:{feature}" for view in plan.views for feature in view.columns],
         spine,
         store.registry,
         store.project,
@@ -125,12 +163,18 @@ def _stored(
     values = {}
     for view in plan.views:
         for feature, kind in view.columns.items():
-            name = f"{view.name}__{feature}"
+            column = joined.column(f"{names[view.name]}__{feature}")
             # The cast that writing to the online store does, so that both sides round alike.
-            values[view.name, feature] = cast_array(
-                joined.column(name).combine_chunks(), kind, name
-            )
+            values[view.name, feature] = cast_array(column.combine_chunks(), kind, feature)
     return values
+
+
+def _renamed(view: FeatureView, name: str) -> FeatureView:
+    there = type(view).__new__(type(view))
+    vars(there).update(vars(view))  # Feast's own copy would make the projection anew
+    there.projection = copy.copy(view.projection)
+    there.projection.name_alias, there.projection.version_tag = name, None
+    return there
 
 
 def _nothing(plan: ServicePlan) -> dict[tuple[str, str], pa.Array]:
@@ -145,7 +189,7 @@ def build(
     store: FeatureStore,
     plan: ServicePlan,
     executors: Sequence[Executor],
-    entities: pa.Table | pd.DataFrame,
+    entities: EntityFrame,
     *,
     contract: str,
     folder: Path,
@@ -172,7 +216,7 @@ def build(
         EntityRowsError: A column is missing or wrong.
         FutureKnowledgeError: Entity rows or labels lie after `as_known_at`.
     """
-    frame = entity_table(plan, entities)
+    frame = entity_table(plan, entities, store.config)
     if label is not None and label not in frame.column_names:
         raise EntityRowsError(plan.name, label, "is the label, and missing")
     if as_known_at is not None:

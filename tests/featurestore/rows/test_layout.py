@@ -14,7 +14,6 @@ from steadfeast.featurestore.errors import UnsupportedTypeError
 from steadfeast.featurestore.rows.layout import (
     NO_TIME,
     Layout,
-    cast_array,
     damaged,
     decode,
     encode,
@@ -23,6 +22,7 @@ from steadfeast.featurestore.rows.layout import (
     order_of,
     usable,
 )
+from steadfeast.featurestore.tables.casting import cast_array
 
 UTC = dt.UTC
 micros = st.integers(-(2**63) + 1, 2**63 - 1)
@@ -50,6 +50,11 @@ def _typed(t, values):
     return st.tuples(st.just(t), st.just(values))
 
 
+def _entries(pairs):
+    """The entries of a map as they are kept: in the order of their keys."""
+    return sorted(pairs.items(), key=lambda pair: pair[0].encode())
+
+
 def _wider(inner):
     """A list, struct or map around a type."""
     return st.one_of(
@@ -63,7 +68,7 @@ def _wider(inner):
         inner.map(
             lambda i: (
                 pa.map_(pa.string(), i[0]),
-                st.lists(st.tuples(st.text(max_size=3), st.none() | i[1]), max_size=3),
+                st.dictionaries(st.text(max_size=3), st.none() | i[1], max_size=3).map(_entries),
             )
         ),
     )
