@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 120
+SECONDS = 600
 SHADOWS = {
     "pipeline.py": "NAME = 'of the user'\n",
     "featurestore.py": "NAME = 'of the user'\n",
@@ -159,6 +159,7 @@ def started(repo: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     assert repo.is_dir()
 
 
+@pytest.mark.timeout(1200)  # seven programs, one after the other, on a machine that may be busy
 def test_a_repo_with_modules_of_our_names_goes_the_whole_way(
     repo: Path, bin_folder: Path, started: list[subprocess.Popen[bytes]], free_port
 ):

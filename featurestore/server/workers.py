@@ -86,7 +86,9 @@ def until_orphaned(stop: Callable[[], object]) -> None:
     """Call `stop` once standard input ends."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not sys.stdin: its lock, held by a thread that reads, would end the interpreter badly.
+        while os.read(0, 1 << 10):
+            pass
         stop()
 
     Thread(target=watch, name="parent", daemon=True).start()
