@@ -32,6 +32,7 @@ from steadfeast.monitor.decisions.model import (
     Decision,
     Episode,
     Kind,
+    Member,
     Outcome,
     PolicyState,
     Trigger,
@@ -115,11 +116,13 @@ def latency(triggers: int) -> dict[str, Any]:
         outbox.start()
         config = daemon.evaluator.config.monitors["w"]
         for number in range(triggers + 3):
-            episode = Episode(f"e{number}", Kind.DRIFT, window, window, (verdict,), CONTRACT)
+            episode = Episode(
+                f"e{number}", Kind.DRIFT, window, window, (Member(verdict, window.end),), CONTRACT
+            )
             decision = Decision(
                 PolicyState(),
                 opened=(episode,),
-                triggers=(Trigger(f"r{number}", episode, Outcome.FIRED, window.end),),
+                triggers=(Trigger(f"r{number}", (episode,), Outcome.FIRED, window.end),),
             )
             pipeline.heard.clear()
             with ledger.transaction():

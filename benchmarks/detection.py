@@ -30,7 +30,7 @@ from benchmarks.detection_peers import RULES, Peers
 from benchmarks.detection_world import DAY, NAMES, NUMERIC, SHIFTS, START, World
 from benchmarks.measure import table, versions
 from steadfeast.monitor.config.schema import MonitorConfig
-from steadfeast.monitor.decisions.model import Evaluation, Kind, PolicyState
+from steadfeast.monitor.decisions.model import Evaluation, PolicyState
 from steadfeast.monitor.decisions.policy import decide
 from steadfeast.monitor.drift.detector import Level, detect
 from steadfeast.monitor.drift.distances import statistic
@@ -121,12 +121,11 @@ class Run:
             evaluation = Evaluation("m", window, self.reference.window, tuple(verdicts))
             decision = decide(state, evaluation, CONFIG)
             state = decision.state
-            recent = state.recent.get(Kind.DRIFT, ())
             lasting = {
-                one.feature
-                for one in verdicts
-                if one.level is Level.DRIFT
-                and sum(f"{one.source}/{one.feature}" in day for day in recent) >= CONFIG.episode.k
+                member.verdict.feature
+                for episode in state.episodes.values()
+                for member in episode.members
+                if member.open
             }
             found.append((verdicts, bool(decision.opened), lasting))
         return found

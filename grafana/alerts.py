@@ -159,12 +159,12 @@ ALERTS = (
     ),
     Rule(
         name="SteadfeastDriftEpisode",
-        expr=f'{m.EPISODES_OPEN}{{kind="drift"}} > 0',
+        expr=f"{m.DRIFT_OPENED} > 0",
         lasting="0m",
         severity="warning",
-        summary="Features of {{ $labels.monitor }} have moved away from the reference",
-        description="Some are over their limits for enough windows to open an episode. The "
-        "overview shows which, how far and since when.",
+        summary="{{ $labels.feature }} of {{ $labels.monitor }} has moved away from the reference",
+        description="It was over its limit for enough windows to open an episode. Group by "
+        "`monitor` to be notified once of what began together.",
         dashboard=OVERVIEW,
     ),
     Rule(

@@ -33,7 +33,7 @@ def feature() -> Any:
             lines(
                 "Ratio to the limit",
                 "Deciding statistic over its threshold. Above 1 is over the limit; below 0.8 for "
-                "enough windows closes an episode.",
+                "enough windows resolves its drift.",
                 query(f"{m.DRIFT_RATIO}{FEATURE}", "{{monitor}} {{feature}}"),
                 steps=RATIO_STEPS,
             ),

@@ -42,8 +42,7 @@ def overview() -> Any:
             ),
             figure(
                 "Features over limit",
-                "Features whose last window is over its threshold. An episode opens when enough "
-                "windows are.",
+                "Features whose last window is over its threshold. An episode opens when it lasts.",
                 f"count({m.DRIFT_RATIO}{MONITOR} > 1) or vector(0)",
                 steps=((None, "green"), (1.0, "orange")),
             ),
@@ -112,8 +111,17 @@ def overview() -> Any:
                 steps=RATIO_STEPS,
             ),
             rows(
+                "Features with open drift",
+                "Since when (event time) each of them is away from the reference.",
+                query(f"{m.DRIFT_OPENED}{MONITOR} * 1000", instant=True),
+                renamed={"Value": "since"},
+                units={"since": ISO_TIME},
+                height=5,
+            ),
+            rows(
                 "Open episodes",
-                "Since when (event time), and whether a person has acknowledged it.",
+                "By kind: since when the oldest is open (event time), and whether a person has "
+                "acknowledged all of them.",
                 query(f"{m.EPISODE_OPENED}{MONITOR} * 1000", instant=True),
                 query(f"{m.EPISODE_ACKNOWLEDGED}{MONITOR}", instant=True),
                 renamed={"Value #A": "opened", "Value #B": "acknowledged"},

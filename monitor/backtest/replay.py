@@ -304,7 +304,10 @@ class _Replay:
         episodes = [one for one in self._ledger.episodes() if one.monitor == name]
         episodes.sort(key=lambda one: one.opened_at)
         triggers = {
-            one.episode_id: one for one in self._ledger.triggers(1_000_000) if one.monitor == name
+            episode: one
+            for one in self._ledger.triggers(1_000_000)  # newest first: the first one of each stays
+            if one.monitor == name
+            for episode in one.episode_ids
         }
         expected = tuple(self._expected[name])
         decays = decays_of(windows, expected, episodes, config)

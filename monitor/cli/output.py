@@ -64,12 +64,24 @@ def status(answer: monitor_pb2.GetStatusResponse) -> Iterator[RenderableType]:
             f"open since {_time(episode.opened_at)}{seen}: {episode.summary} "
             f"(episode {episode.episode_id})"
         )
+        yield from _members(episode)
     for trigger in answer.triggers[:SHOWN]:
         yield Text(trigger_line(trigger))
     for promotion in answer.promotions[:SHOWN]:
         yield Text(promotion_line(promotion))
     if answer.idle:
         yield Text("idle: everything closed is evaluated, nothing is under way")
+
+
+def _members(episode: monitor_pb2.Episode) -> Iterator[RenderableType]:
+    """Say which features of an open episode have resolved or cannot be judged."""
+    resolved = [one.drift.feature for one in episode.members if one.HasField("resolved_at")]
+    if resolved:
+        yield Text(f"  resolved already: {', '.join(resolved)}")
+    for one in episode.members:
+        if one.unjudged:
+            text = f"  {one.drift.feature} cannot be judged, so it stays open: {one.unjudged}"
+            yield Text(text, style="yellow")
 
 
 def _monitor(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:

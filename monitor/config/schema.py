@@ -175,6 +175,8 @@ class MonitorConfig(Section):
         max_age: Per feature view, the age of its newest value at request time that is an
             incident, at the median.
         cooldown: Least time between two triggers for the model.
+        retry_after: How long after a trigger whose run promoted nothing the same drift asks again,
+            with newer data.
         approval: `auto`, or `manual`: a person decides each trigger.
         schedule: When to retrain though nothing drifted, as a cron line in UTC. A time that comes
             while the daemon is away counts once it is back, but only the last of several.
@@ -204,6 +206,7 @@ class MonitorConfig(Section):
     episode: EpisodeConfig = EpisodeConfig()
     cooldown: Duration = timedelta(days=7)
     budget: BudgetConfig = BudgetConfig()
+    retry_after: Duration = timedelta(days=28)
     approval: Literal["auto", "manual"] = "auto"
     schedule: Cron | None = None
     causes: tuple[Annotated[dict[str, str], Field(min_length=1)], ...] = ()

@@ -16,7 +16,7 @@ from steadfeast.monitor.drift.data_quality import INFORMATIVE
 from steadfeast.monitor.drift.detector import Level
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from steadfeast.monitor.drift.data_quality import Figures, Freshness, Incident
@@ -41,7 +41,7 @@ OUTSIDE = frozenset({Kind.SCHEDULE, Kind.ALERT})
 
 
 class Outcome(StrEnum):
-    """What was decided about an episode's one trigger."""
+    """What was decided about a request for a retraining."""
 
     FIRED = "fired"
     WAITING = "waiting"
@@ -54,7 +54,7 @@ class Outcome(StrEnum):
 
 
 FINAL = frozenset({Outcome.FIRED, Outcome.REJECTED, Outcome.EXPIRED})
-"""Outcomes after which an episode decides nothing any more."""
+"""Outcomes after which nothing more is decided about a request."""
 
 
 class TriggerState(StrEnum):
@@ -106,11 +106,14 @@ class ModelHistory:
         running: Request id of a trigger for the model that is not yet answered, or whose run is
             under way; empty if there is none.
         blocked: Why another monitor of the model blocks its retraining; empty if none does.
+        without_promotion: Request ids of triggers whose run was refused, failed or was cancelled,
+            or that no pipeline took.
     """
 
     fired: tuple[datetime, ...] = ()
     running: str = ""
     blocked: str = ""
+    without_promotion: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,8 @@ class Evaluation:
         estimated: Metrics that the live model is thought to have in the window, by name.
         segments: The window in parts.
         quarantined: What could not be read of the window's last bucket.
+        groups: By `subject`, the group of features that move together in the reference; a feature
+            without an entry moves alone.
     """
 
     monitor: str
@@ -141,6 +146,7 @@ class Evaluation:
     model_version: str = ""
     quarantined: tuple[Quarantined, ...] = ()
     history: ModelHistory = ModelHistory()
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def judged(self) -> int:
@@ -172,49 +178,127 @@ class Cause:
     summary: str
 
 
+def subject(verdict: Verdict) -> str:
+    """Return what a verdict is about: `served/trip_distance`, or `labels/auc` for a figure."""
+    return f"{verdict.source}/{verdict.feature}"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One feature of an episode, or the live figure that fell.
+
+    Attributes:
+        verdict: As it was when people were last notified of it.
+        since: End of the first of the windows over the limit that opened it.
+        notified_at: End of the window in which people were last notified of it; none if it joined
+            a slow change of many features since.
+        resolved_at: End of the window in which its own evidence ended; none while it stands.
+        unjudged: Why its last windows could not be judged; empty if they could.
+    """
+
+    verdict: Verdict
+    since: datetime
+    notified_at: datetime | None = None
+    resolved_at: datetime | None = None
+    unjudged: str = ""
+
+    @property
+    def subject(self) -> str:
+        """See `subject`."""
+        return subject(self.verdict)
+
+    @property
+    def open(self) -> bool:
+        """Whether its evidence stands."""
+        return self.resolved_at is None
+
+
+def ordered(members: Sequence[Member]) -> tuple[Verdict, ...]:
+    """Return the verdicts of `members`, those that are open first, worst ratio first."""
+    by_worst = sorted(members, key=lambda one: (not one.open, -one.verdict.ratio))
+    return tuple(member.verdict for member in by_worst)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of the last request for a retraining that an episode was evidence for.
+
+    Attributes:
+        request_id: The request.
+        outcome: FIRED or REJECTED.
+        at: End of the window of that decision.
+    """
+
+    request_id: str
+    outcome: Outcome
+    at: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One open episode.
+    """One open episode: what broke.
+
+    A feature, or features of one group that moved together with the same onset. Each member opens
+    and resolves by its own evidence; the episode closes with its last member.
 
     Attributes:
         window: The window that it opened on; for what comes from outside, the last one judged.
         reference_window: What that was compared with.
-        features: What opened it, worst ratio first; empty for what comes from outside.
-        quiet: Windows in a row below 0.8 of every threshold.
-        outcome: What was last decided about its trigger; none until something was.
-        request_id: Id of its trigger, once there is one.
-        told: What an outside cause said.
+        members: In the order in which they came; empty for what comes from outside.
+        group: Name of the group that its members belong to; empty for a feature that moves alone.
+        slow: Whether its members crossed their limits by degrees; every one that does joins it.
+        standing: Whether the last window alone would open it, or the cause from outside stands.
+        requests: Requests for a retraining that it was the first evidence of.
+        answer: What became of the last request that it was evidence for; none before one fired
+            or was rejected, and again once it got decisively worse.
+        cause: What an outside cause says.
     """
 
     episode_id: str
     kind: Kind
     window: Window
     reference_window: Window
-    features: tuple[Verdict, ...]
+    members: tuple[Member, ...]
     contract: str
-    quiet: int = 0
-    outcome: Outcome | None = None
-    request_id: str = ""
-    told: str = ""
+    group: str = ""
+    slow: bool = False
+    standing: bool = True
+    requests: int = 0
+    answer: Answer | None = None
+    cause: str = ""
 
     @property
-    def key(self) -> str:
-        """What of a monitor's open episodes it is; of what is measured, one of a kind is open."""
-        return self.episode_id if self.kind is Kind.ALERT else self.kind.value
+    def features(self) -> tuple[Verdict, ...]:
+        """The verdicts of its members, those that are open first, worst ratio first."""
+        return ordered(self.members)
 
     @property
     def summary(self) -> str:
         """One line for a person."""
         if self.kind in OUTSIDE:
-            return f"{self.kind}: {self.told}"
-        worst = self.features[0]
-        others = f" and {len(self.features) - 1} more" if len(self.features) > 1 else ""
-        figure = f"{worst.statistic} {worst.value:.3g} over {worst.threshold:.3g}"
-        heaviest = max(self.features, key=lambda one: one.impact or 0.0)
-        most = ""
-        if heaviest.impact and heaviest is not worst:
-            most = f"; {heaviest.feature} weighs most in the model"
-        return f"{self.kind}: {worst.feature}{others}: {figure}{most}"
+            return f"{self.kind}: {self.cause}"
+        what = "slow drift" if self.slow else str(self.kind)
+        return f"{what}: {described(self.features)}"
+
+
+NAMED = 5
+"""Features that one line names."""
+
+
+def described(verdicts: Sequence[Verdict]) -> str:
+    """Return in one line which features moved, worst first, and how far the worst is."""
+    worst = verdicts[0]
+    names = [one.feature for one in verdicts]
+    named = ", ".join(names[:NAMED])
+    if len(names) > NAMED:
+        named += f" and {len(names) - NAMED} more"
+    text = f"{named}: {worst.statistic} {worst.value or 0:.3g} over {worst.threshold or 0:.3g}"
+    if worst.reason:
+        text += f" ({worst.reason})"
+    heaviest = max(verdicts, key=lambda one: one.impact or 0.0)
+    if heaviest.impact and heaviest is not worst:
+        text += f"; {heaviest.feature} weighs most in the model"
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,22 +316,39 @@ class OpenIncident:
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """A retraining that is asked for and has neither fired nor been rejected.
+
+    Attributes:
+        request_id: Of its trigger.
+        episode_ids: Its evidence when it was last decided, the first cause first.
+        outcome: What keeps it.
+    """
+
+    request_id: str
+    episode_ids: tuple[str, ...]
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyState:
     """All that a monitor remembers from one decision to the next.
 
     Attributes:
         watermark: End of the last window decided on.
-        recent: Per kind, for each of the last windows, what was over its threshold; newest
-            last.
-        episodes: Open ones by their `key`.
+        recent: By `subject`, the ratios of the last windows with their direction, newest last;
+            None for a window that could not be judged.
+        episodes: Open ones by their id.
         incidents: Open ones, and ones passed whose bucket is still inside the window.
+        request: The retraining that is asked for and keeps waiting.
         scheduled: The cron line, and up to when its times are taken; none without a schedule.
     """
 
     watermark: datetime | None = None
-    recent: dict[Kind, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    recent: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
     episodes: dict[str, Episode] = field(default_factory=dict)
     incidents: tuple[OpenIncident, ...] = ()
+    request: Request | None = None
     scheduled: tuple[str, datetime] | None = None
 
     def blocked(self, since: datetime) -> str:
@@ -266,14 +367,20 @@ class PolicyState:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One alert; `sequence` is 0 until it is committed."""
+    """One alert; `sequence` is 0 until it is committed.
+
+    Attributes:
+        episodes: The summary of each episode that it is about, by episode id.
+        features: What moved, worst first; empty where no feature is concerned.
+        resolved: Whether it tells of an end.
+    """
 
     kind: AlertKind
     severity: Severity
     monitor: str
     at: datetime
     summary: str
-    episode_id: str = ""
+    episodes: Mapping[str, str] = field(default_factory=dict)
     features: tuple[Verdict, ...] = ()
     resolved: bool = False
     sequence: int = 0
@@ -281,16 +388,16 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """A decision on an episode's trigger.
+    """A decision on a request for a retraining.
 
     Attributes:
-        episode: The episode as it was when decided.
+        episodes: The evidence as it was when decided, the first cause first.
         at: End of the window of this decision; the new training set's knowledge time.
         reason: Why it is suppressed or waits; empty when it fires.
     """
 
     request_id: str
-    episode: Episode
+    episodes: tuple[Episode, ...]
     outcome: Outcome
     at: datetime
     reason: str = ""
@@ -307,9 +414,9 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The end of an episode."""
+    """The end of an episode, as it was then."""
 
-    episode_id: str
+    episode: Episode
     at: datetime
     reason: str
 
@@ -319,11 +426,14 @@ class Decision:
     """What follows from one evaluation; all of it is committed together, or none.
 
     Attributes:
+        changed: Episodes that stay open, and of which a member joined, resolved, got worse or
+            cannot be judged any more.
         triggers: Decisions that changed; an unchanged one is not repeated.
     """
 
     state: PolicyState
     opened: tuple[Episode, ...] = ()
+    changed: tuple[Episode, ...] = ()
     closed: tuple[Closed, ...] = ()
     triggers: tuple[Trigger, ...] = ()
     alerts: tuple[Alert, ...] = ()

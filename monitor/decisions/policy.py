@@ -1,19 +1,8 @@
-"""From verdicts to decisions: episodes, triage, and whether a retraining fires.
+"""From verdicts to decisions: triage, episodes, and whether a retraining fires.
 
-Above `draft`, below `ledger`, which commits what is decided here. Pure: state and evaluation
+Above `episodes`, below `ledger`, which commits what is decided here. Pure: state and evaluation
 in, decision out; no clock, no I/O, no randomness, so that a replay decides the same. Every time
 is event time: the end of the window that is judged.
-
-A monitor judges one window per bucket, and windows longer than a bucket overlap. So "k of the
-last n windows" asks that a distance lasts over k buckets of new rows; it does not claim k
-independent observations. False alarms are held down by the thresholds, which calibration takes
-from windows of the same length. A window too small to judge takes its place among the n, counts
-as not over, and leaves the count of quiet windows as it was: no data is never "no drift".
-
-An episode has one trigger for its whole life. While something forbids it (an incident, another
-run, the cooldown, the budget) it is asked again at each window in which the episode would open
-anew, and fires when nothing forbids it any more. Once it fired, whatever the pipeline makes of
-it, the episode never fires again: a refused challenger would be refused again.
 """
 
 from __future__ import annotations
@@ -22,9 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from steadfeast.monitor.config.cron import first, latest
-from steadfeast.monitor.decisions.builder import Draft, episode_id, forbidden
+from steadfeast.monitor.decisions.builder import Draft, episode_id
+from steadfeast.monitor.decisions.episodes import Episodes
 from steadfeast.monitor.decisions.model import (
-    OUTSIDE,
     Alert,
     AlertKind,
     Cause,
@@ -37,20 +26,16 @@ from steadfeast.monitor.decisions.model import (
     OpenIncident,
     Outcome,
     PolicyState,
+    Request,
     Severity,
 )
-from steadfeast.monitor.drift.detector import Level, Verdict
-from steadfeast.monitor.performance.metrics import measure_named
+from steadfeast.monitor.decisions.retraining import Judgement, forbidden
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from datetime import datetime
 
     from steadfeast.monitor.config.schema import MonitorConfig
     from steadfeast.monitor.drift.data_quality import Incident
-
-QUIET = 0.8
-"""Share of the threshold below which a window counts towards closing an episode."""
 
 
 def decide(state: PolicyState, evaluation: Evaluation, config: MonitorConfig) -> Decision:
@@ -64,12 +49,10 @@ def decide(state: PolicyState, evaluation: Evaluation, config: MonitorConfig) ->
         return Decision(state)
     draft = Draft(evaluation.monitor, state)
     _triage(draft, evaluation)
-    for kind, verdicts in _evidence(evaluation, config).items():
-        _decide_kind(draft, kind, verdicts, evaluation, config)
-    for episode in state.episodes.values():
-        if episode.kind in OUTSIDE:
-            draft.ask(episode, at, config, evaluation.history)
-    return draft.decision()
+    Episodes(draft, evaluation, config).decide()
+    draft.notify(at)
+    draft.ask(at, config, evaluation.history)
+    return draft.decision(at)
 
 
 def scheduled(
@@ -116,24 +99,27 @@ def take(state: PolicyState, cause: Cause, standing: Evaluation, config: Monitor
         kind=cause.kind,
         window=standing.window,
         reference_window=standing.reference_window,
-        features=(),
+        members=(),
         contract=standing.contract,
-        told=cause.summary,
+        cause=cause.summary,
     )
-    if opened.key in state.episodes:
-        draft.close(state.episodes[opened.key], at, "the next scheduled time has come")
+    if cause.kind is Kind.SCHEDULE:
+        for episode in state.episodes.values():
+            if episode.kind is Kind.SCHEDULE:
+                draft.close(episode, at, "the next scheduled time has come")
     draft.open(opened)
-    draft.ask(opened, at, config, standing.history)
-    return draft.decision()
+    draft.ask(at, config, standing.history)
+    return draft.decision(at)
 
 
 def resolve(state: PolicyState, monitor: str, episode: str, reason: str) -> Decision:
     """Close the episode of an alert that has ended; nothing if it is not open."""
-    draft = Draft(monitor, state)
-    if episode in state.episodes:
-        found = state.episodes[episode]
-        draft.close(found, state.watermark or found.window.end, reason)
-    return draft.decision()
+    if episode not in state.episodes:
+        return Decision(state)
+    draft, found = Draft(monitor, state), state.episodes[episode]
+    at = state.watermark or found.window.end
+    draft.close(found, at, reason)
+    return draft.decision(at)
 
 
 def approve(
@@ -145,94 +131,37 @@ def approve(
         NotDecidableError: It waits no longer, or triage, cooldown or budget forbid it now.
     """
     draft = Draft(monitor, state)
-    episode, at = _waiting(state, request)
-    outcome, reason = forbidden(draft, at, config, history)
+    waiting, at = _waiting(state, request)
+    outcome, reason = forbidden(draft.situation(at, config, history), config)
     if outcome is not None:
         raise NotDecidableError(request, f"may not fire now: {outcome}: {reason}")
-    draft.outcome(episode, request, Outcome.FIRED, at, "")
-    return draft.decision()
+    draft.settle(request, Judgement(Outcome.FIRED, "", _evidence(draft, waiting)), at)
+    return draft.decision(at)
 
 
 def reject(state: PolicyState, monitor: str, request: str, reason: str) -> Decision:
-    """Refuse a trigger that waits for a person; its episode never fires.
+    """Refuse a trigger that waits for a person: none of its evidence asks again as it is.
 
     Raises:
         NotDecidableError: It waits no longer.
     """
     draft = Draft(monitor, state)
-    episode, at = _waiting(state, request)
-    draft.outcome(episode, request, Outcome.REJECTED, at, reason)
-    return draft.decision()
+    waiting, at = _waiting(state, request)
+    draft.settle(request, Judgement(Outcome.REJECTED, reason, _evidence(draft, waiting)), at)
+    return draft.decision(at)
 
 
 def move_reference(state: PolicyState, monitor: str, reason: str) -> Decision:
     """Forget what was measured against the old reference and close its episodes."""
     draft = Draft(monitor, state)
+    ends = [one.window.end for one in state.episodes.values()]
+    at = state.watermark or max(ends, default=None)
+    if at is None:
+        return Decision(replace(state, recent={}))
     for episode in state.episodes.values():
-        draft.close(episode, state.watermark or episode.window.end, reason)
-    draft.state = replace(draft.state, recent={})
-    return draft.decision()
-
-
-def _decide_kind(
-    draft: Draft,
-    kind: Kind,
-    verdicts: tuple[Verdict, ...],
-    evaluation: Evaluation,
-    config: MonitorConfig,
-) -> None:
-    at = evaluation.window.end
-    over = tuple(_key(verdict) for verdict in verdicts if verdict.level is Level.DRIFT)
-    recent = (*draft.state.recent.get(kind, ()), over)[-config.episode.n :]
-    draft.state = replace(draft.state, recent={**draft.state.recent, kind: recent})
-    lasting = _lasting(verdicts, recent, config)
-    episode = draft.state.episodes.get(kind)
-    if episode is None:
-        if not lasting:
-            return
-        episode = _episode(kind, lasting, evaluation)
-        draft.open(episode)
-    else:
-        episode = replace(episode, quiet=_quiet(episode.quiet, verdicts))
-        draft.keep(episode)
-    if episode.quiet >= config.episode.close:
-        reason = f"{episode.quiet} windows in a row below {QUIET} of every threshold"
         draft.close(episode, at, reason)
-    elif lasting:
-        draft.ask(episode, at, config, evaluation.history)
-
-
-def _key(verdict: Verdict) -> str:
-    return f"{verdict.source}/{verdict.feature}"
-
-
-def _evidence(evaluation: Evaluation, config: MonitorConfig) -> dict[Kind, tuple[Verdict, ...]]:
-    """Return the verdicts that each kind of episode is judged by."""
-    drop = _drop(evaluation, config)
-    return {Kind.DRIFT: evaluation.verdicts, Kind.PERFORMANCE: () if drop is None else (drop,)}
-
-
-def _drop(evaluation: Evaluation, config: MonitorConfig) -> Verdict | None:
-    """Return how far the live metric fell below the hold-out's, judged against `max_drop`."""
-    if config.performance is None or evaluation.performance is None:
-        return None
-    measure, limit = measure_named(config.performance.metric), config.performance.max_drop
-    metric = measure.name
-    expected = evaluation.expected.get(metric)
-    live = evaluation.performance.metrics.get(metric)
-    if expected is None or live is None:
-        return None
-    drop = measure.drop(expected, live)
-    return Verdict(
-        source="labels",
-        feature=metric,
-        statistic="drop",
-        value=drop,
-        threshold=limit,
-        level=Level.DRIFT if drop > limit else Level.OK,
-        reason=f"{metric} {live:.3f} live, {expected:.3f} on the hold-out",
-        window=evaluation.performance.window,
-    )
+    draft.state = replace(draft.state, recent={})
+    return draft.decision(at)
 
 
 def _triage(draft: Draft, evaluation: Evaluation) -> None:
@@ -273,45 +202,21 @@ def _tell_incidents(
     )
 
 
-def _lasting(
-    verdicts: Iterable[Verdict], recent: tuple[tuple[str, ...], ...], config: MonitorConfig
-) -> tuple[Verdict, ...]:
-    """Return what is over now and was in k of the last n windows, worst ratio first."""
-    found = [
-        verdict
-        for verdict in verdicts
-        if verdict.level is Level.DRIFT
-        and sum(_key(verdict) in over for over in recent) >= config.episode.k
-    ]
-    return tuple(sorted(found, key=lambda verdict: -verdict.ratio))
-
-
-def _quiet(before: int, verdicts: tuple[Verdict, ...]) -> int:
-    """Return the count of quiet windows after this one."""
-    ratios = [verdict.ratio for verdict in verdicts if verdict.level in {Level.OK, Level.DRIFT}]
-    if not ratios:
-        return before
-    return before + 1 if max(ratios) < QUIET else 0
-
-
-def _episode(kind: Kind, features: tuple[Verdict, ...], evaluation: Evaluation) -> Episode:
-    opened_at = evaluation.window.end
-    return Episode(
-        episode_id=episode_id(
-            evaluation.monitor, kind, opened_at.isoformat(), evaluation.model_version
-        ),
-        kind=kind,
-        window=evaluation.window,
-        reference_window=evaluation.reference_window,
-        features=features,
-        contract=evaluation.contract,
-    )
-
-
-def _waiting(state: PolicyState, request: str) -> tuple[Episode, datetime]:
+def _waiting(state: PolicyState, request: str) -> tuple[Request, datetime]:
+    waiting = state.request
+    if waiting is not None and waiting.request_id == request and state.watermark is not None:
+        if waiting.outcome is Outcome.WAITING:
+            return waiting, state.watermark
+        raise NotDecidableError(request, f"does not wait for a person: {waiting.outcome}")
     for episode in state.episodes.values():
-        if episode.request_id == request and state.watermark is not None:
-            if episode.outcome is Outcome.WAITING:
-                return episode, state.watermark
-            raise NotDecidableError(request, f"does not wait for a person: {episode.outcome}")
+        if episode.answer is not None and episode.answer.request_id == request:
+            raise NotDecidableError(
+                request, f"does not wait for a person: {episode.answer.outcome}"
+            )
     raise NotDecidableError(request, "waits no longer: its episode closed")
+
+
+def _evidence(draft: Draft, request: Request) -> tuple[Episode, ...]:
+    """Return the open episodes that a request was decided on."""
+    open_ = draft.state.episodes
+    return tuple(open_[one] for one in request.episode_ids if one in open_)

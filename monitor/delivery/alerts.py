@@ -50,7 +50,7 @@ def cloudevent(alert: Alert) -> dict[str, Any]:
         "id": str(alert.sequence),
         "source": f"/steadfeast/monitors/{alert.monitor}",
         "type": f"dev.steadfeast.alert.{alert.kind}",
-        "subject": alert.episode_id or alert.monitor,
+        "subject": ",".join(alert.episodes) or alert.monitor,
         "time": alert.at.isoformat().replace("+00:00", "Z"),
         "datacontenttype": "application/json",
         "data": MessageToDict(messages.alert(alert), preserving_proto_field_name=True),
@@ -65,7 +65,7 @@ def slack(alert: Alert) -> dict[str, Any]:
 
 
 def alertmanager(alert: Alert, now: datetime, *, ended: bool) -> list[dict[str, Any]]:
-    """Return the alert for `POST /api/v2/alerts`; empty for what does not stand.
+    """Return what `POST /api/v2/alerts` takes, by episode; empty for what does not stand.
 
     Labels are the same at the beginning and at the end: they are how Alertmanager knows it.
     """
@@ -73,18 +73,20 @@ def alertmanager(alert: Alert, now: datetime, *, ended: bool) -> list[dict[str, 
         return []
     name, severity = STANDS[alert.kind]
     labels = {"alertname": name, "monitor": alert.monitor, "severity": severity}
-    if alert.episode_id:
-        labels["episode_id"] = alert.episode_id
-    end = now if ended else now + STANDING
-    made: dict[str, Any] = {
-        "labels": labels,
-        "annotations": {"summary": alert.summary},
-        "endsAt": end.isoformat(),
-    }
+    standing = {"endsAt": (now if ended else now + STANDING).isoformat()}
     if not ended:
         # The data's clock may be ahead of the wall's, and an alert must begin before it ends.
-        made["startsAt"] = min(alert.at, now).isoformat()
-    return [made]
+        standing["startsAt"] = min(alert.at, now).isoformat()
+    if alert.kind is AlertKind.DATA_INCIDENT:
+        return [{"labels": labels, "annotations": {"summary": alert.summary}, **standing}]
+    return [
+        {
+            "labels": {**labels, "episode_id": episode},
+            "annotations": {"summary": summary},
+            **standing,
+        }
+        for episode, summary in alert.episodes.items()
+    ]
 
 
 class Sinks:

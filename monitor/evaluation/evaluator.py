@@ -295,7 +295,7 @@ class Evaluator:
             log.info(
                 "trigger",
                 monitor=monitor,
-                episode=trigger.episode.episode_id,
+                episodes=[one.episode_id for one in trigger.episodes],
                 request=trigger.request_id,
                 outcome=trigger.outcome.value,
                 reason=trigger.reason,

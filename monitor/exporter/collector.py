@@ -42,6 +42,7 @@ _THRESHOLD = METRICS[metrics.DRIFT_THRESHOLD]
 _RATIO = METRICS[metrics.DRIFT_RATIO]
 _LEVEL = METRICS[metrics.DRIFT_LEVEL]
 _IMPACT = METRICS[metrics.DRIFT_IMPACT]
+_OPENED = METRICS[metrics.DRIFT_OPENED]
 _SHARE = METRICS[metrics.FEATURE_SHARE]
 
 
@@ -197,6 +198,7 @@ def _drift(monitor: MonitorState, state: State, out: _Exposition) -> None:
     for exported, samples in (
         (shown, _figures(monitor)),
         (shown, _verdicts(monitor)),
+        (shown, _opened(monitor, state)),
         (weighty, _impacts(monitor)),
         (spread, _shares(monitor)),
     ):
@@ -211,15 +213,10 @@ def _drift(monitor: MonitorState, state: State, out: _Exposition) -> None:
 def _ranked(monitor: MonitorState, state: State) -> list[str]:
     """Return the features, those that matter most first.
 
-    Those that opened an episode stay in sight until it closes, however little they are off by
-    then; of the others, what has moved least is left out first.
+    Those of open drift stay in sight until it closes, however little they are off by then; of
+    the others, what has moved least is left out first.
     """
-    open_on = (
-        one.feature
-        for episode in state.episodes
-        if episode.monitor == monitor.name and episode.open
-        for one in episode.features
-    )
+    open_on = (name for name, *_ in _opened(monitor, state))
     known = dict.fromkeys(
         (*(one.feature for one in monitor.verdicts), *(one.feature for one in monitor.figures))
     )
@@ -243,6 +240,17 @@ def _verdicts(monitor: MonitorState) -> Iterator[_Sample]:
         judged = verdict.value is not None and verdict.threshold is not None
         yield name, _RATIO, labels, verdict.ratio if judged else None
         yield name, _LEVEL, labels, metrics.LEVELS.index(verdict.level)
+
+
+def _opened(monitor: MonitorState, state: State) -> Iterator[_Sample]:
+    for episode in state.episodes:
+        if episode.monitor != monitor.name or not episode.open or episode.kind is not Kind.DRIFT:
+            continue
+        for member in episode.members:
+            if member.open:
+                verdict = member.verdict
+                labels = [verdict.source, verdict.feature]
+                yield verdict.feature, _OPENED, labels, member.since.timestamp()
 
 
 def _impacts(monitor: MonitorState) -> Iterator[_Sample]:
@@ -315,9 +323,10 @@ def _consequences(monitor: str, state: State, out: _Exposition) -> None:
     for kind in Kind:
         mine = [one for one in episodes if one.kind == kind]
         out.add(metrics.EPISODES_OPEN, [monitor, kind], len(mine))
-        for one in mine[-1:]:  # newest first, and of alerts there may be several
-            out.add(metrics.EPISODE_OPENED, [monitor, kind], one.opened_at)
-            out.add(metrics.EPISODE_ACKNOWLEDGED, [monitor, kind], bool(one.acknowledged_by))
+        if mine:
+            seen = all(one.acknowledged_by for one in mine)
+            out.add(metrics.EPISODE_OPENED, [monitor, kind], min(one.opened_at for one in mine))
+            out.add(metrics.EPISODE_ACKNOWLEDGED, [monitor, kind], seen)
     decided = {str(outcome): 0 for outcome in Outcome}
     decided |= {how: n for (name, how), n in state.counters.decisions.items() if name == monitor}
     for outcome, count in decided.items():

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "steadfeast_"
-SERIES_PER_FEATURE = 10
+SERIES_PER_FEATURE = 11
 BARS_PER_FEATURE = 2 * MOST_BARS
 SERIES_PER_SEGMENT = 3
 MOST_FEATURES = 2000
@@ -71,6 +71,7 @@ DRIFT_THRESHOLD = "steadfeast_drift_threshold"
 DRIFT_RATIO = "steadfeast_drift_ratio"
 DRIFT_LEVEL = "steadfeast_drift_level"
 DRIFT_IMPACT = "steadfeast_drift_impact"
+DRIFT_OPENED = "steadfeast_drift_opened_timestamp_seconds"
 FEATURE_ROWS = "steadfeast_feature_rows"
 FEATURE_NULLS = "steadfeast_feature_nulls_ratio"
 FEATURE_NANS = "steadfeast_feature_nans_ratio"
@@ -209,6 +210,7 @@ def distance(statistic: str, unit: str) -> Described:
         DRIFT_RATIO,
         DRIFT_LEVEL,
         DRIFT_IMPACT,
+        DRIFT_OPENED,
     ):  # somebody's statistic "ratio"
         name += "_distance"
     what = "Change of a share" if statistic in WEIGHTS else "Distance"
@@ -309,6 +311,12 @@ METRICS: Mapping[str, Described] = {
             "code",
             "monitor source feature",
             "Verdict: " + ", ".join(f"{i} {level.value}" for i, level in enumerate(LEVELS)) + ".",
+        ),
+        _gauge(
+            DRIFT_OPENED,
+            _EVENT_TIME,
+            "monitor source feature",
+            "End of the first window over the limit of the open drift; absent when none is open.",
         ),
         _gauge(
             DRIFT_IMPACT,
@@ -429,13 +437,13 @@ METRICS: Mapping[str, Described] = {
             EPISODE_OPENED,
             _EVENT_TIME,
             "monitor kind",
-            "End of the window on which the open episode opened; absent when none is open.",
+            "End of the window on which the oldest open episode opened; absent when none is open.",
         ),
         _gauge(
             EPISODE_ACKNOWLEDGED,
             "0 or 1",
             "monitor kind",
-            "Whether a person has acknowledged the open episode; absent when none is open.",
+            "Whether a person has acknowledged every open episode; absent when none is open.",
         ),
         _counter(
             DECISIONS, "decisions", "monitor outcome", "Decisions about retraining, by outcome."
@@ -508,6 +516,7 @@ _REGRESSION = [name for name, one in MEASURES.items() if one.task is Task.REGRES
 
 SPARSE: Mapping[str, str] = {
     MONITOR_INCIDENT_OPENED: "while an incident of the kind is open",
+    DRIFT_OPENED: "while drift of the feature is open",
     EPISODE_OPENED: "while an episode of the kind is open",
     EPISODE_ACKNOWLEDGED: "while an episode of the kind is open",
     OUTBOX_OLDEST: "while a trigger waits to be delivered",
@@ -564,7 +573,7 @@ figure is read off the last committed state at the time of the scrape.
 - The {MOST_SPREADS} features of a monitor that matter most have their distributions: two sides of
   at most {MOST_BARS} bins each. Those of open episodes come first, then the highest ratios. It is
   a fixed number, because it would be most of all series otherwise: of 2,000 features, all series
-  together are fewer than 11 a feature. A bin is named by its values, so a new reference brings new
+  together are fewer than 12 a feature. A bin is named by its values, so a new reference brings new
   names.
 - Of a monitor with more, the {MOST_FEATURES:,} features that matter most are exported; the ledger
   and `status --json` have all. What is left out is counted as `{SERIES_SUPPRESSED}`.

@@ -54,11 +54,11 @@ CREATE TABLE windows (
 CREATE TABLE episodes (
     episode_id VARCHAR PRIMARY KEY, opened_at TIMESTAMPTZ NOT NULL, closed BOOLEAN NOT NULL,
     body VARCHAR NOT NULL);
--- One row an episode that was ever decided to fire or not; `run` is the pipeline's last word.
+-- One row a request that was ever decided to fire or not; `run` is the pipeline's last word.
 CREATE TABLE triggers (
     request_id VARCHAR PRIMARY KEY, position BIGINT NOT NULL, monitor VARCHAR NOT NULL,
     model VARCHAR NOT NULL, state VARCHAR NOT NULL, reason VARCHAR NOT NULL,
-    episode_id VARCHAR NOT NULL, decided_at TIMESTAMPTZ NOT NULL, fired_at TIMESTAMPTZ,
+    episode_ids VARCHAR[] NOT NULL, decided_at TIMESTAMPTZ NOT NULL, fired_at TIMESTAMPTZ,
     run BLOB, run_sequence BIGINT NOT NULL, run_ended BOOLEAN NOT NULL);
 -- Promotions that no trigger of ours asked for.
 CREATE TABLE promotions (

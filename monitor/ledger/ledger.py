@@ -23,6 +23,7 @@ from steadfeast.monitor.ledger.outbox import Deliveries, Following, Message
 from steadfeast.monitor.ledger.queries import Held, Kept
 from steadfeast.monitor.ledger.state import EpisodeRecord, MonitorState, PastWindow, State
 from steadfeast.monitor.profiles.distribution import Distribution
+from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,14 +109,23 @@ class Ledger(Deliveries):
         """Return what the ledger knows of a model's triggers; `blocked` is the caller's."""
         with self._lock:
             rows = self._rows(
-                "SELECT request_id, fired_at, state = 'pending' OR "
-                "(state = 'delivered' AND NOT run_ended) FROM triggers "
+                "SELECT request_id, fired_at, state, run_ended, run FROM triggers "
                 "WHERE model = ? AND fired_at IS NOT NULL ORDER BY position",
                 model,
             )
+        under_way = [
+            request
+            for request, _, state, ended, _ in rows
+            if state == "pending" or (state == "delivered" and not ended)
+        ]
         return ModelHistory(
-            fired=tuple(fired.astimezone(UTC) for _, fired, _ in rows),
-            running=next((request for request, _, under_way in rows if under_way), ""),
+            fired=tuple(row[1].astimezone(UTC) for row in rows),
+            running=under_way[0] if under_way else "",
+            without_promotion=frozenset(
+                request
+                for request, _, state, ended, run in rows
+                if state == "dead" or (ended and not messages.was_promoted(Run.FromString(run)))
+            ),
         )
 
     # Buckets and windows
@@ -262,7 +272,7 @@ class Ledger(Deliveries):
                 episode.kind,
                 episode.window.end,
                 None,
-                episode.features,
+                episode.members,
                 episode.summary,
             )
             self._rows(
@@ -273,9 +283,19 @@ class Ledger(Deliveries):
             )
             if config.pipeline is None:
                 self._count("decisions", monitor, "no_pipeline")
+        for episode in decision.changed:
+            record = self.episode(episode.episode_id)
+            self._rewrite(replace(record, members=episode.members, summary=episode.summary))
         for closed in decision.closed:
-            record = self.episode(closed.episode_id)
-            self._rewrite(replace(record, closed_at=closed.at, reason=closed.reason))
+            record = self.episode(closed.episode.episode_id)
+            self._rewrite(
+                replace(
+                    record,
+                    closed_at=closed.at,
+                    reason=closed.reason,
+                    members=closed.episode.members,
+                )
+            )
         for trigger in decision.triggers:
             self._add_trigger(monitor, config, trigger)
         self.add_alerts(decision.alerts)
@@ -285,13 +305,14 @@ class Ledger(Deliveries):
         self._rows(
             "INSERT INTO triggers VALUES ($1, (SELECT coalesce(max(position), 0) + 1 "
             "FROM triggers), $2, $3, $4, $5, $6, $7, $8, NULL, 0, false) "
-            "ON CONFLICT DO UPDATE SET state = $4, reason = $5, decided_at = $7, fired_at = $8",
+            "ON CONFLICT DO UPDATE SET state = $4, reason = $5, episode_ids = $6, "
+            "decided_at = $7, fired_at = $8",
             trigger.request_id,
             monitor,
             config.model,
             trigger.state.value,
             trigger.reason,
-            trigger.episode.episode_id,
+            [one.episode_id for one in trigger.episodes],
             trigger.at,
             trigger.at if fired else None,
         )

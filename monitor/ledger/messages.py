@@ -76,6 +76,11 @@ ENDED = frozenset(
 """States of a run after which nothing more comes."""
 
 
+def was_promoted(run: pipeline_pb2.Run) -> bool:
+    """Return whether a run that ended promoted its challenger, as far as its pipeline says."""
+    return run.state in {pipeline_pb2.RUN_STATE_PROMOTED, pipeline_pb2.RUN_STATE_SUCCEEDED}
+
+
 def state_name(state: pipeline_pb2.RunState.ValueType) -> str:
     """Return the state in one lower-case word, for a person."""
     return pipeline_pb2.RunState.Name(state).removeprefix("RUN_STATE_").lower()
@@ -116,19 +121,21 @@ def drifts(verdicts: Iterable[Verdict]) -> list[pipeline_pb2.FeatureDrift]:
 
 def request(monitor: str, model: str, trigger: Trigger) -> pipeline_pb2.TriggerRetrainRequest:
     """Return the request that a fired trigger sends."""
-    episode = trigger.episode
+    first, *others = trigger.episodes
+    verdicts = [verdict for one in trigger.episodes for verdict in one.features]
     return pipeline_pb2.TriggerRetrainRequest(
         request_id=trigger.request_id,
         model=model,
-        contract=episode.contract,
+        contract=first.contract,
         cause=pipeline_pb2.Cause(
-            kind=CAUSES[episode.kind],
+            kind=CAUSES[first.kind],
             policy=monitor,
-            episode_id=episode.episode_id,
-            current=window(episode.window),
-            reference=window(episode.reference_window),
-            features=drifts(episode.features),
-            summary=episode.summary,
+            episode_id=first.episode_id,
+            current=window(first.window),
+            reference=window(first.reference_window),
+            features=drifts(sorted(verdicts, key=lambda one: -abs(one.ratio))),
+            summary=first.summary + (f"; and {len(others)} more" if others else ""),
+            episode_ids=[one.episode_id for one in trigger.episodes],
         ),
         as_of=timestamp(trigger.at),
     )
@@ -141,7 +148,7 @@ def alert(value: Alert) -> monitor_pb2.Alert:
         kind=ALERTS[value.kind],
         severity=SEVERITIES[value.severity],
         monitor=value.monitor,
-        episode_id=value.episode_id,
+        episode_ids=list(value.episodes),
         at=timestamp(value.at),
         summary=value.summary,
         features=drifts(value.features),
@@ -160,6 +167,15 @@ def episode(value: EpisodeRecord) -> monitor_pb2.Episode:
         closed_at=timestamp(value.closed_at),
         acknowledged_by=value.acknowledged_by,
         features=drifts(value.features),
+        members=[
+            monitor_pb2.EpisodeMember(
+                drift=drift(one.verdict),
+                since=timestamp(one.since),
+                resolved_at=timestamp(one.resolved_at),
+                unjudged=one.unjudged,
+            )
+            for one in value.members
+        ],
         summary=value.summary,
     )
 
@@ -171,7 +187,7 @@ def trigger(value: TriggerRecord) -> monitor_pb2.Trigger:
         model=value.model,
         state=TRIGGERS[value.state],
         reason=value.reason,
-        episode_id=value.episode_id,
+        episode_ids=value.episode_ids,
         decided_at=timestamp(value.decided_at),
         attempts=value.attempts,
         run=value.run,

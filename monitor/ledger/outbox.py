@@ -175,14 +175,15 @@ class Deliveries(Journal):
         resolved: bool = False,
     ) -> None:
         trigger = self.trigger(request)
+        episodes = [self.episode(one) for one in trigger.episode_ids]
         alert = Alert(
             kind,
             severity,
             trigger.monitor,
             trigger.decided_at,
             f"retraining {trigger.model}: {summary}",
-            trigger.episode_id,
-            self.episode(trigger.episode_id).features,
+            {one.episode_id: one.summary for one in episodes},
+            tuple(verdict for one in episodes for verdict in one.features),
             resolved,
         )
         self.add_alerts([alert])

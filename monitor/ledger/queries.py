@@ -186,7 +186,7 @@ def triggers(
 ) -> list[TriggerRecord]:
     """Return one trigger, or the last ones, newest first; empty arguments leave none out."""
     found = rows(
-        "SELECT t.request_id, t.monitor, t.model, t.state, t.reason, t.episode_id, "
+        "SELECT t.request_id, t.monitor, t.model, t.state, t.reason, t.episode_ids, "
         "t.decided_at, coalesce(o.attempts, 0), t.run "
         "FROM triggers AS t LEFT JOIN outbox AS o USING (request_id) "
         "WHERE ? IN ('', t.request_id) AND ? IN ('', t.monitor) "
@@ -205,12 +205,12 @@ def triggers(
             model,
             TriggerState(state),
             reason,
-            episode,
+            tuple(episodes),
             decided_at.astimezone(UTC),
             attempts,
             None if run is None else Run.FromString(run),
         )
-        for id_, name, model, state, reason, episode, decided_at, attempts, run in found
+        for id_, name, model, state, reason, episodes, decided_at, attempts, run in found
     ]
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from steadfeast.monitor.decisions.model import ordered
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
 
-    from steadfeast.monitor.decisions.model import Alert, Kind, OpenIncident, TriggerState
+    from steadfeast.monitor.decisions.model import Alert, Kind, Member, OpenIncident, TriggerState
     from steadfeast.monitor.drift.data_quality import Figures, Freshness
     from steadfeast.monitor.drift.detector import Verdict
     from steadfeast.monitor.drift.segments import Segment
@@ -197,12 +199,12 @@ class MonitorState:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRecord:
-    """One episode of a monitor; at most one per kind is open.
+    """One episode of a monitor: a feature, or features that moved together.
 
     Attributes:
         opened_at: End of the window that it opened on.
         closed_at: End of the window that it closed on; none while open.
-        features: What opened it, worst ratio first.
+        members: Its features in the order in which they came.
         reason: Why it closed; empty while open.
         acknowledged_by: Empty until somebody did.
     """
@@ -212,10 +214,15 @@ class EpisodeRecord:
     kind: Kind
     opened_at: datetime
     closed_at: datetime | None
-    features: tuple[Verdict, ...]
+    members: tuple[Member, ...]
     summary: str
     reason: str = ""
     acknowledged_by: str = ""
+
+    @property
+    def features(self) -> tuple[Verdict, ...]:
+        """The verdicts of its members, those that are open first, worst ratio first."""
+        return ordered(self.members)
 
     @property
     def open(self) -> bool:
@@ -228,6 +235,7 @@ class TriggerRecord:
     """One trigger, with what became of it.
 
     Attributes:
+        episode_ids: Its evidence, the first cause first.
         decided_at: End of the window of the last decision on it, event time.
         attempts: Deliveries tried so far.
         run: As last heard from the pipeline; none until delivered.
@@ -238,7 +246,7 @@ class TriggerRecord:
     model: str
     state: TriggerState
     reason: str
-    episode_id: str
+    episode_ids: tuple[str, ...]
     decided_at: datetime
     attempts: int = 0
     run: Run | None = None

@@ -172,7 +172,7 @@ def _episode(episode: EpisodeRecord, state: State) -> Problem:
                 now=_now(one, monitor),
             )
             for one in episode.features
-        ),
+        )[:NAMED],
         steps=tuple(_steps(episode, state)),
     )
 
@@ -181,15 +181,16 @@ def _title(episode: EpisodeRecord) -> str:
     """Say in words what the evidence below says in figures."""
     if episode.kind not in MOVED or not episode.features:
         return episode.summary
-    others = len(episode.features) - 1
-    what = episode.features[0].feature + (f" and {others} more" if others else "")
-    return f"{what} {MOVED[episode.kind][bool(others)]}"
+    open_ = [one for one in episode.members if one.open]
+    others = len(open_) - 1
+    what = episode.features[0].feature + (f" and {others} more" if others > 0 else "")
+    return f"{what} {MOVED[episode.kind][others > 0]}"
 
 
 def _steps(episode: EpisodeRecord, state: State) -> Sequence[Step]:
     """Say what happened about an open episode, oldest first."""
-    steps = [Step(Tone.BAD, "The episode opened.", episode.opened_at)]
-    mine = [one for one in state.triggers if one.episode_id == episode.episode_id]
+    steps = [Step(Tone.BAD, "The episode opened.", episode.opened_at), *_members(episode)]
+    mine = [one for one in state.triggers if episode.episode_id in one.episode_ids]
     for trigger in reversed(mine):
         text = f"Retrain trigger {trigger.state}"
         if trigger.attempts > 1:
@@ -219,6 +220,23 @@ def _steps(episode: EpisodeRecord, state: State) -> Sequence[Step]:
         text = "Nobody has acknowledged it yet."
         steps.append(Step(Tone.UNKNOWN, text, command=command, action=action))
     return steps
+
+
+def _members(episode: EpisodeRecord) -> Sequence[Step]:
+    """Say which features of an episode have resolved or cannot be judged."""
+    resolved = [one for one in episode.members if not one.open]
+    steps = [
+        Step(Tone.GOOD, f"{one.verdict.feature} resolved.", one.resolved_at)
+        for one in resolved[-NAMED:]
+    ]
+    unjudged = [one for one in episode.members if one.open and one.unjudged]
+    return steps + [
+        Step(
+            Tone.UNKNOWN,
+            f"{one.verdict.feature} cannot be judged, so it stays open: {one.unjudged}.",
+        )
+        for one in unjudged[:NAMED]
+    ]
 
 
 def _now(evidence: Verdict, monitor: MonitorState | None) -> str:

@@ -90,12 +90,12 @@ def _ended(run: Run) -> str:
 def _trigger(trigger: TriggerRecord, state: State) -> RetrainView:
     episodes = {one.episode_id: one for one in state.episodes}
     cause = trigger.run.cause.summary if trigger.run is not None else ""
-    episode = episodes.get(trigger.episode_id)
+    evidence = [one.summary for each in trigger.episode_ids if (one := episodes.get(each))]
     run_state = RUN_STATES.get(trigger.run.state, "unknown") if trigger.run is not None else ""
     return RetrainView(
         at=trigger.decided_at,
         monitor=trigger.monitor,
-        why=cause or (episode.summary if episode else trigger.episode_id),
+        why=cause or "; ".join(evidence) or trigger.request_id,
         trigger=trigger.state,
         trigger_tone=TRIGGER_TONES[trigger.state],
         run=run_state,

@@ -9,6 +9,7 @@ from steadfeast.monitor.decisions.model import (
     Decision,
     Episode,
     Kind,
+    Member,
     Outcome,
     PolicyState,
     Trigger,
@@ -48,8 +49,10 @@ class World:
         self.outbox.start()
 
     def fire(self, request: str = "r1") -> None:
-        episode = Episode(f"e-{request}", Kind.DRIFT, WINDOW, WINDOW, (VERDICT,), "c" * 64)
-        fired = Trigger(request, episode, Outcome.FIRED, WINDOW.end)
+        episode = Episode(
+            f"e-{request}", Kind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64
+        )
+        fired = Trigger(request, (episode,), Outcome.FIRED, WINDOW.end)
         decision = Decision(PolicyState(), opened=(episode,), triggers=(fired,))
         with self.ledger.transaction():
             self.ledger.add_decision("prices", self.config.monitors["prices"], decision)

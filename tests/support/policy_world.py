@@ -28,7 +28,14 @@ def config(**changes) -> MonitorConfig:
     return MonitorConfig(**given | changes)
 
 
-def evaluation(day: int, ratios: dict[str, float | None], *, broken: bool = False, **more):
+def evaluation(
+    day: int,
+    ratios: dict[str, float | None],
+    *,
+    broken: bool = False,
+    broken_feature: str = "z",
+    **more,
+):
     window = Window(START + (day - 3) * DAY, START + day * DAY, 300)
 
     def verdict(feature: str, ratio: float | None) -> Verdict:
@@ -36,10 +43,13 @@ def evaluation(day: int, ratios: dict[str, float | None], *, broken: bool = Fals
             return Verdict(
                 "served", feature, "psi", None, 0.1, Level.INSUFFICIENT_DATA, "few rows", window
             )
-        level = Level.DRIFT if ratio > 1 else Level.OK
-        return Verdict("served", feature, "psi", ratio * 0.1, 0.1, level, "", window)
+        side = 1 if ratio > 0 else -1
+        level = Level.DRIFT if abs(ratio) > 1 else Level.OK
+        return Verdict(
+            "served", feature, "psi", abs(ratio) * 0.1, 0.1, level, "", window, side=side
+        )
 
-    incident = Incident(IncidentKind.NULL_BURST, "x", 0.9, 0.2, "x: 90 % null")
+    incident = Incident(IncidentKind.NULL_BURST, broken_feature, 0.9, 0.2, "90 % null")
     return Evaluation(
         monitor="w",
         window=window,

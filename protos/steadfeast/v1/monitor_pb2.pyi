@@ -49,7 +49,7 @@ class _AlertKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertKind.V
     DESCRIPTOR: _descriptor.EnumDescriptor
     ALERT_KIND_UNSPECIFIED: _AlertKind.ValueType  # 0
     ALERT_KIND_EPISODE: _AlertKind.ValueType  # 1
-    """An episode opened or closed."""
+    """An episode opened, got a member, got decisively worse, resolved in part or closed."""
     ALERT_KIND_TRIGGER: _AlertKind.ValueType  # 2
     """A trigger was decided, delivered, blocked, or given up."""
     ALERT_KIND_RUN: _AlertKind.ValueType  # 3
@@ -61,7 +61,7 @@ class AlertKind(_AlertKind, metaclass=_AlertKindEnumTypeWrapper): ...
 
 ALERT_KIND_UNSPECIFIED: AlertKind.ValueType  # 0
 ALERT_KIND_EPISODE: AlertKind.ValueType  # 1
-"""An episode opened or closed."""
+"""An episode opened, got a member, got decisively worse, resolved in part or closed."""
 ALERT_KIND_TRIGGER: AlertKind.ValueType  # 2
 """A trigger was decided, delivered, blocked, or given up."""
 ALERT_KIND_RUN: AlertKind.ValueType  # 3
@@ -155,7 +155,7 @@ class Alert(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     SEVERITY_FIELD_NUMBER: _builtins.int
     MONITOR_FIELD_NUMBER: _builtins.int
-    EPISODE_ID_FIELD_NUMBER: _builtins.int
+    EPISODE_IDS_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
@@ -165,11 +165,16 @@ class Alert(_message.Message):
     kind: Global___AlertKind.ValueType
     severity: Global___Severity.ValueType
     monitor: _builtins.str
-    episode_id: _builtins.str
     summary: _builtins.str
     """One line for a person."""
     resolved: _builtins.bool
-    """True when it tells of an end: an episode that closed, an incident that passed."""
+    """True when it tells of an end: episodes that closed, a feature of one that resolved, an incident
+    that passed.
+    """
+    @_builtins.property
+    def episode_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The episodes that it is about: what began together in a monitor is one alert."""
+
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
         """Event time that it is about: the end of the window."""
@@ -185,7 +190,7 @@ class Alert(_message.Message):
         kind: Global___AlertKind.ValueType = ...,
         severity: Global___Severity.ValueType = ...,
         monitor: _builtins.str = ...,
-        episode_id: _builtins.str = ...,
+        episode_ids: _abc.Iterable[_builtins.str] | None = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
         summary: _builtins.str = ...,
         features: _abc.Iterable[_pipeline_pb2.FeatureDrift] | None = ...,
@@ -193,7 +198,7 @@ class Alert(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "episode_id", b"episode_id", "features", b"features", "kind", b"kind", "monitor", b"monitor", "resolved", b"resolved", "sequence", b"sequence", "severity", b"severity", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "episode_ids", b"episode_ids", "features", b"features", "kind", b"kind", "monitor", b"monitor", "resolved", b"resolved", "sequence", b"sequence", "severity", b"severity", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -572,7 +577,49 @@ class ListAuditResponse(_message.Message):
 Global___ListAuditResponse: _TypeAlias = ListAuditResponse  # noqa: Y015
 
 @_typing.final
+class EpisodeMember(_message.Message):
+    """One feature of an episode, or the figure of the live model that fell."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRIFT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    RESOLVED_AT_FIELD_NUMBER: _builtins.int
+    UNJUDGED_FIELD_NUMBER: _builtins.int
+    unjudged: _builtins.str
+    """Why its last windows could not be judged, which keeps it open; empty if they could."""
+    @_builtins.property
+    def drift(self) -> _pipeline_pb2.FeatureDrift:
+        """As it was when people were last notified of it."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """End of the first of the windows over the limit that opened it."""
+
+    @_builtins.property
+    def resolved_at(self) -> _timestamp_pb2.Timestamp:
+        """Unset while its own evidence stands."""
+
+    def __init__(
+        self,
+        *,
+        drift: _pipeline_pb2.FeatureDrift | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        resolved_at: _timestamp_pb2.Timestamp | None = ...,
+        unjudged: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "resolved_at", b"resolved_at", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "resolved_at", b"resolved_at", "since", b"since", "unjudged", b"unjudged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EpisodeMember: _TypeAlias = EpisodeMember  # noqa: Y015
+
+@_typing.final
 class Episode(_message.Message):
+    """What broke: a feature, or features of one group that moved together."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     EPISODE_ID_FIELD_NUMBER: _builtins.int
@@ -584,6 +631,7 @@ class Episode(_message.Message):
     ACKNOWLEDGED_BY_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     episode_id: _builtins.str
     monitor: _builtins.str
     kind: _pipeline_pb2.CauseKind.ValueType
@@ -599,7 +647,13 @@ class Episode(_message.Message):
 
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[_pipeline_pb2.FeatureDrift]:
-        """The features that opened it, worst ratio first."""
+        """What moved: those that are open first, worst ratio first."""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___EpisodeMember]:
+        """The same with what became of each, in the order in which they came; empty for what comes from
+        outside.
+        """
 
     def __init__(
         self,
@@ -613,10 +667,11 @@ class Episode(_message.Message):
         acknowledged_by: _builtins.str = ...,
         features: _abc.Iterable[_pipeline_pb2.FeatureDrift] | None = ...,
         summary: _builtins.str = ...,
+        members: _abc.Iterable[Global___EpisodeMember] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["closed_at", b"closed_at", "opened_at", b"opened_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_by", b"acknowledged_by", "closed_at", b"closed_at", "episode_id", b"episode_id", "features", b"features", "kind", b"kind", "monitor", b"monitor", "opened_at", b"opened_at", "state", b"state", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_by", b"acknowledged_by", "closed_at", b"closed_at", "episode_id", b"episode_id", "features", b"features", "kind", b"kind", "members", b"members", "monitor", b"monitor", "opened_at", b"opened_at", "state", b"state", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -630,7 +685,7 @@ class Trigger(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    EPISODE_ID_FIELD_NUMBER: _builtins.int
+    EPISODE_IDS_FIELD_NUMBER: _builtins.int
     DECIDED_AT_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
@@ -638,9 +693,12 @@ class Trigger(_message.Message):
     model: _builtins.str
     state: Global___TriggerState.ValueType
     reason: _builtins.str
-    episode_id: _builtins.str
     attempts: _builtins.int
     """Delivery attempts so far."""
+    @_builtins.property
+    def episode_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The episodes that speak for it, the first cause first."""
+
     @_builtins.property
     def decided_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -654,14 +712,14 @@ class Trigger(_message.Message):
         model: _builtins.str = ...,
         state: Global___TriggerState.ValueType = ...,
         reason: _builtins.str = ...,
-        episode_id: _builtins.str = ...,
+        episode_ids: _abc.Iterable[_builtins.str] | None = ...,
         decided_at: _timestamp_pb2.Timestamp | None = ...,
         attempts: _builtins.int = ...,
         run: _pipeline_pb2.Run | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decided_at", b"decided_at", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "decided_at", b"decided_at", "episode_id", b"episode_id", "model", b"model", "reason", b"reason", "request_id", b"request_id", "run", b"run", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "decided_at", b"decided_at", "episode_ids", b"episode_ids", "model", b"model", "reason", b"reason", "request_id", b"request_id", "run", b"run", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -173,16 +173,17 @@ class Cause(_message.Message):
     REFERENCE_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    EPISODE_IDS_FIELD_NUMBER: _builtins.int
     kind: Global___CauseKind.ValueType
     policy: _builtins.str
     """Name of the policy (the monitor's name in its configuration) that decided."""
     episode_id: _builtins.str
-    """Id of the episode that opened; stable across restarts."""
+    """Id of the first episode that asks for it; stable across restarts."""
     summary: _builtins.str
     """One line for a person."""
     @_builtins.property
     def current(self) -> Global___Window:
-        """The window that the episode opened on."""
+        """The window that this episode opened on."""
 
     @_builtins.property
     def reference(self) -> Global___Window:
@@ -190,7 +191,11 @@ class Cause(_message.Message):
 
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureDrift]:
-        """Features over their threshold, worst ratio first; only for drift and performance."""
+        """Features of every open episode, worst ratio first; only of drift and performance."""
+
+    @_builtins.property
+    def episode_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Every open episode that speaks for it, the first one first."""
 
     def __init__(
         self,
@@ -202,10 +207,11 @@ class Cause(_message.Message):
         reference: Global___Window | None = ...,
         features: _abc.Iterable[Global___FeatureDrift] | None = ...,
         summary: _builtins.str = ...,
+        episode_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "reference", b"reference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "episode_id", b"episode_id", "features", b"features", "kind", b"kind", "policy", b"policy", "reference", b"reference", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "episode_id", b"episode_id", "episode_ids", b"episode_ids", "features", b"features", "kind", b"kind", "policy", b"policy", "reference", b"reference", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -221,7 +227,7 @@ class TriggerRetrainRequest(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """UUIDv5 of (model, contract, policy, episode), as text. Set by the monitor."""
+    """UUIDv5 of (model, contract, policy, episode, attempt), as text. Set by the monitor."""
     model: _builtins.str
     """Name of the registered model."""
     contract: _builtins.str

@@ -19,6 +19,7 @@ from steadfeast.monitor.decisions.model import (
     Decision,
     Episode,
     Kind,
+    Member,
     Outcome,
     PolicyState,
     Severity,
@@ -56,12 +57,16 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A service with one episode, one trigger that was rejected, and two alerts."""
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(tmp_path_factory.mktemp("state")))
-        episode = Episode("e1", Kind.DRIFT, WINDOW, WINDOW, (VERDICT,), "c" * 64)
-        alert = Alert(AlertKind.EPISODE, Severity.WARNING, "w", WINDOW.end, "x moved", "e1")
+        episode = Episode(
+            "e1", Kind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64
+        )
+        alert = Alert(
+            AlertKind.EPISODE, Severity.WARNING, "w", WINDOW.end, "x moved", {"e1": "x moved"}
+        )
         decision = Decision(
             PolicyState(),
             opened=(episode,),
-            triggers=(Trigger("r1", episode, Outcome.COOLDOWN, WINDOW.end, "too soon"),),
+            triggers=(Trigger("r1", (episode,), Outcome.COOLDOWN, WINDOW.end, "too soon"),),
             alerts=(alert, alert),
         )
         with ledger.transaction():
@@ -91,7 +96,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_status_in_words_and_in_json(address: str):
     said = steadfeast("status", "--address", address).stdout
     assert "w: model m version none, evaluated until 2024-01-04 00:00 UTC" in said
-    assert "open since 2024-01-04 00:00: drift: x: psi 0.5 over 0.1 (episode e1)" in said
+    assert "open since 2024-01-04 00:00: drift: x: psi 0.5 over 0.1 (moved) (episode e1)" in said
     assert "trigger r1: suppressed: too soon" in said
     told = json.loads(steadfeast("status", "--address", address, "--json").stdout)
     assert told["open_episodes"][0]["features"][0]["threshold"] == 0.1
@@ -123,7 +128,7 @@ def test_alerts_can_be_followed(address: str):
 
 def test_people_act(address: str):
     done = steadfeast("acknowledge", "e1", "--address", address, "--actor", "ann")
-    assert done.stdout == "acknowledged by ann: drift: x: psi 0.5 over 0.1\n"
+    assert done.stdout == "acknowledged by ann: drift: x: psi 0.5 over 0.1 (moved)\n"
     done = steadfeast("approve", "r1", "--address", address, "--actor", "ann", "--comment", "go")
     assert "trigger r1: suppressed: too soon" in done.stdout
     line = done.stdout

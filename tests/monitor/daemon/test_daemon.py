@@ -259,16 +259,20 @@ def test_a_person_approves_what_waits(tmp_path: Path):
     here.daemon.outbox.find_references()
     world.serve(here.folder, SERVED, 6, SERVED)
     here.daemon.evaluate("")
-    trigger, performance = here.daemon.state().triggers
-    assert {trigger.state, performance.state} == {"waiting"}
+    (trigger,) = here.daemon.state().triggers
+    assert trigger.state == "waiting"
+    kinds = {one.kind for one in here.daemon.state().episodes if one.open}
+    assert kinds == {"drift", "performance"}
+    assert len(trigger.episode_ids) == 2
     assert here.ledger.pending() == []
     decided = here.daemon.evaluator.decide(trigger.request_id, yes=True, actor="ann", comment="go")
     assert decided.state == "pending"
     (message,) = here.ledger.pending()
     body = pb.TriggerRetrainRequest.FromString(message.body)
     assert body.as_of.ToSeconds() == here.prices.watermark.timestamp()
-    with pytest.raises(NotDecidableError, match="under way"):
-        here.daemon.evaluator.decide(performance.request_id, yes=True, actor="ann", comment="")
+    assert list(body.cause.episode_ids) == list(trigger.episode_ids)
+    with pytest.raises(NotDecidableError, match="does not wait"):
+        here.daemon.evaluator.decide(trigger.request_id, yes=True, actor="ann", comment="")
     here.close()
     here.server.stop()
 

@@ -67,7 +67,7 @@ def test_logs_have_ids_and_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (body,) = pipeline.bodies()
     fired = next(one for one in told["trigger"] if one["outcome"] == "fired")
     assert (fired["monitor"], fired["request"]) == ("prices", body.request_id)
-    assert fired["episode"] == body.cause.episode_id
+    assert fired["episodes"] == list(body.cause.episode_ids)
     assert all(one["monitor"] == "prices" for one in told["evaluated"])
     assert told["delivered"][0]["request"] == body.request_id
     assert {one["run"] for one in [*told["delivered"], *told["run"]]} == {run.run_id}

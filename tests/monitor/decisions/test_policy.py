@@ -25,14 +25,28 @@ from steadfeast.monitor.performance.realized import Performance
 from support.policy_world import DAY, REFERENCE, START, config, evaluation
 
 
-def feed(days, cfg: MonitorConfig, state: PolicyState | None = None):
-    """Decide day by day as a daemon would; return the last state and every decision."""
+def feed(
+    days,
+    cfg: MonitorConfig,
+    state: PolicyState | None = None,
+    *,
+    groups: dict[str, str] | None = None,
+    refused: bool = False,
+):
+    """Decide day by day as a daemon would; return the last state and every decision.
+
+    With `refused`, no run promotes; without, nothing is heard of any.
+    """
     state, decisions, fired = state or PolicyState(), [], []
     for day, ratios, *rest in days:
         broken = bool(rest and rest[0])
-        history = ModelHistory(fired=tuple(fired))
-        decision = decide(state, evaluation(day, ratios, broken=broken, history=history), cfg)
-        fired += [t.at for t in decision.triggers if t.outcome is Outcome.FIRED]
+        history = ModelHistory(
+            fired=tuple(one.at for one in fired),
+            without_promotion=frozenset(one.request_id for one in fired if refused),
+        )
+        shown = evaluation(day, ratios, broken=broken, history=history, groups=groups or {})
+        decision = decide(state, shown, cfg)
+        fired += [t for t in decision.triggers if t.outcome is Outcome.FIRED]
         state = decision.state
         decisions.append(decision)
     return state, decisions
@@ -44,81 +58,239 @@ def outcomes(decisions: list[Decision]) -> list[tuple[int, str]]:
     ]
 
 
-def test_two_of_three_windows_open_and_fire_once():
-    _, decisions = feed([(1, {"x": 2}), (2, {"x": 0.5}), (3, {"x": 3}), (4, {"x": 3})], config())
-    assert [len(d.opened) for d in decisions] == [0, 0, 1, 0]
-    assert outcomes(decisions) == [(3, "fired")]
+def opened(decisions: list[Decision]) -> list[tuple[int, tuple[str, ...]]]:
+    return [
+        ((one.window.end - START).days, tuple(verdict.feature for verdict in one.features))
+        for decision in decisions
+        for one in decision.opened
+    ]
 
 
-def test_the_same_feature_must_last():
-    """Two features that take turns are two flickers, not one lasting drift."""
-    _, decisions = feed(
-        [(1, {"x": 2, "y": 0}), (2, {"x": 0, "y": 2}), (3, {"x": 0, "y": 0})], config()
-    )
-    assert not any(d.opened for d in decisions)
+def told(decisions: list[Decision]) -> list[tuple[int, bool, str]]:
+    """Return what people are notified of about episodes: day, whether an end, and the line."""
+    return [
+        ((alert.at - START).days, alert.resolved, alert.summary)
+        for decision in decisions
+        for alert in decision.alerts
+        if alert.kind is AlertKind.EPISODE
+    ]
+
+
+def days(first: int, last: int, **ratios: float | None):
+    return [(day, ratios) for day in range(first, last + 1)]
+
+
+def test_four_of_five_windows_on_one_side_open_once():
+    shown = [*days(1, 2, x=2), *days(3, 3, x=0.5), *days(4, 9, x=2)]
+    _, decisions = feed(shown, config())
+    assert opened(decisions) == [(5, ("x",))]
+    assert outcomes(decisions) == [(5, "fired")]
+    assert len(told(decisions)) == 1
+    swings = [(day, {"x": 2.0 if day % 2 else -2.0}) for day in range(1, 15)]
+    _, decisions = feed(swings, config())
+    assert not opened(decisions)
+
+
+def test_a_decisive_window_opens_at_once_and_a_storm_does_not_last():
+    state, decisions = feed([*days(1, 9, x=0.2), *days(10, 10, x=8)], config())
+    assert opened(decisions) == [(10, ("x",))]
+    state, decisions = feed(days(11, 12, x=0.2), config(), state)
+    assert not state.episodes
+    assert sum(resolved for _, resolved, _ in told(decisions)) == 1
+
+
+def test_features_that_take_turns_are_flickers():
+    turns = [(d, {"x": 2.0 * (d % 2), "y": 2.0 * (1 - d % 2)}) for d in range(1, 20)]
+    _, decisions = feed(turns, config())
+    assert not opened(decisions)
 
 
 def test_it_closes_below_four_fifths_and_not_just_below_the_limit():
-    days = [(1, {"x": 2}), (2, {"x": 2}), *((d, {"x": 0.9}) for d in range(3, 9))]
-    _, decisions = feed(days, config())
-    assert not any(d.closed for d in decisions)
-    state, decisions = feed([*days, (9, {"x": 0.79}), (10, {"x": 0.79})], config())
-    assert [c.at for c in decisions[-1].closed] == [START + 10 * DAY]
+    state, decisions = feed([*days(1, 5, x=2), *days(6, 20, x=0.9)], config())
+    assert state.episodes
+    state, decisions = feed(days(21, 24, x=0.79), config(), state)
+    assert [one.at for d in decisions for one in d.closed] == [START + 24 * DAY]
     assert not state.episodes
     assert decisions[-1].alerts[0].resolved
 
 
-def test_a_window_without_data_neither_opens_nor_closes():
-    days = [(1, {"x": 2}), (2, {"x": 2}), (3, {"x": 0.1}), (4, {"x": None}), (5, {"x": None})]
-    state, _ = feed(days, config())
-    assert state.episodes[Kind.DRIFT].quiet == 1
-    state, decisions = feed([(6, {"x": 0.1})], config(), state)
-    assert decisions[0].closed
-    _, decisions = feed(
-        [(1, {"x": 2}), (2, {"x": None}), (3, {"x": None}), (4, {"x": 2})], config()
+def test_windows_without_data_neither_open_nor_close_and_say_so_once():
+    shown = [*days(1, 4, x=2), *days(5, 30, x=None)]
+    state, decisions = feed(shown, config())
+    (episode,) = state.episodes.values()
+    assert episode.members[0].unjudged == "few rows"
+    said = [line for _, _, line in told(decisions)[1:]]
+    assert said == ["cannot be judged: drift: x: few rows; it stays open until it can be judged"]
+    state, decisions = feed(days(31, 33, x=0.1), config(), state)
+    assert state.episodes, "closed on windows that nobody judged"
+    assert not next(iter(state.episodes.values())).members[0].unjudged
+    state, _ = feed(days(34, 34, x=0.1), config(), state)
+    assert not state.episodes
+    flickers = [(d, {"x": 2.0 if d % 2 else None}) for d in range(1, 20)]
+    _, decisions = feed(flickers, config())
+    assert not opened(decisions)
+
+
+def test_a_column_that_is_gone_keeps_its_episode_open():
+    state, decisions = feed([*days(1, 4, x=2, y=0.1), *days(5, 20, y=0.1)], config())
+    assert [one.features[0].feature for one in state.episodes.values()] == ["x"]
+    assert "its column is not there" in told(decisions)[-1][2]
+
+
+def test_an_open_episode_hides_no_other_feature():
+    """`a` stays over for good; `b` is told when it breaks, and each resolves by itself."""
+    state, decisions = feed([*days(1, 9, a=2, b=0.1), *days(10, 14, a=2, b=8)], config())
+    assert opened(decisions) == [(4, ("a",)), (10, ("b",))]
+    lines = told(decisions)
+    assert [(day, resolved) for day, resolved, _ in lines] == [(4, False), (10, False)]
+    assert lines[1][2].startswith("drift: b: ")
+    assert "still open: a" in lines[1][2]
+    state, decisions = feed(days(15, 19, a=0.1, b=8), config(), state)
+    ((day, resolved, line),) = told(decisions)
+    assert (day, resolved) == (18, True)
+    assert "a: at most 1 of the last 5" in line
+    assert "still open: b" in line
+    assert [one.features[0].feature for one in state.episodes.values()] == ["b"]
+
+
+def test_what_breaks_together_is_one_notification():
+    """Unrelated features are an episode each, told at once; related ones are one episode."""
+    shown = days(1, 4, a=2, b=2.5, c=1.5, d=0.1)
+    _, decisions = feed(shown, config())
+    assert opened(decisions) == [(4, ("b",)), (4, ("a",)), (4, ("c",))]
+    (alert,) = [one for one in decisions[-1].alerts if one.kind is AlertKind.EPISODE]
+    assert len(alert.episodes) == len(decisions[-1].opened)
+    _, decisions = feed(shown, config(), groups={"served/a": "g", "served/b": "g"})
+    assert sorted(opened(decisions)) == [(4, ("b", "a")), (4, ("c",))]
+
+
+def test_a_related_feature_joins_only_what_began_when_it_did():
+    groups = {"served/a": "g", "served/b": "g"}
+    late = [*days(1, 1, a=2, b=0.1), *days(2, 5, a=2, b=2)]
+    state, decisions = feed(late, config(), groups=groups)
+    assert opened(decisions) == [(4, ("a",))]
+    (episode,) = state.episodes.values()
+    assert [one.verdict.feature for one in episode.members] == ["a", "b"]
+    assert [line.partition(":")[0] for _, _, line in told(decisions)] == ["drift", "joined"]
+    later = [*days(1, 9, a=2, b=0.1), *days(10, 14, a=2, b=2)]
+    _, decisions = feed(later, config(), groups=groups)
+    assert opened(decisions) == [(4, ("a",)), (13, ("b",))]
+
+
+def test_members_of_one_episode_resolve_one_by_one():
+    groups = {"served/a": "g", "served/b": "g"}
+    shown = [*days(1, 4, a=2, b=2.5), *days(5, 9, a=0.1, b=2.5)]
+    state, decisions = feed(shown, config(), groups=groups)
+    (episode,) = state.episodes.values()
+    assert [one.verdict.feature for one in episode.members if one.open] == ["b"]
+    (_, resolved, line) = told(decisions)[-1]
+    assert resolved
+    assert line.startswith("resolved: drift: a: ")
+    assert not decisions[-1].closed
+
+
+def test_decisively_worse_is_told_again_and_asks_again():
+    """After the window has filled up; a little worse is not told."""
+    cfg = config(cooldown=0 * DAY)
+    state, decisions = feed([*days(1, 10, x=1.2), *days(11, 20, x=2.3)], cfg)
+    assert len(told(decisions)) == 1
+    state, decisions = feed(days(21, 30, x=4), cfg, state)
+    ((day, _, line),) = told(decisions)
+    assert (day, line.partition(":")[0]) == (22, "worse")
+    assert outcomes(decisions) == [(22, "fired")]
+
+
+def test_a_change_by_degrees_of_many_features_is_told_as_one():
+    """Twenty features cross their limits one after the other: told when it begins, and as many."""
+
+    def shown(day: int):
+        return day, {f"f{i:02}": max(0.0, min(1.6, 0.03 * (day - 5 * i))) for i in range(20)}
+
+    state, decisions = feed([shown(day) for day in range(1, 150)], config())
+    assert len(opened(decisions)) == 1
+    (episode,) = state.episodes.values()
+    assert episode.slow
+    assert len(episode.members) == 20
+    lines = [line for _, _, line in told(decisions)]
+    assert len(lines) <= 3
+    assert lines[0].startswith("slow drift: f00")
+    state, decisions = feed(
+        [(day, {**shown(day)[1], "z": 0.0}) for day in range(150, 160)]
+        + [(day, {**shown(day)[1], "z": 7.5}) for day in range(160, 162)],
+        config(),
+        state,
     )
-    assert not any(d.opened for d in decisions)
+    assert opened(decisions) == [(160, ("z",))], "a break is no slow change"
 
 
-def test_cooldown_suppresses_and_then_the_same_episode_fires():
-    days = [(d, {"x": 2}) for d in (1, 2)]
-    days += [(d, {"x": 0.1}) for d in (3, 4)]  # closes
-    days += [(d, {"x": 2}) for d in range(5, 12)]
-    _, decisions = feed(days, config())
-    assert outcomes(decisions) == [(2, "fired"), (6, "cooldown"), (9, "fired")]
+def test_cooldown_suppresses_and_then_the_same_request_fires():
+    shown = [*days(1, 4, x=2), *days(5, 8, x=0.1), *days(9, 15, x=2)]
+    _, decisions = feed(shown, config(cooldown=9 * DAY))
+    assert outcomes(decisions) == [(4, "fired"), (12, "cooldown"), (13, "fired")]
     triggers = [t for d in decisions for t in d.triggers]
     assert triggers[1].request_id == triggers[2].request_id
     assert triggers[1].state is TriggerState.SUPPRESSED
 
 
 def test_a_quiet_episode_does_not_fire_when_the_cooldown_ends():
-    days = [(1, {"x": 2}), (2, {"x": 2}), (3, {"x": 0.1}), (4, {"x": 0.1})]
-    days += [(5, {"x": 2}), (6, {"x": 2}), *((d, {"x": 0.9}) for d in range(7, 15))]
-    _, decisions = feed(days, config())
-    assert outcomes(decisions) == [(2, "fired"), (6, "cooldown")]
+    shown = [*days(1, 4, x=2), *days(5, 8, x=0.1), *days(9, 12, x=2), *days(13, 25, x=0.9)]
+    _, decisions = feed(shown, config(cooldown=15 * DAY))
+    assert outcomes(decisions) == [(4, "fired"), (12, "cooldown")]
+
+
+def test_a_second_drift_fires_a_second_trigger_with_all_that_is_open():
+    """The run of the first was refused; nothing had promoted, and `b` is a cause of its own."""
+    cfg = config(retry_after=60 * DAY)
+    shown = [*days(1, 30, a=2, b=0.1), *days(31, 34, a=2, b=2)]
+    _, decisions = feed(shown, cfg, refused=True)
+    assert outcomes(decisions) == [(4, "fired"), (34, "fired")]
+    first, second = (t for d in decisions for t in d.triggers)
+    assert first.request_id != second.request_id
+    assert [one.features[0].feature for one in second.episodes] == ["b", "a"]
+
+
+def test_a_refusal_ends_nothing():
+    """What stands asks again `retry_after` later; what was promoted, or runs, does not."""
+    cfg = config(cooldown=0 * DAY, retry_after=10 * DAY)
+    _, decisions = feed(days(1, 26, x=2), cfg, refused=True)
+    assert outcomes(decisions) == [(4, "fired"), (14, "fired"), (24, "fired")]
+    requests = [t.request_id for d in decisions for t in d.triggers]
+    assert len(set(requests)) == 3
+    _, decisions = feed(days(1, 26, x=2), cfg)
+    assert outcomes(decisions) == [(4, "fired")]
 
 
 def test_broken_data_blocks_until_it_has_left_the_window():
-    days = [(1, {"x": 2}, True), *((d, {"x": 2}) for d in range(2, 7))]
-    _, decisions = feed(days, config())
-    assert outcomes(decisions) == [(2, "blocked"), (4, "fired")]
+    shown = [*days(1, 2, x=2), (3, {"x": 2}, True), *days(4, 8, x=2)]
+    _, decisions = feed(shown, config())
+    assert outcomes(decisions) == [(4, "blocked"), (6, "fired")]
     kinds = [(a.kind, a.resolved) for d in decisions for a in d.alerts]
     assert kinds.count((AlertKind.DATA_INCIDENT, False)) == 1
     assert kinds.count((AlertKind.DATA_INCIDENT, True)) == 1
 
 
+def test_broken_data_of_a_feature_say_nothing_about_its_drift():
+    """They are an incident; the drift of another feature is told all the same."""
+    state = PolicyState()
+    for day in range(1, 6):
+        shown = evaluation(day, {"x": 9, "y": 2}, broken=True, broken_feature="x")
+        decision = decide(state, shown, config())
+        state = decision.state
+    assert [one.features[0].feature for one in state.episodes.values()] == ["y"]
+    assert {one.incident.subject for one in state.incidents} == {"x"}
+
+
 def test_the_budget_is_of_any_stretch():
     cfg = config(cooldown=timedelta(0), budget=BudgetConfig(runs=1, per=20 * DAY))
-    days = []
+    shown = []
     for first in (1, 11, 21):
-        days += [(first + i, {"x": 2}) for i in range(5)]
-        days += [(first + 5 + i, {"x": 0}) for i in range(5)]
-    _, decisions = feed(days, cfg)
+        shown += [*days(first, first + 4, x=2), *days(first + 5, first + 9, x=0)]
+    _, decisions = feed(shown, cfg)
     assert outcomes(decisions) == [
-        (2, "fired"),
-        (12, "budget"),
-        (17, "expired"),
-        (22, "fired"),
+        (4, "fired"),
+        (14, "budget"),
+        (19, "expired"),
+        (24, "fired"),
     ]
 
 
@@ -156,32 +328,32 @@ def test_log_loss_falls_by_rising():
 
 
 def test_a_moved_reference_closes_and_forgets():
-    state, _ = feed([(1, {"x": 2}), (2, {"x": 2})], config())
+    state, _ = feed(days(1, 4, x=2), config())
     decision = move_reference(state, "w", "version 2 promoted")
     assert [c.reason for c in decision.closed] == ["version 2 promoted"]
-    _, after = feed([(3, {"x": 2})], config(), decision.state)
-    assert not after[0].opened
+    _, after = feed(days(5, 7, x=2), config(), decision.state)
+    assert not opened(after)
 
 
 def test_without_a_pipeline_nothing_fires():
-    _, decisions = feed([(1, {"x": 2}), (2, {"x": 2})], config(pipeline=None))
+    _, decisions = feed(days(1, 4, x=2), config(pipeline=None))
     assert any(d.opened for d in decisions)
     assert outcomes(decisions) == []
 
 
 def test_a_person_decides():
     cfg = config(approval="manual")
-    state, decisions = feed([(1, {"x": 2}), (2, {"x": 2}), (3, {"x": 2})], cfg)
-    assert outcomes(decisions) == [(2, "waiting")]
-    request = decisions[1].triggers[0].request_id
-    assert decisions[1].triggers[0].state is TriggerState.WAITING
+    state, decisions = feed(days(1, 5, x=2), cfg)
+    assert outcomes(decisions) == [(4, "waiting")]
+    request = decisions[3].triggers[0].request_id
+    assert decisions[3].triggers[0].state is TriggerState.WAITING
     approved = approve(state, "w", request, cfg, ModelHistory())
-    assert outcomes([approved]) == [(3, "fired")]
+    assert outcomes([approved]) == [(5, "fired")]
     with pytest.raises(NotDecidableError, match="does not wait"):
         approve(approved.state, "w", request, cfg, ModelHistory())
     rejected = reject(state, "w", request, "not now")
-    assert outcomes([rejected]) == [(3, "rejected")]
-    _, later = feed([(4, {"x": 2})], cfg, rejected.state)
+    assert outcomes([rejected]) == [(5, "rejected")]
+    _, later = feed(days(6, 6, x=2), cfg, rejected.state)
     assert outcomes(later) == []
     with pytest.raises(NotDecidableError, match="cooldown"):
         approve(state, "w", request, cfg, ModelHistory(fired=(START + DAY,)))
@@ -192,6 +364,6 @@ def test_a_person_decides():
 def test_request_ids_are_uuid5_of_the_canonical_parts():
     """Another implementation must be able to derive them."""
     namespace = uuid.UUID("5d1c3a52-6f0e-5b6e-9d0a-0b8f6f0f2a77")
-    name = json.dumps(["trigger", "m", "c", "w", "e"], separators=(",", ":"))
-    assert request_id("m", "c", "w", "e") == str(uuid.uuid5(namespace, name))
-    assert request_id("a,b", "c", "w", "e") != request_id("a", "b,c", "w", "e")
+    name = json.dumps(["trigger", "m", "c", "w", "e", "2"], separators=(",", ":"))
+    assert request_id("m", "c", "w", "e", 2) == str(uuid.uuid5(namespace, name))
+    assert request_id("a,b", "c", "w", "e", 1) != request_id("a", "b,c", "w", "e", 1)

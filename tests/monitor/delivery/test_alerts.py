@@ -55,7 +55,11 @@ def webhook() -> Iterator[Webhook]:
 
 
 def tell(ledger: Ledger, summary: str, **more: object) -> None:
-    plain = {"kind": AlertKind.EPISODE, "severity": Severity.WARNING, "episode_id": "e1"} | more
+    plain = {
+        "kind": AlertKind.EPISODE,
+        "severity": Severity.WARNING,
+        "episodes": {"e1": summary},
+    } | more
     with ledger.transaction():
         ledger.add_alerts(
             [Alert(monitor="w", at=WINDOW.end, summary=summary, features=(VERDICT,), **plain)]
@@ -174,7 +178,7 @@ def test_alertmanager_sees_an_episode_until_it_ends(ledger: Ledger, alertmanager
     )
     ledger.hold("w", Held(WINDOW.end, broken))
     here = sinks(ledger, alertmanager, "alertmanager")
-    broke = {"kind": AlertKind.DATA_INCIDENT, "severity": Severity.CRITICAL, "episode_id": ""}
+    broke = {"kind": AlertKind.DATA_INCIDENT, "severity": Severity.CRITICAL, "episodes": {}}
     tell(ledger, "x moved")
     tell(ledger, "x is null", **broke)
     tell(ledger, "retraining fired", kind=AlertKind.TRIGGER)

@@ -47,7 +47,9 @@ def bodies(here: Here) -> list[pb.TriggerRetrainRequest]:
 
 def fired(here: Here) -> list[str]:
     return [
-        one.episode_id for one in here.daemon.state().triggers if one.state is TriggerState.PENDING
+        one.episode_ids[0]
+        for one in here.daemon.state().triggers
+        if one.state is TriggerState.PENDING
     ]
 
 

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from steadfeast.monitor.decisions.model import Kind
 from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.exporter import metrics
 from steadfeast.monitor.exporter.collector import StateCollector
@@ -163,7 +164,7 @@ def test_a_removed_feature_disappears(drifting):
 
 
 def test_series_are_bounded(drifting):
-    """A feature adds at most eleven series and its bars, and a second state adds none."""
+    """A feature adds at most twelve series and its bars, and a second state adds none."""
     found = samples(drifting)
     by_feature = Counter(
         (dict(labels)["feature"], "bin" in dict(labels))
@@ -171,7 +172,7 @@ def test_series_are_bounded(drifting):
         if "feature" in dict(labels) and name != metrics.AUDIT_SKEW
     )
     plain = [count for (_, bars), count in by_feature.items() if not bars]
-    assert max(plain) <= metrics.SERIES_PER_FEATURE + 1 == 11  # one is its impact
+    assert max(plain) <= metrics.SERIES_PER_FEATURE + 1 == 12  # one is its impact
     assert max(by_feature.values()) <= metrics.BARS_PER_FEATURE
     more_alerts = dataclasses.replace(drifting, latest_event=None, alerts=drifting.alerts * 50)
     assert len(samples(more_alerts)) <= len(found)
@@ -245,14 +246,16 @@ def test_the_features_of_an_open_episode_stay_in_sight(drifting):
     state, names = widened(drifting, 10_000)
     (monitor,) = state.monitors.values()
     last = monitor.verdicts[-1]
-    mine = next(one for one in drifting.episodes if one.monitor == monitor.name and one.open)
+    mine = next(one for one in drifting.episodes if one.open and one.kind is Kind.DRIFT)
     closed = dataclasses.replace(mine, closed_at=mine.opened_at)
     for one, seen in ((mine, True), (closed, False)):
-        episode = dataclasses.replace(one, features=(last,))
+        members = (dataclasses.replace(mine.members[0], verdict=last),)
+        episode = dataclasses.replace(one, members=members)
         found = samples(dataclasses.replace(state, episodes=(episode,)))
         mine_in = {name for name, labels in found if ("feature", names[-1]) in labels}
         assert (metrics.FEATURE_SHARE in mine_in) is seen
         assert (metrics.DRIFT_RATIO in mine_in) is seen
+        assert (metrics.DRIFT_OPENED in mine_in) is seen
 
 
 def test_of_ten_thousand_skewed_features_the_worst_are_exported(drifting):

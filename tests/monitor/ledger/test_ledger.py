@@ -22,6 +22,7 @@ from steadfeast.monitor.decisions.model import (
     Episode,
     Evaluation,
     Kind,
+    Member,
     Outcome,
     PolicyState,
     Severity,
@@ -53,12 +54,14 @@ if TYPE_CHECKING:
 CONFIG = MonitorConfig(service="s", model="m", pipeline="p", window=3 * DAY)
 WINDOW = Window(START, START + 3 * DAY, 600)
 VERDICT = Verdict("served", "x", "psi", 0.5, 0.1, Level.DRIFT, "moved", WINDOW)
-EPISODE = Episode("e1", Kind.DRIFT, WINDOW, WINDOW, (VERDICT,), "c" * 64)
-ALERT = Alert(AlertKind.EPISODE, Severity.WARNING, "w", WINDOW.end, "drift", "e1", (VERDICT,))
+EPISODE = Episode("e1", Kind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64)
+ALERT = Alert(
+    AlertKind.EPISODE, Severity.WARNING, "w", WINDOW.end, "drift", {"e1": "x"}, (VERDICT,)
+)
 FIRED = Decision(
     PolicyState(watermark=WINDOW.end),
     opened=(EPISODE,),
-    triggers=(Trigger("r1", EPISODE, Outcome.FIRED, WINDOW.end),),
+    triggers=(Trigger("r1", (EPISODE,), Outcome.FIRED, WINDOW.end),),
     alerts=(ALERT,),
 )
 

@@ -21,6 +21,7 @@ from steadfeast.monitor.decisions.model import (
     Decision,
     Episode,
     Kind,
+    Member,
     NotDecidableError,
     Outcome,
     PolicyState,
@@ -47,7 +48,9 @@ VERDICT = Verdict("served", "x", "psi", 0.5, 0.1, Level.DRIFT, "moved", WINDOW)
 
 
 def alert(text: str) -> Alert:
-    return Alert(AlertKind.EPISODE, Severity.WARNING, "w", WINDOW.end, text, "e", (VERDICT,))
+    return Alert(
+        AlertKind.EPISODE, Severity.WARNING, "w", WINDOW.end, text, {"e": text}, (VERDICT,)
+    )
 
 
 class World:
@@ -83,7 +86,7 @@ class World:
             self.ledger.add_alerts([alert(text) for text in texts])
 
     def open_episode(self) -> None:
-        episode = Episode("e", Kind.DRIFT, WINDOW, WINDOW, (VERDICT,), "c" * 64)
+        episode = Episode("e", Kind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64)
         with self.ledger.transaction():
             self.ledger.add_decision("w", CONFIG["w"], Decision(PolicyState(), (episode,)))
             self.ledger.hold("w", Held(WINDOW.end))
@@ -298,8 +301,8 @@ def test_a_watch_ends_as_unavailable_when_the_daemon_stops(here: World):
 
 
 def test_a_dead_letter_is_listed_and_sent_again_by_word(here: World):
-    episode = Episode("e", Kind.DRIFT, WINDOW, WINDOW, (VERDICT,), "c" * 64)
-    fired = Trigger("r1", episode, Outcome.FIRED, WINDOW.end)
+    episode = Episode("e", Kind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64)
+    fired = Trigger("r1", (episode,), Outcome.FIRED, WINDOW.end)
     with here.ledger.transaction():
         here.ledger.add_decision(
             "w",
