@@ -28,6 +28,7 @@ from steadfeast.monitor.decisions.builder import (
 from steadfeast.monitor.decisions.grouping import onset, slow
 from steadfeast.monitor.decisions.model import OUTSIDE, Episode, Evaluation, Kind, Member, subject
 from steadfeast.monitor.drift import persistence
+from steadfeast.monitor.drift.data_quality import INFORMATIVE
 from steadfeast.monitor.drift.detector import Level, Verdict
 from steadfeast.monitor.drift.persistence import LOOKBACK, NEAR, RECENT
 from steadfeast.monitor.performance.metrics import measure_named
@@ -132,7 +133,9 @@ class Episodes:
             return None
         # Broken data are a data incident; they say nothing about drift.
         if any(
-            one.incident.subject == verdict.feature and one.last_seen > verdict.window.start
+            one.incident.subject == verdict.feature
+            and one.incident.kind not in INFORMATIVE
+            and one.last_seen > verdict.window.start
             for one in self._draft.state.incidents
         ):
             return None
