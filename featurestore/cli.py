@@ -259,31 +259,40 @@ def serve(
 def erase(
     key: Annotated[list[str], typer.Option(help="join_key=value; may be repeated.")],
     view: Annotated[list[str] | None, typer.Option(help="Only this view; may be repeated.")] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Remove it; else it is only counted.")
+    ] = False,
     config: Config = DEFAULT,
     as_json: Json = False,
 ) -> None:
-    """Remove what is kept of one entity: online, in training sets, pins and the served log.
+    """Count what is kept of one entity, online, in files and snapshots; remove it with --apply.
 
     Sources are their owners': erase there before the next materialize, which brings back what they
     hold. Training sets that lose rows can no longer be replayed, and say so by the erasure's name.
 
-    Example: steadfeast store erase --key user_id=7
+    Example: steadfeast store erase --key user_id=7 --apply
     """
     pairs = [item.partition("=") for item in key]
     if any(not sign for _, sign, _ in pairs):
         raise typer.BadParameter("write --key join_key=value")
+    entity = {name: value for name, _, value in pairs}
     with _open(config) as opened:
-        erased = opened.erase([{name: value for name, _, value in pairs}], views=view or ())
+        found = opened.erase([entity], views=view or (), apply=apply)
     if as_json:
-        typer.echo(json.dumps(erased.as_dict()))
+        typer.echo(json.dumps(found.as_dict()))
         return
-    typer.echo(f"erasure {erased.id}")
-    for name, rows in erased.online.items():
-        typer.echo(f"{name}: {rows} rows removed online")
-    for name, rows in erased.training_sets.items():
-        typer.echo(f"training set {name}: {rows} rows removed; it can no longer be replayed")
-    for name, rows in erased.served.items():
-        typer.echo(f"served log of {name}: {rows} rows removed")
+    for name, rows in found.online.items():
+        typer.echo(f"online, {name}: {rows} rows")
+    for name, rows in found.training_sets.items():
+        typer.echo(f"training set {name}: {rows} rows; it cannot be replayed without them")
+    typer.echo(f"pins of training sets: {found.pins} files")
+    for name, rows in found.served.items():
+        typer.echo(f"served log of {name}: {rows} rows")
+    for name, rows in found.elsewhere.items():
+        typer.echo(f"{name}: {rows} rows")
+    if found.half_files:
+        typer.echo(f"half done by writers that ended: {found.half_files} files")
+    typer.echo(f"removed, erasure {found.id}" if apply else "would go; add --apply to remove it")
 
 
 @store.command()
@@ -325,7 +334,7 @@ def _open(config: Path) -> Store:
     section = load_section(config, "store", StoreConfig)  # a mistake need not wait for Feast
     from steadfeast.featurestore.store import Store
 
-    return Store(section)
+    return Store(section, file=config)
 
 
 def _contract(opened: Store, name: str) -> Contract:

@@ -110,6 +110,15 @@ class StoreConfig(Section):
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
+def sections(path: Path) -> set[str]:
+    """Return the names of the sections that the file at `path` has.
+
+    Raises:
+        ConfigError: It is missing, is not YAML, or has an unknown section.
+    """
+    return set(_read(path))
+
+
 def load_section(path: Path, name: str, model: type[_Model]) -> _Model:
     """Read section `name` of the file at `path` into `model`.
 
@@ -117,6 +126,17 @@ def load_section(path: Path, name: str, model: type[_Model]) -> _Model:
         ConfigError: The file is missing, is not YAML, has an unknown section, lacks this one,
             names an unset variable, or a field is unknown, missing or wrong.
     """
+    raw = _read(path)
+    if name not in raw:
+        raise ConfigError(path, [(name, "this section is missing")])
+    section = _expand(raw[name], path, name)
+    try:
+        return model.model_validate(section, context={"folder": path.resolve().parent})
+    except ValidationError as error:
+        raise ConfigError(path, [_problem(name, detail) for detail in error.errors()]) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
@@ -130,13 +150,7 @@ def load_section(path: Path, name: str, model: type[_Model]) -> _Model:
     if unknown:
         known = ", ".join(SECTIONS)
         raise ConfigError(path, [(key, f"unknown section; known are {known}") for key in unknown])
-    if name not in raw:
-        raise ConfigError(path, [(name, "this section is missing")])
-    section = _expand(raw[name], path, name)
-    try:
-        return model.model_validate(section, context={"folder": path.resolve().parent})
-    except ValidationError as error:
-        raise ConfigError(path, [_problem(name, detail) for detail in error.errors()]) from error
+    return raw
 
 
 def _expand(value: Any, path: Path, field: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from threading import RLock
 from time import time_ns
@@ -25,7 +26,8 @@ from steadfeast.featurestore.errors import ConfigError, NotFoundError, RequestEr
 from steadfeast.featurestore.materialization.materializer import Materializer, Standing
 from steadfeast.featurestore.offline.ingestion import delete, ingest
 from steadfeast.featurestore.online import PackedOnlineStore
-from steadfeast.featurestore.retention.erasure import collect_garbage, erase_files
+from steadfeast.featurestore.retention.collection import collect_garbage
+from steadfeast.featurestore.retention.erasure import Matches, erase_files
 from steadfeast.featurestore.served_log.log import ServedLog
 from steadfeast.featurestore.serving.assembly import EntityRows, rows_in
 from steadfeast.featurestore.serving.reader import Reader
@@ -39,9 +41,12 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from types import TracebackType
 
+    from feast import FeatureView
+
     from steadfeast.featurestore.definitions.bundle import Bundle
     from steadfeast.featurestore.definitions.contract import Contract
-    from steadfeast.featurestore.retention.erasure import Collectable, Erasure
+    from steadfeast.featurestore.retention.collection import Collectable
+    from steadfeast.featurestore.retention.erasure import Erasure, Holder
     from steadfeast.featurestore.serving.features import OnlineFeatures
     from steadfeast.featurestore.training.manifest import TrainingSet
 
@@ -55,13 +60,14 @@ class Store:
 
     Args:
         config: Section `store` of steadfeast.yaml.
+        file: The file that it is from, which also says where other packages keep their state.
 
     Raises:
         ConfigError: The repo folder holds no usable feature_store.yaml.
     """
 
-    def __init__(self, config: StoreConfig) -> None:
-        self.config = config
+    def __init__(self, config: StoreConfig, *, file: Path | None = None) -> None:
+        self.config, self._file = config, file
         self.repo, self.data = Path(config.repo), Path(config.data)
         self.feast = _feast(self.repo)
         private_folder(self.data)
@@ -87,7 +93,7 @@ class Store:
         Raises:
             ConfigError: The file, or the feature_store.yaml it leads to, is missing or wrong.
         """
-        return cls(load_section(Path(config), "store", StoreConfig))
+        return cls(load_section(Path(config), "store", StoreConfig), file=Path(config))
 
     def __enter__(self) -> Self:
         return self
@@ -401,22 +407,29 @@ class Store:
         chosen = self.catalog.online_views([view])[0]
         return self._mover().write(chosen, rows.to_batches())
 
-    def erase(self, entities: Sequence[Mapping[str, Any]], *, views: Sequence[str] = ()) -> Erasure:
-        """Remove what is kept here of entities: a right-to-erasure request.
+    def erase(
+        self,
+        entities: Sequence[Mapping[str, Any]],
+        *,
+        views: Sequence[str] = (),
+        apply: bool = False,
+    ) -> Erasure:
+        """Say what is kept here of entities; remove it with `apply`: a right-to-erasure request.
 
-        Their rows go from the online store, training sets and their pins, and the served log with
-        its labels; of a view with more join keys than are given, every row that has those given.
-        A training set that lost rows is never replayed again, and says why. What is not touched:
-        sources, whose owner must erase there before the next materialize brings the rows back;
-        vectors that wait in the memory of a process that is serving, for `store.log.flush_every`;
-        models, and what a pipeline and a daemon keep in folders of their own.
+        Their rows go from the online store, training sets and their pins, the served log with its
+        labels, and the snapshots of a daemon that the same file configures; of a view with more
+        join keys than are given, every row that has those given. A training set that lost rows is
+        never replayed again, and says why. What is not touched: sources, whose owner must erase
+        there before the next materialize brings the rows back; vectors that wait in the memory of
+        a process that is serving, for `store.log.flush_every`; models.
 
         Args:
             entities: Values of join keys, under the views' own names; text is converted.
             views: Names of feature views: then only what is online of those goes.
+            apply: Remove it.
 
         Returns:
-            What was removed, and the name of the erasure.
+            What was removed, and the name of the erasure; or what would be.
 
         Raises:
             NotFoundError: There is no such view, or no view that has such a join key.
@@ -429,15 +442,30 @@ class Store:
         for name in keys.column_names:
             if name not in known:
                 raise NotFoundError("join key", name, known)
+        matches = Matches(self.catalog, keys)
         online = {
-            view.name: self.online.erase(self.feast.config, view, keys)
+            view.name: self._erase_online(view, keys, matches, apply=apply)
             for view in chosen
             if not {column.name for column in view.entity_columns}.isdisjoint(keys.column_names)
         }
+        elsewhere: dict[str, int] = {}
         if views:
-            keys = keys.slice(0, 0)
+            matches = Matches(self.catalog, keys.slice(0, 0))
+        elif self._file is not None:
+            for entry in entry_points(group="steadfeast.erasures"):
+                holder: Holder = entry.load()
+                elsewhere |= holder(self._file, matches, apply=apply)
         self.served.flush()
-        return erase_files(self.catalog, self.data, keys, online)
+        return erase_files(matches, self.data, online, elsewhere, apply=apply)
+
+    def _erase_online(
+        self, view: FeatureView, keys: pa.Table, matches: Matches, *, apply: bool
+    ) -> int:
+        if apply:
+            return self.online.erase(self.feast.config, view, keys)
+        own = [{column.name: column.name for column in view.entity_columns}]
+        batches = self.online.scan(self.feast.config, view)
+        return sum(int(matches.of(pa.table(batch), own).sum()) for batch in batches)
 
     def collect_garbage(
         self, *, older_than: timedelta | None = None, apply: bool = False

@@ -23,7 +23,7 @@ from steadfeast.featurestore.tables.columns import (
     EVENT_TIMESTAMP,
     TIMESTAMP,
     arrow_type,
-    is_personal,
+    personal_fields,
 )
 from steadfeast.featurestore.tables.sql import identifier
 
@@ -206,17 +206,17 @@ def _weight(view: FeatureView, number: int) -> str:
 def _example(
     view: FeatureView, kind: str, number: int, found: Mapping[str, Any], redactor: Redactor
 ) -> dict[str, Any]:
-    item = view.features[number]
+    item, personal = view.features[number], personal_fields(view)
     example: dict[str, Any] = {
         "kind": kind,
         "feature": item.name,
         "key": {
-            part.name: redactor.show(found[f"k{i}"], personal=is_personal(part.tags))
+            part.name: redactor.show(found[f"k{i}"], personal=part.name in personal)
             for i, part in enumerate(view.entity_columns)
         },
     }
     for side in ("online", "offline"):
-        example[side] = redactor.show(found[side], personal=is_personal(item.tags))
+        example[side] = redactor.show(found[side], personal=item.name in personal)
     for side in ("online", "offline"):
         example[f"{side}_event_time"] = found[f"{side}_at"]
         example[f"{side}_created_time"] = found[f"{side}_made"]

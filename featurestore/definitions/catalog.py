@@ -231,7 +231,7 @@ class Catalog:
             NotFoundError: No applied contract starts so, or more than one does.
             ArchiveError: What was kept is another contract.
         """
-        known = [path.stem for path in self._folder.glob("*.json")]
+        known = self.kept_contracts()
         found = [name for name in known if sha256 and name.startswith(sha256)]
         if len(found) != 1:
             raise NotFoundError("contract", sha256, found or known)
@@ -240,6 +240,10 @@ class Catalog:
         if contract.sha256 != path.stem:
             raise ArchiveError(path, f"holds contract {contract.sha256[:16]}")
         return contract
+
+    def kept_contracts(self) -> list[str]:
+        """Return the SHA-256 of every contract that was applied here."""
+        return sorted(path.stem for path in self._folder.glob("*.json"))
 
     def keep(self, contract: Contract) -> None:
         """Keep a contract of now, and the definitions that make it."""

@@ -23,6 +23,7 @@ from steadfeast.featurestore.tables.columns import (
     LOGGED,
     arrow_type,
     is_personal,
+    personal_fields,
 )
 
 if TYPE_CHECKING:
@@ -334,16 +335,12 @@ def _check_inputs(view: OnDemandView) -> None:
 
 def personal_columns(plan: ServicePlan) -> frozenset[str]:
     """Return which features, join keys and request fields of a service are personal."""
-    stored = {
-        (view.name, item.name): is_personal(item.tags)
-        for view in plan.views
-        for item in view.view.features
-    }
+    marked = {view.name: personal_fields(view.view) for view in plan.views}
     found = {
-        view.keys[column.name]
+        column
         for view in plan.views
-        for column in view.view.entity_columns
-        if column.name in view.keys and is_personal(column.tags)
+        for key, column in view.keys.items()
+        if key in marked[view.name]
     }
     derived: dict[str, bool] = {}
     for view in plan.on_demand:
@@ -356,11 +353,12 @@ def personal_columns(plan: ServicePlan) -> frozenset[str]:
         derived[view.name] = (
             is_personal(tags)
             if "pii" in tags
-            else bool(asked) or any(stored.get(source, False) for source in view.inputs)
+            else bool(asked) or any(name in marked.get(source, ()) for source, name in view.inputs)
         )
     found |= {
         output.name
         for output in plan.outputs
-        if is_personal(output.tags) or derived.get(output.view, False)
+        if output.feature in marked.get(output.view, ())
+        or (output.view in derived and (derived[output.view] or is_personal(output.tags)))
     }
     return frozenset(found)

@@ -18,7 +18,7 @@ from feast.utils import _parse_feature_ref
 from steadfeast.featurestore.errors import EntityFrameError, NotFoundError, SourceError
 from steadfeast.featurestore.offline.sources import open_source, with_keys
 from steadfeast.featurestore.tables import sql
-from steadfeast.featurestore.tables.columns import arrow_type, is_personal
+from steadfeast.featurestore.tables.columns import arrow_type, personal_fields
 from steadfeast.featurestore.tables.times import duration
 
 if TYPE_CHECKING:
@@ -150,7 +150,6 @@ def described(repo: Path | str | None, view: FeatureView) -> dict[str, object]:
     batch = view.batch_source
     if not isinstance(batch, FileSource):
         return {"problem": f"its rows are in a {type(batch).__name__}, not in files"}
-    fields = [*view.entity_columns, *view.features]
     return {
         "location": FileSource.get_uri_for_file_path(repo_path=repo, uri=batch.path),
         "delta": isinstance(batch.file_format, DeltaFormat),
@@ -159,7 +158,7 @@ def described(repo: Path | str | None, view: FeatureView) -> dict[str, object]:
         "keys": [one.name for one in view.entity_columns if one.name != DUMMY_ENTITY_ID],
         "features": [one.name for one in view.features],
         "columns": {new: old for old, new in batch.field_mapping.items()},
-        "personal": [one.name for one in fields if is_personal(one.tags)],
+        "personal": sorted(personal_fields(view)),
     }
 
 

@@ -15,7 +15,7 @@ from steadfeast.featurestore.errors import RefusedDefinitionError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from feast import Field
+    from feast import FeatureView, Field
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 """The type of every time: UTC microseconds."""
@@ -69,3 +69,13 @@ def _arrow_of(kind: Any) -> pa.DataType | None:
 def is_personal(tags: Mapping[str, str] | None) -> bool:
     """Tell whether Feast tags mark personal data: `pii` with any value but "false"."""
     return (tags or {}).get("pii", "false").lower() != "false"
+
+
+def personal_fields(view: FeatureView) -> frozenset[str]:
+    """Return which join keys and features of a view are personal.
+
+    A tag on the view is one on each feature that does not say otherwise itself.
+    """
+    own = {item.name: item.tags or {} for item in (*view.entity_columns, *view.features)}
+    whole = {item.name: {**(view.tags or {}), **own[item.name]} for item in view.features}
+    return frozenset(name for name, tags in {**own, **whole}.items() if is_personal(tags))

@@ -17,7 +17,7 @@ from steadfeast.featurestore.tables.hashing import content_sha256
 from steadfeast.featurestore.tables.whole_files import write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -169,3 +169,13 @@ class TrainingSet:
         if found != manifest.sha256:
             raise ManifestError(path, f"its {DATA} holds {found}, not {manifest.sha256}")
         return cls(table, manifest, path.parent)
+
+
+def manifests(data: Path) -> Sequence[tuple[Path, Manifest]]:
+    """Return path and content of every manifest under `data`.
+
+    Raises:
+        ManifestError: One cannot be read.
+    """
+    paths = sorted((data / "training").glob(f"[!.]*/{MANIFEST}"))
+    return [(path, Manifest.load(path)) for path in paths]

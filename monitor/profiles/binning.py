@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +76,8 @@ class ColumnEdges:
         source: The column that this is an aspect of; empty for a column itself.
         aspect: What is computed of it.
         centroid: Where the reference's lists are on average; of `Aspect.DISTANCE`.
-        personal: Whether the values are somebody's, so that none may be shown.
+        personal: Whether the values are somebody's, so that none may be shown; their categories
+            are digests.
     """
 
     kind: Kind
@@ -218,8 +220,31 @@ def edges_of(
             found.setdefault(f"{name}.{made.aspect}", made)
     for name, one in found.items():
         if (one.source or name) in personal:
-            found[name] = replace(one, personal=True)
+            found[name] = _without_names(one)
     return Edges(found)
+
+
+def category_places(values: pa.Array, edges: ColumnEdges) -> pa.Array:
+    """Return the place of each text among the categories; null where it is none of them."""
+    if not edges.personal:
+        return pc.index_in(values, value_set=pa.array(edges.categories, values.type))
+    encoded = values.dictionary_encode()
+    digests = pa.array([_digest(text) for text in encoded.dictionary.to_pylist()], pa.string())
+    places = pc.index_in(digests, value_set=pa.array(edges.categories, pa.string()))
+    return places.take(encoded.indices)
+
+
+def _without_names(edges: ColumnEdges) -> ColumnEdges:
+    """Mark bins as personal: what is kept of a category is a digest, which names nobody."""
+    if edges.kind is not Kind.CATEGORICAL:
+        return replace(edges, personal=True)
+    return replace(edges, personal=True, categories=tuple(map(_digest, edges.categories)))
+
+
+def _digest(text: str | None) -> str | None:
+    if text is None:
+        return None
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 def kind_of(arrow: pa.DataType) -> Kind:
@@ -394,8 +419,8 @@ def places_of(column: Any, edges: ColumnEdges) -> Integers:
     elif edges.kind is Kind.BOOLEAN:
         bins = column.drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
     else:
-        known = pa.array(edges.categories, column.type)
-        codes = pc.fill_null(pc.index_in(column.drop_null(), value_set=known), len(known))
+        held = category_places(column.drop_null(), edges)
+        codes = pc.fill_null(held, len(edges.categories))
         bins = codes.to_numpy(zero_copy_only=False)
     found[valid] = bins
     return found

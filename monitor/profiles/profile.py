@@ -26,6 +26,7 @@ from steadfeast.monitor.profiles.binning import (
     ColumnEdges,
     Edges,
     Kind,
+    category_places,
     decoded,
     kind_of,
     plain_type,
@@ -81,8 +82,8 @@ class ColumnProfile:
         nans: NaN; not nulls.
         infinities: Of either sign.
         mistyped: Rows whose Arrow type cannot be read as the reference's kind; in no bin.
-        minimum: Smallest finite value; None without one. Seconds since 1970 for timestamps,
-            characters for text.
+        minimum: Smallest finite value; None without one, and of a personal column, where it is
+            somebody's. Seconds since 1970 for timestamps, characters for text.
         maximum: Largest finite value.
         mean: Of the finite values; 0 without one.
         m2: Sum of squared deviations from `mean`.
@@ -304,9 +305,10 @@ def _count(column: pa.Array, edges: ColumnEdges, counter: Counter) -> ColumnProf
     if edges.kind not in ORDERED:
         return replace(blank, counts=_category_counts(column, edges))
     values = values_of(column, edges.kind).astype(np.float64, copy=False)
+    forgotten = {"minimum": None, "maximum": None} if edges.personal else {}
     moments = _moments(values)
     if moments is not None:
-        return replace(blank, counts=counter.count(values), **moments)
+        return replace(blank, counts=counter.count(values), **{**moments, **forgotten})
     # Something is NaN, infinite, or too large to be summed as it is.
     held = values[~np.isnan(values)]
     finite = held[np.isfinite(held)]
@@ -315,7 +317,7 @@ def _count(column: pa.Array, edges: ColumnEdges, counter: Counter) -> ColumnProf
         nans=len(values) - len(held),
         infinities=len(held) - len(finite),
         counts=counter.count(held),
-        **_large_moments(finite.astype(np.float64)),
+        **{**_large_moments(finite.astype(np.float64)), **forgotten},
     )
 
 
@@ -375,8 +377,7 @@ def _category_counts(column: pa.Array, edges: ColumnEdges) -> Integers:
         # Each distinct value is looked up once, and its rows are counted by their codes.
         codes = column.indices.drop_null().to_numpy(zero_copy_only=False)
         values, rows = column.dictionary, np.bincount(codes, minlength=len(column.dictionary))
-    known = pa.array(edges.categories, values.type)
-    where = pc.fill_null(pc.index_in(values, value_set=known), len(known))
+    where = pc.fill_null(category_places(values, edges), len(edges.categories))
     bins = where.to_numpy(zero_copy_only=False)
     counts = np.zeros(edges.bins, dtype=np.int64)
     if rows is None:

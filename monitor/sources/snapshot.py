@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from steadfeast.featurestore.tables.sql import identifier, literal
+from steadfeast.featurestore.tables.whole_files import sweep, whole_file
 from steadfeast.monitor.sources.quarantine import Fault, Quarantined
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 REQUEST, AT = "request_id", "request_time"
 """Columns of a snapshot: what a row answers, of a served log only; and its event time."""
-OPEN, PARTIAL = ".open", ".partial"
+OPEN = ".open"
 _QUARANTINED = b"quarantined"
 """Entry of a snapshot's metadata."""
 BATCH_ROWS = 32_768
@@ -129,9 +129,9 @@ def open_path(path: Path) -> Path:
 
 def swept(state: Path) -> None:
     """Remove what a process before this one left half done; snapshots themselves stay."""
-    for suffix in (OPEN, PARTIAL):
-        for left in (state / "snapshots").glob(f"*/*{suffix}"):
-            left.unlink(missing_ok=True)
+    for left in (state / "snapshots").glob(f"*/*{OPEN}"):
+        left.unlink(missing_ok=True)
+    sweep(state)
 
 
 def freeze(
@@ -157,17 +157,10 @@ def freeze(
         quarantined: What is left out of `rows`; the file says so.
     """
     if again or not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}{PARTIAL}")
         if rows is not None and not isinstance(rows, Rows):
             rows = Rows.of(rows)
-        try:
+        with whole_file(path) as aside:
             con.execute(*_copy(con, rows, bucket, aside, quarantined)).fetchall()
-            _synced(aside)
-            aside.rename(path)
-            _synced(path.parent)
-        finally:
-            aside.unlink(missing_ok=True)
     return load(con, bucket, path)
 
 
@@ -194,7 +187,7 @@ def _copy(
     target = literal(str(aside))  # COPY takes no bound file name
     said = literal(json.dumps([asdict(one) for one in quarantined]))
     meta = f", KV_METADATA {{{_QUARANTINED.decode()}: {said}}}" if quarantined else ""
-    options = f"(FORMAT parquet, COMPRESSION zstd{meta})"
+    options = f"(FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false{meta})"
     if rows is None:
         blank = "SELECT NULL::VARCHAR AS request_id, NULL::TIMESTAMPTZ AS request_time LIMIT 0"
         return f"COPY ({blank}) TO {target} {options}", {}
@@ -214,12 +207,3 @@ def _copy(
 
 def _text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _synced(path: Path) -> None:
-    """Have the disk hold a file or a folder's entries, as a rename alone does not promise."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

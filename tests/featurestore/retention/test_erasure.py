@@ -74,11 +74,12 @@ def test_an_erased_entity_is_nowhere_and_what_held_it_says_so_by_name(shop, stor
     others = store.training_set(at(asked(1, 2), NOON), "purchase")
     serve(store, [1, WHO, 2])
     assert any(str(WHO) in held for held in everything(shop))
-    done = store.erase([{"user_id": str(WHO)}])
+    done = store.erase([{"user_id": str(WHO)}], apply=True)
     assert done.online == {"users": 1}
     assert done.training_sets == {mine.manifest.id: 1, again.manifest.id: 1}
     assert done.served == {"purchase": 1}
     assert done.pins == 2
+    assert done.applied
     assert not any(str(WHO) in held for held in everything(shop))
     for built in (mine, again):
         for read in (store.replay, TrainingSet.load):
@@ -94,16 +95,74 @@ def test_an_erased_entity_is_nowhere_and_what_held_it_says_so_by_name(shop, stor
     checks = {check.invariant: check for check in store.audit("purchase").checks}
     assert checks["I2"].ok
     assert checks["I11"].ok
-    assert store.erase([{"user_id": WHO}]).training_sets == {}
+    assert store.erase([{"user_id": WHO}], apply=True).training_sets == {}
+
+
+def contents(shop):
+    """Every file under the data folder, by its bytes."""
+    return {path: path.read_bytes() for path in shop.data.rglob("*") if path.is_file()}
+
+
+def test_what_would_go_is_what_goes_and_nothing_goes_before(shop, store):
+    store.training_set(at(asked(1, WHO, 2), NOON), "purchase")
+    serve(store, [1, WHO, 2])
+    half = shop.data / "training" / ".set.1.half"
+    half.mkdir()
+    (half / "data.parquet").write_bytes(b"")
+    before = contents(shop)
+    would = store.erase([{"user_id": WHO}])
+    assert contents(shop) == before
+    assert (would.applied, would.id) == (False, "")
+    done = store.erase([{"user_id": WHO}], apply=True)
+    said = [{**one.as_dict(), "id": 0, "at": 0, "applied": 0} for one in (would, done)]
+    assert said[0] == said[1]
+    assert (done.half_files, done.pins, done.served) == (1, 1, {"purchase": 1})
+    assert not half.exists()
+    assert (
+        store.online_features("small", asked(WHO), request_time=NOON).table["spend"][0].as_py()
+        is None
+    )
+
+
+def test_what_a_killed_writer_left_is_reached(shop, store):
+    """A pin whose training set was never written, a half one, and half a file of the log."""
+    built = store.training_set(at(asked(1, WHO), NOON), "purchase")
+    for path in built.path.iterdir():
+        path.unlink()
+    built.path.rmdir()
+    pins = list((shop.data / "pins").glob("*.parquet"))
+    mine = [pin for pin in pins if str(WHO) in str(pq.read_table(pin).to_pydict())]
+    assert len(mine) == 1
+    (shop.data / "served" / "purchase").mkdir(parents=True)
+    halves = [
+        shop.data / "pins" / ".users.1.half",
+        shop.data / "served/purchase/.1-2-3.parquet.half",
+    ]
+    for half in halves:
+        half.write_bytes(mine[0].read_bytes())
+    done = store.erase([{"user_id": WHO}], apply=True)
+    assert (done.pins, done.half_files) == (1, 2)
+    assert not any(path.exists() for path in (*mine, *halves))
+    assert set((shop.data / "pins").glob("*.parquet")) == set(pins) - set(mine)
+
+
+def test_what_other_versions_said_of_a_request_goes_with_it(shop, store):
+    serve(store, [1, WHO])
+    given = {"request_time": NOON, "model": "m", "model_version": "2"}
+    store.served.append_predictions("purchase", ["r1", f"r{WHO}"], [0.5, 0.25], **given)
+    store.erase([{"user_id": WHO}], apply=True)
+    (path,) = (shop.data / "predictions" / "purchase").glob("*.parquet")
+    assert pq.read_table(path, partitioning=None)["request_id"].to_pylist() == ["r1"]
+    assert store.audit("purchase").checks[-1].ok
 
 
 def test_every_row_with_the_keys_that_are_given_goes_and_no_other(store):
     rows = pa.concat_tables([asked(1, 2, item="a"), asked(1, item="b")])
     built = store.training_set(at(rows, NOON), "purchase")
-    assert store.erase([{"item_id": "b"}]).training_sets == {built.manifest.id: 1}
+    assert store.erase([{"item_id": "b"}], apply=True).training_sets == {built.manifest.id: 1}
     left = pq.read_table(built.path / "data.parquet", partitioning=None)
     assert left["item_id"].to_pylist() == ["a", "a"]
-    only = store.erase([{"user_id": 1}], views=["users"])
+    only = store.erase([{"user_id": 1}], views=["users"], apply=True)
     assert (only.online, only.training_sets) == ({"users": 1}, {})
 
 
@@ -121,7 +180,7 @@ def test_aliases_and_mapped_names_are_known_from_the_contract(shop):
         built = store.training_set(frame, "small")
         (pin,) = (shop.data / "pins").iterdir()
         assert pq.read_table(pin)["who"].to_pylist() == [2, WHO]
-        done = store.erase([{"user_id": WHO}])
+        done = store.erase([{"user_id": WHO}], apply=True)
         assert (done.training_sets, done.pins) == ({built.manifest.id: 1}, 1)
         assert not pin.exists()
 

@@ -26,18 +26,18 @@ def test_erasing_an_entity_takes_its_rows_of_every_view(shop):
     run = CliRunner()
     with Store.open(shop.config) as store:
         store.materialize(NOW)
-        assert store.erase([{"user_id": 1}, {"user_id": 9}]).online == {"users": 1}
+        assert store.erase([{"user_id": 1}, {"user_id": 9}], apply=True).online == {"users": 1}
         got = store.online_features("small", [{"user_id": n} for n in (1, 2)])
         assert got.statuses["spend"].tolist() == [3, 1]
         with pytest.raises(NotFoundError, match=r"'user'.*did you mean user_id"):
-            store.erase([{"user": 1}])
+            store.erase([{"user": 1}], apply=True)
         with pytest.raises(NotFoundError, match="did you mean users"):
-            store.erase([{"user_id": 1}], views=["user"])
+            store.erase([{"user_id": 1}], views=["user"], apply=True)
         with pytest.raises(InvalidKeysError, match="'user_id'"):
-            store.erase([{"user_id": "x"}])
-        said = run.invoke(
-            cli.app, ["store", "erase", "--key", "user_id=2", "--json", "-c", str(shop.config)]
-        )
+            store.erase([{"user_id": "x"}], apply=True)
+        command = ["store", "erase", "--key=user_id=2", "-c", str(shop.config)]
+        assert "add --apply to remove it" in run.invoke(cli.app, command).output
+        said = run.invoke(cli.app, [*command, "--apply", "--json"])
         assert json.loads(said.output)["online"] == {"users": 1}
         got = store.online_features("small", [{"user_id": n} for n in (2, 3)])
         assert got.statuses["spend"].tolist() == [3, 1]

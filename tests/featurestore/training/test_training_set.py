@@ -23,6 +23,7 @@ from steadfeast.featurestore.errors import (
     NotFoundError,
     ReplayError,
 )
+from steadfeast.featurestore.offline import binding
 from steadfeast.featurestore.tables.hashing import content_sha256, differs, profile
 
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
@@ -105,6 +106,26 @@ def test_the_tags_of_the_definitions_reach_the_manifest(shop):
         columns = store.training_set(entities, "purchase", label="late").manifest.columns
     assert {name for name, facts in columns.items() if facts.get("pii")} >= {"city"}
     assert "pii" not in columns["spend"]
+
+
+def test_a_tag_on_a_whole_view_is_one_on_each_feature_that_does_not_deny_it(shop):
+    shop.edit("features.py", 'tags={"pii": "true"}', 'tags={"pii": "false"}')
+    shop.edit("features.py", 'name="users",', 'name="users", tags={"pii": "true"},')
+    shop.write([user(1, NOON - HOUR, spend=1.0, visits=2, city="Bern")], [])
+    with Store.open(shop.config) as store:
+        store.apply()
+        entities = (
+            frame((1, NOON))
+            .append_column("item_id", pa.array(["i"]))
+            .append_column("amount", pa.array([1.0]))
+        )
+        columns = store.training_set(entities, "purchase").manifest.columns
+        described = binding.described(shop.folder, store.feast.get_feature_view("users"))
+    personal = {name for name, one in columns.items() if one.get("pii")}
+    assert {"spend", "visits"} <= personal
+    assert not {"city", "user_id", "price"} & personal
+    assert not {"min", "max", "mean"} & columns["spend"].keys()
+    assert described["personal"] == ["spend", "visits"]
 
 
 def test_rows_and_labels_after_the_knowledge_time_are_refused_with_their_number(shop):

@@ -120,7 +120,7 @@ def test_what_a_crash_leaves_is_looked_at_again(here: Here):
     here.daemon.evaluate("")
     shown = here.prices
     folder = here.folder / "data" / "monitor" / "snapshots" / "prices"
-    (folder / "20240101T000000.000000Z.99.partial").write_bytes(b"half")
+    (folder / ".20240101T000000.000000Z.parquet.99.half").write_bytes(b"half")
     here.open_again()
     assert on_disk(here) == [".parquet"] * 3
     assert here.prices.window.end == SERVED + 3 * DAY

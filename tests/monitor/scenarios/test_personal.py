@@ -70,6 +70,19 @@ def test_drift_of_personal_columns_is_seen_and_its_values_are_not_said(reference
         assert value not in said
 
 
+def test_neither_names_nor_extremes_of_personal_columns_are_kept(reference_of):
+    reference = reference_of()
+    now = profile(_rows(1, share=0.9, amount=AMOUNT + 50).to_batches(), reference.edges)
+    for kept in (reference.to_json(), json.dumps(reference.edges.to_json()), now.to_json()):
+        assert PERSON not in kept
+        assert '"others"' not in kept
+    for one in (reference.profile, now):
+        for name in ("name", "amount"):
+            assert (one.columns[name].minimum, one.columns[name].maximum) == (None, None)
+    share = now.columns["name"].counts / ROWS
+    assert sorted(share.tolist()) == pytest.approx([0, 0.1, 0.9], abs=0.06)
+
+
 def test_a_personal_column_is_no_segment(reference_of):
     with pytest.raises(ManifestError, match="name is tagged pii"):
         reference_of(CONFIG.model_copy(update={"segments": ("name",)}))
