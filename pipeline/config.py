@@ -91,6 +91,44 @@ class GateConfig(Section):
         return self
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ChecksConfig(Section):
+    """What must hold of the examples before anything is fitted on them.
+
+    Attributes:
+        nulls: Share of nulls that a feature may have.
+        nans: Share of NaN that it may have.
+        infinities: Share of infinities that it may have.
+        more: How much greater each of these shares may be than the champion's.
+        outside: Share of a feature's values that may lie outside the champion's range by more
+            than the whole range.
+        new_categories: Share of a text feature's values that the champion never saw.
+        duplicates: Share of rows that have the keys and the time of another.
+        label_share: How far the share of a class may have moved since the champion, or a tenth of
+            how far the mean of a number may have, in standard deviations.
+        leak: How much one feature alone may say of the label, from 0 to 1.
+        positives: Rows that each of two classes needs, to train on and held out.
+        ignore: Features that are not looked at.
+        own: Checks of one's own, `module:function` of the rows, and of other libraries:
+            `{pandera: "schemas:sales"}`, `{great_expectations: suite.json}`.
+    """
+
+    nulls: Share = 0.95
+    nans: Share = 0.95
+    infinities: Share = 0.01
+    more: Share = 0.5
+    outside: Share = 0.1
+    new_categories: Share = 0.5
+    duplicates: Share = 0.1
+    label_share: Share = 0.3
+    leak: Share = 0.98
+    positives: PositiveInt = 10
+    ignore: tuple[str, ...] = ()
+    own: tuple[str | dict[str, str], ...] = ()
+
+
 class ModelConfig(Section):
     """How one model is retrained.
 
@@ -112,6 +150,7 @@ class ModelConfig(Section):
         min_rows: Held-out rows that a model is judged on, at least.
         refit: What serves after the gates: `all` fits the recipe once more on everything known,
             hold-out included; `none` keeps the model that was judged.
+        checks: What must hold of the examples.
         gates: What a challenger must reach; unset compares the task's first measure with the
             champion's.
         trusted_types: Full names of types in the recipe's estimator that a model file may hold
@@ -130,6 +169,7 @@ class ModelConfig(Section):
     label_delay: Duration | None = None
     min_rows: PositiveInt = 500
     refit: Literal["all", "none"] = "all"
+    checks: ChecksConfig = ChecksConfig()
     gates: tuple[GateConfig, ...] = ()
     trusted_types: tuple[str, ...] = ()
 

@@ -27,6 +27,7 @@ from grpc_status import rpc_status
 
 from steadfeast.featurestore.errors import ConfigError, NotFoundError, SteadfeastError, UserError
 from steadfeast.pipeline.config import load
+from steadfeast.pipeline.gates import load_checks
 from steadfeast.pipeline.queue import (
     ENDED,
     POLL_SECONDS,
@@ -344,6 +345,10 @@ def check_recipes(path: Path, config: PipelineConfig) -> None:
             load_function(model.recipe, folder)
         except UserError as error:
             problems.append((f"{where}.recipe", str(error)))
+        try:
+            load_checks(model.checks.own, folder)
+        except UserError as error:
+            problems.append((f"{where}.checks.own", str(error)))
         for number, gate in enumerate(model.judged_by):
             try:
                 judged_by(gate, folder)

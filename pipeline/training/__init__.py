@@ -11,14 +11,18 @@ from steadfeast.pipeline.training.challenge import (
     split,
     target_of,
 )
+from steadfeast.pipeline.training.retrain import ExamplesError, Retrain, examples
 
 __all__ = [
     "Challenge",
+    "ExamplesError",
     "JudgedFit",
     "Live",
     "Model",
+    "Retrain",
     "Split",
     "challenge",
+    "examples",
     "refit",
     "split",
     "target_of",

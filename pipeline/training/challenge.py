@@ -21,12 +21,15 @@ import pyarrow.compute as pc
 from steadfeast.measures import OneClassError, measure_named, measures_of
 from steadfeast.pipeline import recipes
 from steadfeast.pipeline.gates import (
+    Examples,
     Gate,
     HeldOut,
     Judged,
     Rival,
     data_gates,
+    load_checks,
     model_gates,
+    own_gates,
     refusal,
 )
 from steadfeast.pipeline.recipes import Fitted, Target, load_function, scores
@@ -91,6 +94,7 @@ class Live:
         as_of: Knowledge time of its training set: labels known later are new to it.
         trained_before: It was fitted on rows before this event time.
         contract: The contract that it was trained under.
+        examples: What it was trained on, for the data to be compared with; None if that is gone.
     """
 
     version: str
@@ -100,6 +104,7 @@ class Live:
     as_of: datetime
     trained_before: datetime
     contract: str = ""
+    examples: pa.Table | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +223,19 @@ def challenge(
     target = target or target_of(training.table, config)
     parts = split(training.table, config, as_of)
     before, held_out = parts.before, parts.held_out
-    gates = data_gates(before, held_out, training.features, target, config, _setting(parts, config))
+    examples = Examples(
+        training.table,
+        before,
+        held_out,
+        training.features,
+        training.manifest.keys,
+        target,
+        None if live is None else live.examples,
+        _setting(parts, config),
+    )
+    gates = data_gates(examples, config)
+    for name, check in load_checks(config.checks.own, folder or Path()):
+        gates += own_gates(name, check, training.table)
     if refusal(gates):
         return Challenge(parts, tuple(gates))
     fitted = fit_on(fit, training, before, config, folder)

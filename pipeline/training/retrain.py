@@ -19,10 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from steadfeast import featurestore
-from steadfeast.featurestore.errors import NotFoundError, SteadfeastError, UserError
+from steadfeast.featurestore.errors import (
+    ErasedError,
+    ManifestError,
+    NotFoundError,
+    SteadfeastError,
+    UserError,
+)
 from steadfeast.featurestore.tables.sql import identifier
 from steadfeast.pipeline import recipes
-from steadfeast.pipeline.gates import Gate, refusal
+from steadfeast.pipeline.gates import Gate, load_checks, refusal
 from steadfeast.pipeline.registry import Facts
 from steadfeast.pipeline.training import scored_rows
 from steadfeast.pipeline.training.challenge import (
@@ -187,6 +193,7 @@ class Retrain:
             return None
         target = target_of(entities, config)
         recipes.load_function(config.recipe, self._folder)
+        load_checks(config.checks.own, self._folder)
         for gate in config.judged_by:
             judged_by(gate, self._folder)
         with featurestore.Store.open(self._path) as store:
@@ -242,6 +249,7 @@ class Retrain:
             as_of=facts.as_of,
             trained_before=facts.trained_before,
             contract=live.contract,
+            examples=_examples_of(Path(facts.manifest_uri)),
         )
 
     def _register(
@@ -317,6 +325,14 @@ class Retrain:
             run.gates.extend(messages)
 
         self._queue.change(run.run_id, refused)
+
+
+def _examples_of(manifest: Path) -> pa.Table | None:
+    """Return what a model was trained on; None if that was erased or collected."""
+    try:
+        return featurestore.TrainingSet.load(manifest).table
+    except (OSError, ErasedError, ManifestError):
+        return None
 
 
 def _microseconds(time: datetime) -> int:

@@ -195,11 +195,12 @@ def make(folder: Path) -> Path:
 
 def other_labels(sold: np.ndarray, signal: np.ndarray) -> dict[str, object]:
     """Labels of other types, for models of other tasks: they follow the same signal."""
+    felt = signal + np.random.default_rng(8).normal(0, 0.7, signal.size)
     return {
         "answer": np.where(sold, "yes", "no"),
         "flag": sold.astype(bool),
-        "size": np.array(["small", "medium", "large"])[np.digitize(signal, [-1, 1])],
-        "amount": np.round(100 + 10 * signal, 2),
+        "size": np.array(["small", "medium", "large"])[np.digitize(felt, [-1, 1])],
+        "amount": np.round(100 + 10 * felt, 2),
     }
 
 
