@@ -28,7 +28,6 @@ from steadfeast.monitor.decisions.builder import (
 from steadfeast.monitor.decisions.grouping import onset, slow
 from steadfeast.monitor.decisions.model import OUTSIDE, Episode, Evaluation, Kind, Member, subject
 from steadfeast.monitor.drift import persistence
-from steadfeast.monitor.drift.data_quality import INFORMATIVE
 from steadfeast.monitor.drift.detector import Level, Verdict
 from steadfeast.monitor.drift.persistence import LOOKBACK, NEAR, RECENT
 from steadfeast.monitor.performance.metrics import measure_named
@@ -123,23 +122,8 @@ class Episodes:
         memory = max(LOOKBACK, self._config.episode.n, self._config.episode.close)
         before = self._draft.state.recent
         for name in {**before, **self._verdicts, **members}:
-            ratio = self._ratio(self._verdicts.get(name))
+            ratio = _ratio(self._verdicts.get(name))
             self._recent[name] = (*before.get(name, ()), ratio)[-memory:]
-
-    def _ratio(self, verdict: Verdict | None) -> float | None:
-        """Return what is remembered of a verdict; None if it could not be judged."""
-        ratio = None if verdict is None else verdict.evidence
-        if verdict is None or ratio is None:
-            return None
-        # Broken data are a data incident; they say nothing about drift.
-        if any(
-            one.incident.subject == verdict.feature
-            and one.incident.kind not in INFORMATIVE
-            and one.last_seen > verdict.window.start
-            for one in self._draft.state.incidents
-        ):
-            return None
-        return round(max(-MOST, min(MOST, ratio)), 4)
 
     # What is open
 
@@ -265,11 +249,19 @@ class Episodes:
         )
 
 
+def _ratio(verdict: Verdict | None) -> float | None:
+    """Return what is remembered of a verdict; None if it could not be judged.
+
+    Broken data are a data incident; they say nothing about drift.
+    """
+    if verdict is None or verdict.level not in {Level.OK, Level.DRIFT}:
+        return None
+    return round(max(-MOST, min(MOST, verdict.evidence or 0.0)), 4)
+
+
 def _why(verdict: Verdict | None) -> str:
     """Say why a window could not be judged."""
-    if verdict is None:
-        return "its column is not there"
-    return "its data are broken" if verdict.evidence is not None else verdict.reason
+    return "its column is not there" if verdict is None else verdict.reason
 
 
 def _is_worse(before: Verdict, recent: Sequence[float | None], rule: _Rule) -> bool:

@@ -33,7 +33,6 @@ def evaluation(
     ratios: dict[str, float | None],
     *,
     broken: bool = False,
-    broken_feature: str = "z",
     **more,
 ):
     window = Window(START + (day - 3) * DAY, START + day * DAY, 300)
@@ -49,7 +48,7 @@ def evaluation(
             "served", feature, "psi", abs(ratio) * 0.1, 0.1, level, "", window, side=side
         )
 
-    incident = Incident(IncidentKind.NULL_BURST, broken_feature, 0.9, 0.2, "90 % null")
+    incident = Incident(IncidentKind.NULL_BURST, "z", 0.9, 0.2, "90 % null")
     return Evaluation(
         monitor="w",
         window=window,

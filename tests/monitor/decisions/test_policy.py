@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -21,6 +22,7 @@ from steadfeast.monitor.decisions.model import (
     TriggerState,
 )
 from steadfeast.monitor.decisions.policy import approve, decide, move_reference, reject
+from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.performance.realized import Performance
 from support.policy_world import DAY, REFERENCE, START, config, evaluation
 
@@ -270,14 +272,14 @@ def test_broken_data_blocks_until_it_has_left_the_window():
 
 
 def test_broken_data_of_a_feature_say_nothing_about_its_drift():
-    """They are an incident; the drift of another feature is told all the same."""
-    state = PolicyState()
-    for day in range(1, 6):
-        shown = evaluation(day, {"x": 9, "y": 2}, broken=True, broken_feature="x")
-        decision = decide(state, shown, config())
-        state = decision.state
-    assert [one.features[0].feature for one in state.episodes.values()] == ["y"]
-    assert {one.incident.subject for one in state.incidents} == {"x"}
+    """They are an incident; what was open stays open, and other features are judged as ever."""
+    state, _ = feed(days(1, 4, x=2, y=0.1), config())
+    for day in range(5, 12):
+        shown = evaluation(day, {"x": 9, "y": 2, "z": 9}, broken=True)
+        broken = [replace(one, level=Level.INCIDENT) for one in shown.verdicts[::2]]
+        state = decide(state, replace(shown, verdicts=(*broken, shown.verdicts[1])), config()).state
+    assert [one.features[0].feature for one in state.episodes.values()] == ["x", "y"]
+    assert "z" not in {one.features[0].feature for one in state.episodes.values()}
 
 
 def test_the_budget_is_of_any_stretch():
