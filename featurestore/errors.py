@@ -180,7 +180,7 @@ class EntityRowsError(UserError):
 
     def __init__(self, service: str, column: str, problem: str) -> None:
         self.service, self.column, self.problem = service, column, problem
-        subject = f"entity column {column!r}" if column else "what is given as entity rows"
+        subject = f"entity column {column!r}" if column else "entity rows:"
         super().__init__(f"{service}: {subject} {problem}")
 
 

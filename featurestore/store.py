@@ -13,10 +13,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from threading import RLock
 from time import time_ns
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-import pyarrow as pa
 from feast import FeatureService, FeatureStore
+from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from steadfeast.featurestore.audit.audit import AuditReport, audit
@@ -24,6 +24,7 @@ from steadfeast.featurestore.config import StoreConfig, load_section
 from steadfeast.featurestore.definitions.catalog import Catalog, LiveChange
 from steadfeast.featurestore.errors import ConfigError, NotFoundError, RequestError
 from steadfeast.featurestore.materialization.materializer import Materializer, Standing
+from steadfeast.featurestore.offline.entities import Rows, arrow_table
 from steadfeast.featurestore.offline.ingestion import delete, ingest
 from steadfeast.featurestore.online import PackedOnlineStore
 from steadfeast.featurestore.retention.collection import collect_garbage
@@ -37,10 +38,11 @@ from steadfeast.featurestore.training import training_set
 from steadfeast.featurestore.training.replay import replay
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime, timedelta
     from types import TracebackType
 
+    import pyarrow as pa
     from feast import FeatureView
 
     from steadfeast.featurestore.definitions.bundle import Bundle
@@ -173,7 +175,7 @@ class Store:
 
     def training_set(
         self,
-        entities: training_set.EntityFrame,
+        entities: Rows,
         service: str | FeatureService,
         *,
         label: str | None = None,
@@ -220,7 +222,7 @@ class Store:
     def point_in_time(
         self,
         service: str | FeatureService,
-        entities: training_set.EntityFrame,
+        entities: Rows,
         *,
         contract: str | None = None,
     ) -> pa.Table:
@@ -352,7 +354,7 @@ class Store:
         chosen = self.catalog.online_views(views)
         return self._mover().run(chosen, start, micros(until), progress=progress)
 
-    def ingest(self, view: str, rows: pa.Table, *, known_at: datetime | None = None) -> datetime:
+    def ingest(self, view: str, rows: Rows, *, known_at: datetime | None = None) -> datetime:
         """Append rows to the source of a feature view, known from now on; nothing is rewritten.
 
         Training sets built before replay to the same bytes afterwards: no row can become known
@@ -370,9 +372,10 @@ class Store:
             NotFoundError: There is no such feature view.
             SourceError: See `featurestore.offline.ingestion`.
         """
-        return ingest(self.feast.config, self.catalog.online_views([view])[0], rows, known_at)
+        chosen = self.catalog.online_views([view])[0]
+        return ingest(self.feast.config, chosen, arrow_table(rows), known_at)
 
-    def delete(self, view: str, rows: pa.Table, *, known_at: datetime | None = None) -> datetime:
+    def delete(self, view: str, rows: Rows, *, known_at: datetime | None = None) -> datetime:
         """Delete from the source of a feature view from now on; nothing is rewritten.
 
         What is deleted reads as null from its known time on, offline and, after the next
@@ -392,9 +395,10 @@ class Store:
             NotFoundError: There is no such feature view.
             SourceError: See `featurestore.offline.ingestion`.
         """
-        return delete(self.feast.config, self.catalog.online_views([view])[0], rows, known_at)
+        chosen = self.catalog.online_views([view])[0]
+        return delete(self.feast.config, chosen, arrow_table(rows), known_at)
 
-    def write_online(self, view: str, rows: pa.Table) -> int:
+    def write_online(self, view: str, rows: Rows) -> int:
         """Write rows of one feature view to the online store, as a stream does.
 
         Args:
@@ -405,15 +409,9 @@ class Store:
             Rows written; a row that is older than what is there counts, and changes nothing.
         """
         chosen = self.catalog.online_views([view])[0]
-        return self._mover().write(chosen, rows.to_batches())
+        return self._mover().write(chosen, arrow_table(rows).to_batches())
 
-    def erase(
-        self,
-        entities: Sequence[Mapping[str, Any]],
-        *,
-        views: Sequence[str] = (),
-        apply: bool = False,
-    ) -> Erasure:
+    def erase(self, entities: Rows, *, views: Sequence[str] = (), apply: bool = False) -> Erasure:
         """Say what is kept here of entities; remove it with `apply`: a right-to-erasure request.
 
         Their rows go from the online store, training sets and their pins, the served log with its
@@ -437,7 +435,7 @@ class Store:
             ManifestError: A training set's manifest cannot be read.
         """
         chosen = self.catalog.online_views(views)
-        keys = pa.Table.from_pylist([dict(entity) for entity in entities])
+        keys = arrow_table(entities)
         known = {column.name for view in chosen for column in view.entity_columns}
         for name in keys.column_names:
             if name not in known:
@@ -542,6 +540,14 @@ def _feast(repo: Path) -> FeatureStore:
     if not file.is_file():
         raise ConfigError(file, [("", "is missing; `store.repo` must be the Feast repo's folder")])
     try:
-        return FeatureStore(repo_path=str(repo))
+        feast = FeatureStore(repo_path=str(repo))
+        feast.registry.proto()  # type: ignore[no-untyped-call]  # reads it
+    except DecodeError as error:
+        problem = (
+            f"{feast.config.registry.path!r} cannot be read ({error}); put back a copy of it, or "
+            "remove it and run `steadfeast store apply`"
+        )
+        raise ConfigError(file, [("registry", problem)]) from error
     except (ValidationError, ValueError) as error:
         raise ConfigError(file, [("", str(error))]) from error
+    return feast

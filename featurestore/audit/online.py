@@ -22,9 +22,9 @@ from steadfeast.featurestore.tables.columns import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
     TIMESTAMP,
-    arrow_type,
     personal_fields,
 )
+from steadfeast.featurestore.tables.feast_types import arrow_type
 from steadfeast.featurestore.tables.sql import identifier
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from steadfeast.featurestore.errors import (
     NotFoundError,
     SteadfeastError,
 )
-from steadfeast.featurestore.tables.columns import arrow_type
+from steadfeast.featurestore.tables.feast_types import arrow_type
 from steadfeast.featurestore.tables.whole_files import write_whole
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from steadfeast.featurestore.offline.sources import is_there
 from steadfeast.featurestore.online.keys import KeyCodec
 from steadfeast.featurestore.rows.layout import layout_of
 from steadfeast.featurestore.tables.casting import cast_array
-from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP, arrow_type
+from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from steadfeast.featurestore.tables.feast_types import arrow_type
 from steadfeast.featurestore.tables.locations import is_remote
 from steadfeast.featurestore.tables.sql import identifier
 

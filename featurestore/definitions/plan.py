@@ -21,10 +21,10 @@ from steadfeast.featurestore.errors import NotFoundError, RefusedDefinitionError
 from steadfeast.featurestore.tables.columns import (
     EVENT_TIMESTAMP,
     LOGGED,
-    arrow_type,
     is_personal,
     personal_fields,
 )
+from steadfeast.featurestore.tables.feast_types import arrow_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

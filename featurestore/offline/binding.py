@@ -18,7 +18,8 @@ from feast.utils import _parse_feature_ref
 from steadfeast.featurestore.errors import EntityFrameError, NotFoundError, SourceError
 from steadfeast.featurestore.offline.sources import open_source, with_keys
 from steadfeast.featurestore.tables import sql
-from steadfeast.featurestore.tables.columns import arrow_type, personal_fields
+from steadfeast.featurestore.tables.columns import personal_fields
+from steadfeast.featurestore.tables.feast_types import arrow_type
 from steadfeast.featurestore.tables.times import duration
 
 if TYPE_CHECKING:

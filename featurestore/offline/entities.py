@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import duckdb
 import pandas as pd
@@ -42,6 +42,12 @@ class NoTimeColumnError(EntityFrameError, EntityTimestampInferenceException):
             self,
             f"name the time column {DEFAULT_TIME!r}, or have just one of a time type ({found})",
         )
+
+
+Rows: TypeAlias = (
+    "pa.Table | pd.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | str"
+)
+"""Rows as Feast's users give them: a table, columns, rows, or the text of a DuckDB query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +137,8 @@ def _queried(text: str, connection: duckdb.DuckDBPyConnection) -> pa.Table:
             raise EntityFrameError("the text is not one query that gives rows")
         return _once(connection.sql(text).to_arrow_table())
     except duckdb.Error as error:
-        raise EntityFrameError(f"the query failed: {error}") from error
+        line = str(error).split("\n", 1)[0]
+        raise EntityFrameError(f"the query failed: {line}") from error
 
 
 def _once(table: pa.Table) -> pa.Table:

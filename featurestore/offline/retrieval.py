@@ -12,6 +12,7 @@ import pyarrow as pa
 from feast.infra.offline_stores.offline_store import RetrievalJob
 
 from steadfeast.featurestore.offline.writing import check_target, persist
+from steadfeast.featurestore.tables.casting import data_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -75,8 +76,7 @@ class DuckDBRetrievalJob(RetrievalJob):
             yield from batches or [pa.RecordBatch.from_pylist([], schema=whole.schema)]
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        frame: pd.DataFrame = self._to_arrow_internal(timeout).to_pandas()
-        return frame
+        return data_frame(self._to_arrow_internal(timeout))
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002 - Feast's
         return pa.concat_tables(self._tables(None))

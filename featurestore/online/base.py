@@ -23,12 +23,8 @@ from steadfeast.featurestore.online.keys import KeyCodec
 from steadfeast.featurestore.online.packing import plan_of
 from steadfeast.featurestore.rows.layout import usable
 from steadfeast.featurestore.tables.casting import flat
-from steadfeast.featurestore.tables.columns import (
-    CREATED_TIMESTAMP,
-    EVENT_TIMESTAMP,
-    TIMESTAMP,
-    arrow_type,
-)
+from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP, TIMESTAMP
+from steadfeast.featurestore.tables.feast_types import arrow_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

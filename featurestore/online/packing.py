@@ -28,12 +28,8 @@ from steadfeast.featurestore.rows.layout import (
     sound,
 )
 from steadfeast.featurestore.tables.casting import cast_array, flat
-from steadfeast.featurestore.tables.columns import (
-    CREATED_TIMESTAMP,
-    EVENT_TIMESTAMP,
-    TIMESTAMP,
-    arrow_type,
-)
+from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP, TIMESTAMP
+from steadfeast.featurestore.tables.feast_types import arrow_type
 from steadfeast.featurestore.tables.total_order import canonical_bytes
 
 if TYPE_CHECKING:

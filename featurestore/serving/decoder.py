@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from steadfeast.featurestore.rows.layout import order_of, times_of, usable, validity_of
 from steadfeast.featurestore.serving import assembly
+from steadfeast.featurestore.tables.casting import EXACT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,17 +57,27 @@ class Block(NamedTuple):
         ]
 
     def arrays(self) -> Sequence[NDArray[Any]]:
-        """Return each column as Arrow would: numbers as floats where there is a null, else None."""
+        """Return each column as Arrow would: numbers as floats where there is a null, else None.
+
+        Whole numbers that a float would round are objects.
+        """
         cells, valid = self
         if valid is None:
             return list(cells)
         if cells.dtype.kind == "f":
             return list(np.where(valid, cells, cells.dtype.type(np.nan)))
-        nothing = np.nan if cells.dtype.kind in "iu" else None
         return [
-            column if there.all() else np.where(there, column, cast("Any", nothing))
+            column if there.all() else np.where(there, column, cast("Any", _nothing(column[there])))
             for column, there in zip(cells, valid, strict=True)
         ]
+
+
+def _nothing(values: NDArray[Any]) -> float | None:
+    """Return what stands for a null beside these values: NaN where a float can hold them all."""
+    if values.dtype.kind not in "iu":
+        return None
+    exact = not len(values) or (values.max() <= EXACT and values.min() >= -EXACT)
+    return np.nan if exact else None
 
 
 class Judged(NamedTuple):

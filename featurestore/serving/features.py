@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
+from steadfeast.featurestore.tables.casting import numpy_array
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence
 
@@ -132,13 +134,17 @@ class OnlineFeatures:
         return values
 
     def to_numpy(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the features as arrays of shape (rows,); nulls of numbers are NaN."""
+        """Return the features as arrays of shape (rows,); nulls of numbers are NaN.
+
+        Whole numbers beyond 2^53 with a null beside them are objects, with None: no float holds
+        them.
+        """
         packed = self.packed
         arrays = None if packed is None else packed.arrays()
         if arrays is not None:
             return arrays
         table = self.table
-        return {name: table.column(name).to_numpy(zero_copy_only=False) for name in self.features}
+        return {name: numpy_array(table.column(name)) for name in self.features}
 
 
 class Settled(NamedTuple):

@@ -19,6 +19,9 @@ from steadfeast.featurestore.tables.columns import TIMESTAMP
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+EXACT = 2**53
+"""The greatest whole number up to which a float64 holds all."""
+
 
 def cast_array(array: pa.Array, to: pa.DataType, name: str) -> pa.Array:
     """Cast without losing anything but digits: floats round, nanoseconds are cut to µs.
@@ -148,12 +151,12 @@ def instants(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
         kind = column.type
+    if column.null_count == len(column):  # an empty frame's columns are of any type
+        return pa.chunked_array([pa.nulls(len(column), TIMESTAMP)])
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         parsed = pd.to_datetime(column.to_pandas(), utc=True, format="ISO8601")
         column = pa.chunked_array([pa.Array.from_pandas(parsed)])
         kind = column.type
-    elif pa.types.is_null(kind):
-        return column.cast(TIMESTAMP)
     elif pa.types.is_date(kind):
         return column.cast(pa.timestamp("us")).cast(pa.int64()).cast(TIMESTAMP)
     if not pa.types.is_timestamp(kind):
@@ -240,3 +243,30 @@ def flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if column.num_chunks == 1:
         return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def data_frame(table: pa.Table) -> pd.DataFrame:
+    """Return a table as pandas does, but for whole numbers that a float beside a null would round.
+
+    Such a column is of pandas' nullable Int64.
+    """
+    frame: pd.DataFrame = table.to_pandas()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if _rounds(column):
+            frame[name] = pd.array(column.to_pylist(), dtype=pd.Int64Dtype())
+    return frame
+
+
+def numpy_array(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """Return a column as Arrow's `to_numpy`, but exact: as objects what a float would round."""
+    if _rounds(column):
+        return np.array(column.to_pylist(), np.object_)
+    return np.asarray(flat(column).to_numpy(zero_copy_only=False))
+
+
+def _rounds(column: pa.ChunkedArray) -> bool:
+    """Tell whether whole numbers stand beside a null and are too large for a float."""
+    if not column.null_count or not pa.types.is_integer(column.type):
+        return False
+    least, most = pc.min_max(column).as_py().values()
+    return most is not None and (most > EXACT or least < -EXACT)

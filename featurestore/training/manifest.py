@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from steadfeast.featurestore.errors import ErasedError, ManifestError
+from steadfeast.featurestore.tables.casting import data_frame
 from steadfeast.featurestore.tables.hashing import content_sha256
 from steadfeast.featurestore.tables.whole_files import write_whole
 
@@ -145,9 +146,8 @@ class TrainingSet:
         return self.table.drop_columns(list(self.features))
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the table as a data frame."""
-        frame: pd.DataFrame = self.table.to_pandas()
-        return frame
+        """Return the table as a data frame, whole numbers beside nulls exact."""
+        return data_frame(self.table)
 
     @classmethod
     def load(cls, path: Path) -> TrainingSet:

@@ -15,7 +15,7 @@ import copy
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from steadfeast.featurestore.definitions.plan import personal_columns
 from steadfeast.featurestore.errors import EntityFrameError, EntityRowsError, FutureKnowledgeError
-from steadfeast.featurestore.offline.entities import arrow_table
+from steadfeast.featurestore.offline.entities import Rows, arrow_table
 from steadfeast.featurestore.offline.session import session
 from steadfeast.featurestore.tables.casting import cast_array, index_of, instants, typed
 from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP, TIMESTAMP
@@ -40,32 +40,24 @@ from steadfeast.featurestore.training.manifest import DATA, MANIFEST, Manifest, 
 from steadfeast.featurestore.training.pins import make_pins, over_pins, pin_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    import pandas as pd
     from feast import FeatureStore, FeatureView
     from feast.repo_config import RepoConfig
 
     from steadfeast.featurestore.definitions.on_demand import Executor
     from steadfeast.featurestore.definitions.plan import ServicePlan
 
-EntityFrame: TypeAlias = (
-    "pa.Table | pd.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | str"
-)
-"""Rows as Feast's users give them: a table, columns, rows, or the text of a DuckDB query."""
-
 KNOWN_AT = "known_at"
 _ROW = "__steadfeast_row"
 
 
-def entity_table(
-    plan: ServicePlan, entities: EntityFrame, config: RepoConfig | None = None
-) -> pa.Table:
+def entity_table(plan: ServicePlan, entities: Rows, config: RepoConfig | None = None) -> pa.Table:
     """Return an entity frame as Arrow, with typed keys, request fields and times.
 
     Args:
         plan: The service.
-        entities: See `EntityFrame`.
+        entities: See `Rows`.
         config: Feast's configuration, to run the text of a query.
 
     Raises:
@@ -85,7 +77,7 @@ def entity_table(
     return table
 
 
-def _as_table(service: str, entities: EntityFrame, config: RepoConfig | None) -> pa.Table:
+def _as_table(service: str, entities: Rows, config: RepoConfig | None) -> pa.Table:
     try:
         if isinstance(entities, str) and config is not None:
             with session(config) as connection:
@@ -189,7 +181,7 @@ def build(
     store: FeatureStore,
     plan: ServicePlan,
     executors: Sequence[Executor],
-    entities: EntityFrame,
+    entities: Rows,
     *,
     contract: str,
     folder: Path,
