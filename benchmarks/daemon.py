@@ -37,7 +37,7 @@ from steadfeast.monitor.decisions.model import (
     PolicyState,
     Trigger,
 )
-from steadfeast.monitor.delivery.dispatcher import Outbox
+from steadfeast.monitor.delivery.dispatcher import Dispatcher
 from steadfeast.monitor.drift.detector import Level, Verdict
 from steadfeast.monitor.ledger.ledger import Held, Ledger
 from steadfeast.monitor.profiles.profile import Window
@@ -78,7 +78,7 @@ def bucket(
         pipeline = Pipeline((calm, calm))
         daemon, ledger = parts(folder, pipeline.port, days, split)
         began = time.perf_counter()
-        daemon.outbox.find_references()
+        daemon.champions.follow()
         reference = time.perf_counter() - began
         for day in range(days + buckets + 1):
             serve(folder, START + day * DAY, DAY, rows, features)
@@ -112,7 +112,7 @@ def latency(triggers: int) -> dict[str, Any]:
         calm = train(folder, "calm", 2, 40 * 250, 40 * DAY)
         pipeline = Pipeline((calm, calm))
         daemon, ledger = parts(folder, pipeline.port)
-        outbox = Outbox(ledger, daemon.evaluator)
+        outbox = Dispatcher(ledger, daemon.evaluator)
         outbox.start()
         config = daemon.evaluator.config.monitors["w"]
         for number in range(triggers + 3):

@@ -1,6 +1,6 @@
 """Who may act: tokens with their roles, sessions in memory, and what a request has to show.
 
-Below `web`, and `security`, which asks for gRPC. Nobody may act over HTTP unless the daemon was
+Below `web`, and `rpc.guard`, which asks for gRPC. Nobody may act over HTTP unless the daemon was
 given a token. Who has one either sends it with each request (`Authorization: Bearer`), or signs in
 with it once and gets a cookie that scripts cannot read and that browsers send to no other site's
 requests. A request that comes with a cookie must also carry the session's key, which only our own
@@ -21,6 +21,8 @@ from steadfeast.monitor.config.schema import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from steadfeast.monitor.config.schema import DaemonConfig
 
 COOKIE = "steadfeast_session"
 SESSION_SECONDS = 8 * 3600
@@ -199,6 +201,15 @@ class Access:
         if role is not None and role not in found[0].roles:
             raise RefusedError(403, f"your token may not {role}")
         return found[0]
+
+
+def access_of(config: DaemonConfig) -> Access:
+    """Return who may act on a daemon; both of its ports share one, so that each failure counts."""
+    principals = [
+        Principal(name, one.token.get_secret_value(), frozenset(one.roles))
+        for name, one in config.tokens.items()
+    ]
+    return Access(config.operator_token.get_secret_value(), principals=principals)
 
 
 def same_origin(headers: Mapping[str, str], scheme: str) -> bool:

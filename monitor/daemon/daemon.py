@@ -21,10 +21,13 @@ import structlog
 from steadfeast.featurestore.errors import SourceError, UserError
 from steadfeast.monitor.config.schema import load
 from steadfeast.monitor.daemon.digests import SALT, digests
-from steadfeast.monitor.daemon.scheduler import Jobs
-from steadfeast.monitor.daemon.store_audits import Asked, Auditor
-from steadfeast.monitor.delivery.alerts import Sinks
-from steadfeast.monitor.delivery.dispatcher import Outbox
+from steadfeast.monitor.daemon.loops import Loops
+from steadfeast.monitor.daemon.scheduler import Scheduler
+from steadfeast.monitor.daemon.store_audits import Asked, StoreAudits
+from steadfeast.monitor.delivery.alerts import AlertSenders
+from steadfeast.monitor.delivery.champions import Champions
+from steadfeast.monitor.delivery.connections import Connections
+from steadfeast.monitor.delivery.dispatcher import Dispatcher
 from steadfeast.monitor.evaluation.causes import Causes
 from steadfeast.monitor.evaluation.evaluator import Evaluator
 from steadfeast.monitor.evaluation.preflight import check
@@ -85,10 +88,18 @@ class Daemon:
         self.evaluator = Evaluator(config, ledger, data, views)
         self.evaluator.configure(config, self.evaluator.prepare(config))
         self.causes = Causes(ledger, self.evaluator)
-        self.outbox = Outbox(ledger, self.evaluator)
-        self.sinks = Sinks(ledger, config.alerts)
-        self.auditor = Auditor(path, config.state, self._audited)
-        self.jobs = Jobs()
+        connections = Connections(lambda: self.evaluator.config.pipelines)
+        self.champions = Champions(ledger, self.evaluator, connections)
+        self.audits = StoreAudits(path, config.state, self._audited)
+        self.scheduler = Scheduler()
+        self._loops = Loops(
+            {
+                "alerts": AlertSenders(ledger, config.alerts),
+                "outbox": Dispatcher(ledger, self.evaluator, connections=connections),
+                "scheduler": self.scheduler,
+                "audits": self.audits,
+            }
+        )
         self.inbox: SimpleQueue[int] = SimpleQueue()  # put() is reentrant
         self._draining = Event()
         self._reloads = self._reloads_rejected = 0
@@ -98,18 +109,12 @@ class Daemon:
         config = self.evaluator.config
         self._note("start", config, self._ledger.fields())
         self._plan()
-        self.outbox.start()
-        self.sinks.start()
-        self.jobs.start()
-        self.auditor.start()
+        self._loops.start()
 
     def close(self) -> None:
         """Finish the bucket that is being evaluated and the delivery under way."""
         self._draining.set()
-        self.auditor.close()
-        self.jobs.close()
-        self.outbox.close()
-        self.sinks.close()
+        self._loops.close()
         self.evaluator.close()
 
     def run(self, beat: Callable[[], None]) -> None:
@@ -204,7 +209,7 @@ class Daemon:
         latest = {name: self.evaluator.latest(name) for name in config.monitors}
         due = any(
             latest[name] is not None
-            and not self.outbox.nobody_has(name)
+            and not self.champions.nobody_has(name)
             and (
                 self.evaluator.due(name, 1, latest=latest[name])
                 or self.evaluator.outdated(name)
@@ -216,7 +221,7 @@ class Daemon:
         under_way = any(
             trigger.run is not None and trigger.run.state not in ENDED for trigger in state.triggers
         )
-        jobs, audits = self.jobs.states(), self.auditor.latest()
+        jobs, audits = self.scheduler.states(), self.audits.latest()
         return replace(
             state,
             project=self._project,
@@ -226,7 +231,7 @@ class Daemon:
                     latest_event=latest.get(name),
                     late_rows=state.counters.late_rows.get(name, 0),
                     waits_for=self.evaluator.problem(name)
-                    or ("" if monitor.reference else self.outbox.waits_for(name)),
+                    or ("" if monitor.reference else self.champions.waits_for(name)),
                     max_age=config.monitors[name].max_age,
                     audit=audits.get(name),
                     audit_interval=config.monitors[name].audit,
@@ -246,9 +251,9 @@ class Daemon:
 
     def healthy(self) -> Health:
         """Say whether the daemon does its work."""
-        problem = self._ledger.problem or self.jobs.problem()
-        if not problem and not (self.outbox.alive() and self.sinks.alive()):
-            problem = "a delivery thread has ended"
+        problem = (
+            self._ledger.problem or self._loops.problem() or self.evaluator.reference_problem()
+        )
         return Health(ok=not problem, reason=problem)
 
     def _audited(self) -> list[Asked]:
@@ -266,8 +271,8 @@ class Daemon:
         jobs: dict[str, Callable[[], object]] = {
             f"evaluate:{name}": partial(self.evaluate, name) for name in config.monitors
         }
-        self.jobs.plan({REFERENCES: self._references, **jobs}, config.tick)
+        self.scheduler.plan({REFERENCES: self._references, **jobs}, config.tick)
 
     def _references(self) -> None:
         self._ledger.probe()
-        self.outbox.find_references()
+        self.champions.follow()

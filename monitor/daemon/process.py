@@ -18,13 +18,13 @@ import structlog
 import uvicorn
 
 from steadfeast.featurestore.errors import UserError
-from steadfeast.monitor.auth.access import Access
+from steadfeast.monitor.auth.access import access_of
+from steadfeast.monitor.auth.certificates import Certificates
 from steadfeast.monitor.config.schema import load
 from steadfeast.monitor.daemon.daemon import Daemon
 from steadfeast.monitor.evaluation.preflight import check, project
 from steadfeast.monitor.exporter.collector import registry
 from steadfeast.monitor.ledger.ledger import Ledger
-from steadfeast.monitor.rpc.guard import Certificates, principals
 from steadfeast.monitor.rpc.service import Monitor, Server
 from steadfeast.monitor.web.app import Operator, app
 
@@ -142,19 +142,15 @@ def main(path: Path, *, json_logs: bool) -> int:
     with ExitStack() as stack:  # closes in reverse order
         ledger = stack.enter_context(Ledger(config.state))
         daemon = Daemon(path, config, store.data, ledger, project(store), views)
-        token = config.operator_token.get_secret_value()
-        others = principals(config)
+        access = access_of(config)
         certificates = None if config.tls is None else Certificates(config.tls)
-        people = Operator(
-            token, ledger.acknowledge, daemon.evaluator.decide, others, daemon.causes.told
-        )
+        people = Operator(access, ledger.acknowledge, daemon.evaluator.decide, daemon.causes.told)
         web = Web(daemon, config.http, people, config.tls)
         stack.callback(web.close)
         service = Monitor(
             ledger, daemon.state, daemon.evaluate, daemon.evaluator.decide, daemon.evaluator.resend
         )
         try:
-            access = Access(token, principals=others)
             server = Server(service, config.grpc, access, certificates)
         except RuntimeError as error:
             raise PortTakenError("grpc", config.grpc, str(error)) from error

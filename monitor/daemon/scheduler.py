@@ -40,7 +40,7 @@ EXPECTED = (UserError, OSError, duckdb.IOException)
 """What comes from outside, as a full disk: told in a line, because a traceback would not help."""
 
 
-class Jobs:
+class Scheduler:
     """APScheduler's jobs, and what became of their runs.
 
     One run of a job at a time; runs that it has missed are one. A job that raises has failed,
@@ -108,7 +108,7 @@ class Jobs:
             for name, failures in self._in_a_row.items():
                 if failures >= FAILURES and name in self._states:
                     return f"job {name} failed {failures} times in a row: {self._last[name]}"
-        return "" if self._scheduler.running else "the scheduler does not run"
+        return "" if self._scheduler.running else "it does not run"
 
     def _run(self, name: str, work: Callable[[], object]) -> None:
         began = monotonic()

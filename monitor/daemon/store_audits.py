@@ -13,12 +13,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 from typing import TYPE_CHECKING
 
 import structlog
 
 from steadfeast.featurestore.errors import SteadfeastError
+from steadfeast.monitor.delivery.threads import Worker
 from steadfeast.monitor.ledger.codec import dump, load
 from steadfeast.monitor.ledger.state import AuditCheck, AuditState
 
@@ -65,7 +66,7 @@ class Asked:
     since: datetime
 
 
-class Auditor:
+class StoreAudits:
     """Runs one audit at a time, in a thread of its own.
 
     Args:
@@ -81,7 +82,7 @@ class Auditor:
         self._tried: dict[str, datetime] = {}
         self._stopping = Event()
         self._process: subprocess.Popen[str] | None = None
-        self._thread = Thread(target=self._run, name="audits", daemon=True)
+        self._thread = Worker("audits", self._run)
         for path in sorted(self._folder.glob("*.json")):
             self._latest[path.stem] = load(AuditState, path.read_text(encoding="utf-8"))
 
@@ -95,8 +96,11 @@ class Auditor:
         with self._lock:
             if self._process is not None:
                 self._process.terminate()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
+
+    def problem(self) -> str:
+        """Return why no audit is made, in one line; empty if they are."""
+        return self._thread.problem()
 
     def latest(self) -> dict[str, AuditState]:
         """Return the last audit that came to its end, by monitor."""
@@ -122,19 +126,22 @@ class Auditor:
         self._tried[asked.monitor] = datetime.now(UTC)
         try:
             found = self._found(asked)
-        except AuditFailedError as error:
+            self._keep(asked.monitor, found)
+        except (AuditFailedError, OSError) as error:  # such as a full disk: tried again
             if not self._stopping.is_set():
                 log.error("audit_failed", monitor=asked.monitor, reason=str(error))  # noqa: TRY400
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{asked.monitor}.json"
-        fresh = path.with_suffix(".new")
-        fresh.write_text(dump(found), encoding="utf-8")
-        fresh.replace(path)
         with self._lock:
             self._latest[asked.monitor] = found
         broken = [f"{one.invariant} {one.subject}" for one in found.checks if not one.holds]
         log.info("audited", monitor=asked.monitor, checks=len(found.checks), broken=broken)
+
+    def _keep(self, monitor: str, found: AuditState) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{monitor}.json"
+        fresh = path.with_suffix(".new")
+        fresh.write_text(dump(found), encoding="utf-8")
+        fresh.replace(path)
 
     def _found(self, asked: Asked) -> AuditState:
         command = [

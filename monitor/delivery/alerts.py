@@ -1,6 +1,6 @@
 """Alerts to webhooks and to Alertmanager, each target at its own pace.
 
-Above `calls` and `outbox`, whose waits it shares. Like triggers, alerts are in the ledger first,
+Above `http_client` and `threads`. Like triggers, alerts are in the ledger first,
 and how far a target has got is there too, so each gets every alert at least once, in order, over
 restarts. What a target refuses is logged and left behind: an alert that one webhook will not take
 must not hold back the next one.
@@ -9,16 +9,16 @@ must not hold back the next one.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from threading import Event, Thread
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from google.protobuf.json_format import MessageToDict
 
 from steadfeast.monitor.decisions.model import AlertKind
-from steadfeast.monitor.delivery.dispatcher import Backoff
 from steadfeast.monitor.delivery.http_client import Caller
 from steadfeast.monitor.delivery.pipeline import RejectedError, UnansweredError
+from steadfeast.monitor.delivery.threads import Backoff, Worker
 from steadfeast.monitor.ledger import messages
 from steadfeast.monitor.ledger.database import LedgerWriteError
 
@@ -89,7 +89,7 @@ def alertmanager(alert: Alert, now: datetime, *, ended: bool) -> list[dict[str, 
     ]
 
 
-class Sinks:
+class AlertSenders:
     """One thread for each target of alerts.
 
     Args:
@@ -107,8 +107,7 @@ class Sinks:
         self._ledger, self._backoff = ledger, backoff or Backoff()
         self._stopping = Event()
         self._threads = [
-            Thread(target=self._run, args=[name, one], name=f"alerts-{name}", daemon=True)
-            for name, one in config.items()
+            Worker(f"alerts-{name}", self._run, name, one) for name, one in config.items()
         ]
 
     def start(self) -> None:
@@ -122,12 +121,11 @@ class Sinks:
         with self._ledger.changed:
             self._ledger.changed.notify_all()
         for thread in self._threads:
-            if thread.is_alive():
-                thread.join()
+            thread.join()
 
-    def alive(self) -> bool:
-        """Whether every thread runs."""
-        return all(thread.is_alive() for thread in self._threads)
+    def problem(self) -> str:
+        """Return why alerts are not sent, in one line; empty if they are."""
+        return next(filter(None, (thread.problem() for thread in self._threads)), "")
 
     def _run(self, name: str, config: AlertTargetConfig) -> None:
         token = config.token.get_secret_value()

@@ -22,7 +22,7 @@ from steadfeast.monitor.decisions.model import Decision, ModelHistory, NotDecida
 from steadfeast.monitor.decisions.policy import approve, decide, move_reference, reject
 from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.evaluation.open_window import Looks, OpenMeasurer
-from steadfeast.monitor.evaluation.reference_builder import Builder, reference_key
+from steadfeast.monitor.evaluation.reference_builder import ReferenceBuilder, reference_key
 from steadfeast.monitor.profiles.distribution import distributions
 from steadfeast.monitor.sources.snapshot import EPOCH, Bucket, buckets
 from steadfeast.monitor.sources.source import Sources
@@ -68,7 +68,7 @@ class Evaluator:
             self._source, self._log, config.state, ledger.buckets, ledger.profile
         )
         self._looks = Looks(self._measurer, self._source)
-        self._builder = Builder(ledger)
+        self._builder = ReferenceBuilder(ledger)
         self._busy = Lock()
         self._dropped: dict[str, datetime] = {}
 
@@ -100,6 +100,10 @@ class Evaluator:
             self._dropped.clear()  # buckets may have had another length
             if prepared:
                 self.move(prepared, "the configuration changed")
+
+    def reference_problem(self) -> str:
+        """Return what is wrong with the building of references; empty if nothing is."""
+        return self._builder.problem()
 
     def close(self) -> None:
         """Wait for an evaluation under way and let go of the connection."""

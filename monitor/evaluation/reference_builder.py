@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+STUCK_SECONDS = 3600.0
+"""A build of a reference that runs for longer is stuck."""
+
 _REFERENCE_FIELDS: dict[str, Any] = {
     **dict.fromkeys(
         ("bucket", "window", "min_rows", "statistic", "features", "false_alarms_per_year",
@@ -66,7 +70,7 @@ class OutdatedReferenceError(UserError):
         )
 
 
-class Builder:
+class ReferenceBuilder:
     """Builds references, one at a time and always in the same thread.
 
     What a build allocates and frees, tens of megabytes, stays with the thread that did: in
@@ -79,10 +83,18 @@ class Builder:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="references")
+        self._began: float | None = None
 
     def close(self) -> None:
         """Wait for a build under way."""
         self._thread.shutdown()
+
+    def problem(self) -> str:
+        """Return that a build is stuck; empty while none is."""
+        began = self._began
+        if began is None or monotonic() - began <= STUCK_SECONDS:
+            return ""
+        return f"references: a build is stuck: it runs for {monotonic() - began:.0f} s"
 
     def prepare(self, config: DaemonConfig, sources: Sources) -> dict[str, Reference]:
         """Build the references that `config` needs anew.
@@ -161,7 +173,14 @@ class Builder:
         }
 
     def _built(self, build: Callable[..., Reference], *given: Any, **known: Any) -> Reference:
-        return self._thread.submit(_connected, build, *given, **known).result()
+        return self._thread.submit(self._timed, build, *given, **known).result()
+
+    def _timed(self, build: Callable[..., Reference], *given: Any, **known: Any) -> Reference:
+        self._began = monotonic()
+        try:
+            return _connected(build, *given, **known)
+        finally:
+            self._began = None
 
 
 def _connected(build: Callable[..., Reference], *given: Any, **known: Any) -> Reference:

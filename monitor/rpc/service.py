@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from steadfeast.monitor.auth.access import Access
+    from steadfeast.monitor.auth.certificates import Certificates
     from steadfeast.monitor.ledger.ledger import Ledger
     from steadfeast.monitor.ledger.state import State, TriggerRecord
-    from steadfeast.monitor.rpc.guard import Certificates
 
 SERVICE = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name
 

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from steadfeast.monitor.auth.access import Principal
     from steadfeast.monitor.evaluation.causes import ForeignAlert
     from steadfeast.monitor.ledger.state import State
 
@@ -134,18 +133,16 @@ def nobody(alerts: Sequence[ForeignAlert], actor: str) -> int:  # noqa: ARG001
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """What may be done over HTTP, and with which token.
+    """What may be done over HTTP, and by whom.
 
     Attributes:
-        token: Of the configuration, for everything; empty for none.
-        principals: Who has another token.
+        access: Who may act.
         tell: Takes other systems' alerts.
     """
 
-    token: str
+    access: Access
     acknowledge: Acknowledge
     decide: Decide
-    principals: tuple[Principal, ...] = ()
     tell: Tell = nobody
 
 
@@ -164,9 +161,7 @@ def app(
         operator: What people may do; without it the page has no buttons and no POST is taken.
     """
     routes = [*_reading(metrics), *_probes(state, healthy)]
-    access = (
-        Access(operator.token, principals=operator.principals) if operator is not None else None
-    )
+    access = None if operator is None else operator.access
     renderer = Renderer()
     routes += _showing(state, healthy, renderer, access)
     if operator is not None and access is not None and access.possible:

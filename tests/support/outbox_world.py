@@ -14,7 +14,10 @@ from steadfeast.monitor.decisions.model import (
     PolicyState,
     Trigger,
 )
-from steadfeast.monitor.delivery.dispatcher import Backoff, Outbox
+from steadfeast.monitor.delivery.champions import Champions
+from steadfeast.monitor.delivery.connections import Connections
+from steadfeast.monitor.delivery.dispatcher import Dispatcher
+from steadfeast.monitor.delivery.threads import Backoff
 from steadfeast.monitor.drift.detector import Level, Verdict
 from steadfeast.monitor.evaluation.evaluator import Evaluator
 from steadfeast.monitor.ledger.ledger import Ledger
@@ -41,11 +44,14 @@ class World:
         self.config, store = load(world.configure(folder, pipeline=self.server.port))
         self.ledger = Ledger(self.config.state)
         self.evaluator = Evaluator(self.config, self.ledger, store.data)
-        self.outbox: Outbox
+        self.outbox: Dispatcher
 
     def deliver(self) -> None:
         """Start an outbox, as a start of the daemon does."""
-        self.outbox = Outbox(self.ledger, self.evaluator, Backoff(first=0.05, most=0.2))
+        connections = Connections(lambda: self.evaluator.config.pipelines)
+        self.champions = Champions(self.ledger, self.evaluator, connections)
+        waits = Backoff(first=0.05, most=0.2)
+        self.outbox = Dispatcher(self.ledger, self.evaluator, waits, connections)
         self.outbox.start()
 
     def fire(self, request: str = "r1") -> None:

@@ -41,7 +41,7 @@ def url(drifting, served, done):
             raise NotDecidableError(request, "it does not wait")
         done.append((request, yes, actor, comment))
 
-    with served(drifting, operator=Operator(TOKEN, acknowledge, decide)) as address:
+    with served(drifting, operator=Operator(Access(TOKEN), acknowledge, decide)) as address:
         yield address
 
 
@@ -157,7 +157,9 @@ def test_signing_out_ends_the_session(url, done):
     assert done == []
 
 
-@pytest.mark.parametrize("operator", [None, Operator("", lambda *_: None, lambda *_, **__: None)])
+@pytest.mark.parametrize(
+    "operator", [None, Operator(Access(""), lambda *_: None, lambda *_, **__: None)]
+)
 def test_without_a_token_there_is_no_way_in(drifting, served, operator):
     with served(drifting, operator=operator) as address:
         for path in ("/act", "/sign-in", "/sign-out"):

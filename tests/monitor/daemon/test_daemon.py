@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Here]:
     made = Here(tmp_path)
-    made.daemon.outbox.find_references()
+    made.daemon.champions.follow()
     yield made
     made.close()
     made.server.stop()
@@ -52,7 +52,7 @@ def test_without_a_reference_buckets_wait(tmp_path: Path):
     world.serve(here.folder, SERVED, 3, NEVER)
     assert here.daemon.evaluate("") == 0
     assert not here.daemon.state().idle
-    here.daemon.outbox.find_references()
+    here.daemon.champions.follow()
     assert here.daemon.evaluate("") == 2
     here.close()
     here.server.stop()
@@ -64,11 +64,11 @@ def test_what_nobody_has_keeps_nobody_waiting(tmp_path: Path):
     here.pipeline._db.execute("DELETE FROM runs")
     world.serve(here.folder, SERVED, 3, NEVER)
     assert not here.daemon.state().idle
-    here.daemon.outbox.find_references()
+    here.daemon.champions.follow()
     assert here.daemon.state().idle
     assert "no promoted run of model price" in here.prices.waits_for
     here.pipeline.first(here.manifest)
-    here.daemon.outbox.find_references()
+    here.daemon.champions.follow()
     assert not here.daemon.state().idle
     assert here.prices.waits_for == ""
     here.close()
@@ -82,7 +82,7 @@ def test_the_configuration_may_name_the_reference(tmp_path: Path):
     here.rewrite("      pipeline: main\n", f"      reference: {other}\n")
     here.open()
     assert here.prices.reference.uri == str(other)
-    here.daemon.outbox.find_references()  # what is promoted elsewhere does not move it
+    here.daemon.champions.follow()  # what is promoted elsewhere does not move it
     assert here.prices.reference.uri == str(other)
     world.serve(here.folder, SERVED, 5, SERVED)
     assert here.daemon.evaluate("") == 4
@@ -148,7 +148,7 @@ def test_a_restart_goes_on_with_the_same_figures(tmp_path: Path):
         folder = tmp_path / name
         folder.mkdir()
         here = Here(folder)
-        here.daemon.outbox.find_references()
+        here.daemon.champions.follow()
         world.serve(folder, SERVED, 6, SERVED + 2 * DAY)
         for life in range(lives):
             if life:
@@ -176,7 +176,7 @@ def test_a_clock_that_jumps_a_day_back_and_forth_decides_the_same(
         here.rewrite("clock: watermark", "clock: wall")
         here.close()
         here.open()
-        here.daemon.outbox.find_references()
+        here.daemon.champions.follow()
         world.serve(folder, SERVED, 7, SERVED + 2 * DAY)
         for day in range(1, 7):
             for jump in jumps:
@@ -207,7 +207,7 @@ def test_snapshots_leave_after_the_retention(tmp_path: Path):
     here.rewrite("  tick: 100ms", "  tick: 100ms\n  retention: 4d")
     here.close()
     here.open()
-    here.daemon.outbox.find_references()
+    here.daemon.champions.follow()
     world.serve(here.folder, SERVED, 12, NEVER)
     here.daemon.evaluate("")
     kept = list((here.folder / "data" / "monitor" / "snapshots").rglob("*.parquet"))
@@ -256,7 +256,7 @@ def test_a_changed_configuration_is_noticed_at_a_start(here: Here):
 
 def test_a_person_approves_what_waits(tmp_path: Path):
     here = Here(tmp_path, extra="      approval: manual\n")
-    here.daemon.outbox.find_references()
+    here.daemon.champions.follow()
     world.serve(here.folder, SERVED, 6, SERVED)
     here.daemon.evaluate("")
     (trigger,) = here.daemon.state().triggers

@@ -1,4 +1,4 @@
-"""Jobs on the real scheduler: stuck ones, failing ones, missed ones."""
+"""Scheduler on the real scheduler: stuck ones, failing ones, missed ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from steadfeast.monitor.daemon import scheduler as under_test
-from steadfeast.monitor.daemon.scheduler import Jobs
+from steadfeast.monitor.daemon.scheduler import Scheduler
 from support.monitor_world import wait_for
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def test_a_job_that_is_stuck_shows(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(under_test, "STUCK_SECONDS", 0.2)
-    jobs, release = Jobs(), threading.Event()
+    jobs, release = Scheduler(), threading.Event()
     jobs.plan({"slow": release.wait}, timedelta(milliseconds=20))
     jobs.start()
     try:
@@ -30,7 +30,7 @@ def test_a_job_that_is_stuck_shows(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_job_that_fails_is_counted_and_runs_again():
-    jobs, fail = Jobs(), threading.Event()
+    jobs, fail = Scheduler(), threading.Event()
     fail.set()
 
     def work() -> None:
@@ -48,11 +48,11 @@ def test_a_job_that_fails_is_counted_and_runs_again():
         assert state.last_success is not None
     finally:
         jobs.close()
-    assert jobs.problem() == "the scheduler does not run"
+    assert jobs.problem() == "it does not run"
 
 
 def test_a_removed_job_disappears():
-    jobs = Jobs()
+    jobs = Scheduler()
     jobs.plan({"a": lambda: None, "b": lambda: None}, timedelta(milliseconds=20))
     jobs.start()
     try:
@@ -65,7 +65,7 @@ def test_a_removed_job_disappears():
 
 
 def test_jobs_do_not_all_start_at_the_same_moment():
-    jobs = Jobs()
+    jobs = Scheduler()
     jobs.plan({"a": lambda: None}, timedelta(seconds=30))
     jobs.start()
     try:

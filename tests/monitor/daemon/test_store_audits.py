@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from steadfeast.monitor.daemon import store_audits
-from steadfeast.monitor.daemon.store_audits import Asked, Auditor
+from steadfeast.monitor.daemon.store_audits import Asked, StoreAudits
 from steadfeast.monitor.ledger.state import AuditCheck
 
 if TYPE_CHECKING:
@@ -47,15 +47,17 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Auditor]]:
+def started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., StoreAudits]]:
     """Give what starts an auditor whose process is a few lines of Python of ours."""
     monkeypatch.setattr(store_audits, "LOOK_SECONDS", 0.02)
-    running: list[Auditor] = []
+    running: list[StoreAudits] = []
 
-    def start(command: str | None = None, asked: Asked = ASKED) -> Auditor:
+    def start(command: str | None = None, asked: Asked = ASKED) -> StoreAudits:
         if command is not None:
             monkeypatch.setattr(store_audits, "_COMMAND", command)
-        auditor = Auditor(tmp_path / "steadfeast.yaml", tmp_path / "state", lambda: [asked])
+        auditor = StoreAudits(tmp_path / "steadfeast.yaml", tmp_path / "state", lambda: [asked])
         auditor.start()
         running.append(auditor)
         return auditor

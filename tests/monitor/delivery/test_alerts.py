@@ -13,8 +13,9 @@ import pytest
 
 from steadfeast.monitor.config.endpoints import AlertTargetConfig
 from steadfeast.monitor.decisions.model import Alert, AlertKind, OpenIncident, PolicyState, Severity
-from steadfeast.monitor.delivery.alerts import Sinks
-from steadfeast.monitor.delivery.dispatcher import Backoff
+from steadfeast.monitor.delivery import alerts as sent
+from steadfeast.monitor.delivery.alerts import AlertSenders
+from steadfeast.monitor.delivery.threads import Backoff
 from steadfeast.monitor.drift.data_quality import Incident, IncidentKind
 from steadfeast.monitor.drift.detector import Level, Verdict
 from steadfeast.monitor.ledger.ledger import Held, Ledger
@@ -66,9 +67,9 @@ def tell(ledger: Ledger, summary: str, **more: object) -> None:
         )
 
 
-def sinks(ledger: Ledger, url: str, kind: str) -> Sinks:
+def sinks(ledger: Ledger, url: str, kind: str) -> AlertSenders:
     config = AlertTargetConfig(kind=kind, url=url, token=TOKEN)
-    made = Sinks(ledger, {"there": config}, WORKING)
+    made = AlertSenders(ledger, {"there": config}, WORKING)
     made.start()
     # A target gets what comes after it was configured.
 
@@ -91,7 +92,7 @@ def test_cloudevents_arrive_once_each_and_in_order_over_a_restart(ledger: Ledger
     here = sinks(ledger, f"{webhook.url}/hook", "cloudevents")
     tell(ledger, "three", kind=AlertKind.RUN)
     wait_for(lambda: len(webhook.calls) == 5)
-    assert here.alive()
+    assert not here.problem()
     here.close()
     method, path, headers, _ = webhook.calls[0]
     assert (method, path) == ("POST", "/hook")
@@ -198,3 +199,21 @@ def test_alertmanager_sees_an_episode_until_it_ends(ledger: Ledger, alertmanager
     tell(ledger, "passed: x", **broke | {"resolved": True})
     wait_for(lambda: not standing())
     here.close()
+
+
+def test_an_alert_of_a_clock_ahead_begins_before_it_ends():
+    """Event time may be ahead of the wall clock; the other way round it begins when it began."""
+    now = WINDOW.end
+    for ahead in (timedelta(days=2), timedelta(0), -timedelta(days=2)):
+        alert = Alert(
+            AlertKind.EPISODE, Severity.WARNING, "w", now + ahead, "x", {"e1": "x", "e2": "y"}
+        )
+        made = sent.alertmanager(alert, now, ended=False)
+        assert [one["labels"]["episode_id"] for one in made] == ["e1", "e2"]
+        for one in made:
+            begins = datetime.fromisoformat(one["startsAt"])
+            assert begins == (now if ahead > timedelta(0) else now + ahead)
+            assert datetime.fromisoformat(one["endsAt"]) > now
+    (ended, _) = sent.alertmanager(alert, now, ended=True)
+    assert datetime.fromisoformat(ended["endsAt"]) == now
+    assert "startsAt" not in ended

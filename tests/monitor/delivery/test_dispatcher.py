@@ -16,7 +16,7 @@ from steadfeast.monitor.decisions.model import (
     Severity,
     TriggerState,
 )
-from steadfeast.monitor.delivery.dispatcher import Backoff
+from steadfeast.monitor.delivery.threads import Backoff
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from support import monitor_world as world
 from support.monitor_world import DAY, START
@@ -164,7 +164,7 @@ def test_a_run_that_the_pipeline_forgot_has_failed(here: World):
 
 
 def test_the_first_reference_is_the_champion(here: World):
-    here.outbox.find_references()
+    here.champions.follow()
     reference = here.ledger.held("prices").reference
     assert reference is not None
     assert reference.uri == str(here.manifest)
@@ -173,9 +173,9 @@ def test_the_first_reference_is_the_champion(here: World):
 
 def test_without_a_champion_there_is_no_reference_yet(here: World):
     here.pipeline._db.execute("DELETE FROM runs")
-    here.outbox.find_references()
+    here.champions.follow()
     here.server.stop()
-    here.outbox.find_references()
+    here.champions.follow()
     assert here.evaluator.without_reference() == ["prices"]
 
 
@@ -187,18 +187,18 @@ def test_waits_double_up_to_a_bound_less_a_random_half():
 
 
 def test_a_promotion_by_hand_moves_the_reference(here: World):
-    here.outbox.find_references()
+    here.champions.follow()
     other = world.train(here.folder, "other", START, START + 99 * DAY)
     by_hand = pb.Run(
         run_id="hand", request_id="hand", model="price", state=pb.RUN_STATE_PROMOTED,
         manifest_uri=str(other), model_version="7", reason="by hand, in place of 1",
     )  # fmt: skip
     here.pipeline._keep("hand", b"", by_hand)
-    here.outbox.find_references()
+    here.champions.follow()
     moved = here.ledger.held("prices").reference
     assert moved is not None
     assert (moved.uri, moved.model_version) == (str(other), "7")
-    here.outbox.find_references()  # the same champion again is no news
+    here.champions.follow()  # the same champion again is no news
     assert here.ledger.held("prices").reference is moved
     noticed = here.ledger.state(here.evaluator.config.monitors).promotions
     assert [(one.monitor, one.run.reason) for one in noticed] == [
@@ -208,7 +208,7 @@ def test_a_promotion_by_hand_moves_the_reference(here: World):
 
 
 def test_an_answer_that_is_older_than_the_last_move_moves_nothing(here: World):
-    here.outbox.find_references()
+    here.champions.follow()
     other = world.train(here.folder, "other", START, START + 99 * DAY)
     before = here.ledger.held("prices").reference
     old = here.pipeline._db.execute("SELECT run FROM runs").fetchone()[0]
@@ -218,28 +218,28 @@ def test_an_answer_that_is_older_than_the_last_move_moves_nothing(here: World):
     )
     said = pb.Run.FromString(old)
     said.model_version = "0"
-    here.outbox._follow_champion("prices", said, before)
+    here.champions._follow_champion("prices", said, before)
     now = here.ledger.held("prices").reference
     assert now is not None
     assert now.model_version == "7"
 
 
 def test_why_there_is_no_reference_is_said(here: World):
-    assert "yet" in here.outbox.waits_for("prices")
+    assert "yet" in here.champions.waits_for("prices")
     here.pipeline._db.execute("DELETE FROM runs")
-    here.outbox.find_references()
-    assert here.outbox.waits_for("prices") == "pipeline main: no promoted run of model price"
-    assert here.outbox.nobody_has("prices")
+    here.champions.follow()
+    assert here.champions.waits_for("prices") == "pipeline main: no promoted run of model price"
+    assert here.champions.nobody_has("prices")
     here.server.stop()
-    here.outbox.find_references()
-    assert "UNAVAILABLE" in here.outbox.waits_for("prices")
-    assert not here.outbox.nobody_has("prices")  # it may be that the pipeline has one
+    here.champions.follow()
+    assert "UNAVAILABLE" in here.champions.waits_for("prices")
+    assert not here.champions.nobody_has("prices")  # it may be that the pipeline has one
     here.server.start()
     here.pipeline.first(here.folder / "gone" / "manifest.json")
 
     def looked() -> bool:
-        here.outbox.find_references()
-        return "gone" in here.outbox.waits_for("prices")
+        here.champions.follow()
+        return "gone" in here.champions.waits_for("prices")
 
     world.wait_for(looked)
 
@@ -263,7 +263,7 @@ def test_a_pipeline_that_hangs_holds_no_other(here: World, monkeypatch: pytest.M
         world.wait_for(lambda: here.ledger.trigger("r1").run is not None, 5)
         assert time.monotonic() - began < 5
         assert [message.request_id for message in here.ledger.pending()] == ["r0"]
-        assert here.outbox.alive()
+        assert not here.outbox.problem()
         here.outbox.close()  # and does not wait for the deadline either
         assert time.monotonic() - began < 9
 

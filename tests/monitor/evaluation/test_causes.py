@@ -31,7 +31,7 @@ def make(tmp_path: Path) -> Iterator[Callable[[str], Here]]:
 
     def build(extra: str) -> Here:
         here = Here(tmp_path, extra=extra)
-        here.daemon.outbox.find_references()
+        here.daemon.champions.follow()
         made.append(here)
         return here
 

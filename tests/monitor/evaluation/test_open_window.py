@@ -22,7 +22,7 @@ LATENESS = "      lateness: 2d\n"
 
 def opened(folder: Path, extra: str = LATENESS) -> Here:
     here = Here(folder, extra=extra)
-    here.daemon.outbox.find_references()
+    here.daemon.champions.follow()
     return here
 
 

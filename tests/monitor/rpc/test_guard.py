@@ -23,9 +23,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from steadfeast.featurestore.errors import ConfigError
 from steadfeast.monitor.auth.access import Access, Principal
+from steadfeast.monitor.auth.certificates import CertificateError, Certificates
 from steadfeast.monitor.config.schema import MonitorConfig, Role, TlsConfig, load
 from steadfeast.monitor.ledger.ledger import Ledger
-from steadfeast.monitor.rpc.guard import METHODS, CertificateError, Certificates
+from steadfeast.monitor.rpc.guard import METHODS
 from steadfeast.monitor.rpc.service import Monitor, Server
 from steadfeast.protos.steadfeast.v1 import monitor_pb2 as mp
 from steadfeast.protos.steadfeast.v1 import monitor_pb2_grpc

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from steadfeast.monitor.delivery.dispatcher import Backoff, Outbox
+from steadfeast.monitor.delivery.dispatcher import Dispatcher
+from steadfeast.monitor.delivery.threads import Backoff
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from support import monitor_world as world
 from support.daemon_world import SERVED, Here
@@ -40,7 +41,7 @@ def live(folder: Path, *, away: bool) -> tuple[Here, dict[str, Any]]:
     folder.mkdir()
     here = Here(folder)
     here.pipeline._drift_at = DRIFT_AT
-    here.daemon.outbox.find_references()
+    here.daemon.champions.follow()
     world.serve(folder, SERVED, 6, DRIFT_AT)
     here.daemon.evaluate("")
     (message,) = here.ledger.pending()
@@ -48,7 +49,7 @@ def live(folder: Path, *, away: bool) -> tuple[Here, dict[str, Any]]:
         Forgetful(here.pipeline)
         here.server.stop()
     for _ in range(3 if away else 1):  # a restart of the daemon in between, and another
-        outbox = Outbox(here.ledger, here.daemon.evaluator, Backoff(first=0.01, most=0.02))
+        outbox = Dispatcher(here.ledger, here.daemon.evaluator, Backoff(first=0.01, most=0.02))
         outbox.start()
         if away:
             before = here.ledger.pending()[0].attempts
@@ -57,11 +58,11 @@ def live(folder: Path, *, away: bool) -> tuple[Here, dict[str, Any]]:
                     here.ledger.pending()[0].attempts > before + HOUR_OF_RETRIES // 3
                 )
             )
-            assert outbox.alive()
+            assert not outbox.problem()
             outbox.close()
     if away:
         here.server.start()
-        outbox = Outbox(here.ledger, here.daemon.evaluator, Backoff(first=0.01, most=0.02))
+        outbox = Dispatcher(here.ledger, here.daemon.evaluator, Backoff(first=0.01, most=0.02))
         outbox.start()
     wait_for(lambda: [run.state for run in here.pipeline.runs()] == [pb.RUN_STATE_PROMOTED])
     wait_for(lambda: not here.ledger.following() and not here.ledger.pending())

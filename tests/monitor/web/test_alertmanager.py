@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from steadfeast.monitor.auth.access import Principal
+from steadfeast.monitor.auth.access import Access, Principal
 from steadfeast.monitor.config.schema import Role
 from steadfeast.monitor.daemon.process import Web
 from steadfeast.monitor.web.alertmanager import MAX_WEBHOOK_BYTES, SUMMARY, parse
@@ -42,7 +42,7 @@ receivers:
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Here]:
     made = Here(tmp_path, extra="      causes: [{alertname: Churn}]\n")
-    made.daemon.outbox.find_references()
+    made.daemon.champions.follow()
     yield made
     made.close()
     made.server.stop()
@@ -52,7 +52,10 @@ def here(tmp_path: Path) -> Iterator[Here]:
 def url(here: Here) -> Iterator[str]:
     evaluator = here.daemon.evaluator
     people = Operator(
-        "", here.ledger.acknowledge, evaluator.decide, PRINCIPALS, here.daemon.causes.told
+        Access("", principals=PRINCIPALS),
+        here.ledger.acknowledge,
+        evaluator.decide,
+        here.daemon.causes.told,
     )
     web = Web(here.daemon, "127.0.0.1:0", people)
     web.start()

@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from steadfeast.monitor.auth.access import Access
 from steadfeast.monitor.decisions.model import TriggerState
 from steadfeast.monitor.exporter import metrics
 from steadfeast.monitor.ledger.state import MonitorState, State
@@ -259,7 +260,7 @@ def test_axe_finds_nothing(drifting, service_binary, node_modules, scheme, serve
     from playwright.sync_api import sync_playwright  # noqa: PLC0415
 
     axe = (node_modules / "axe-core" / "axe.min.js").read_text("utf-8")
-    operator = Operator(TOKEN, lambda *_: None, lambda *_, **__: None)
+    operator = Operator(Access(TOKEN), lambda *_: None, lambda *_, **__: None)
     with served(drifting, operator=operator) as url, sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=str(service_binary("chromium")), args=CHROMIUM
@@ -291,7 +292,7 @@ def test_the_buttons_in_chromium(drifting, service_binary, served):
 
     done: list[tuple[object, ...]] = []
     operator = Operator(
-        TOKEN,
+        Access(TOKEN),
         lambda episode, actor, comment: done.append((episode, actor, comment)),
         lambda request, *, yes, actor, comment: done.append((request, yes, actor, comment)),
     )
