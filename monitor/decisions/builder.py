@@ -188,7 +188,18 @@ class Draft:
             self.settle(made, judgement, at)
         elif request.outcome is judgement.outcome:
             known = tuple(one.episode_id for one in judgement.evidence)
-            self.state = replace(self.state, request=replace(request, episode_ids=known))
+            if set(known) != set(request.episode_ids):  # nothing that people are notified of
+                self.state = replace(self.state, request=replace(request, episode_ids=known))
+                self.triggers.append(
+                    Trigger(
+                        request.request_id,
+                        judgement.evidence,
+                        request.outcome,
+                        at,
+                        judgement.reason,
+                        decided=False,
+                    )
+                )
         else:
             self.settle(request.request_id, judgement, at)
 

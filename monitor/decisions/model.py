@@ -394,6 +394,7 @@ class Trigger:
         episodes: The evidence as it was when decided, the first cause first.
         at: End of the window of this decision; the new training set's knowledge time.
         reason: Why it is suppressed or waits; empty when it fires.
+        decided: Whether the outcome is new; else only the evidence is.
     """
 
     request_id: str
@@ -401,6 +402,7 @@ class Trigger:
     outcome: Outcome
     at: datetime
     reason: str = ""
+    decided: bool = True
 
     @property
     def state(self) -> TriggerState:

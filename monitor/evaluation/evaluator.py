@@ -295,7 +295,7 @@ class Evaluator:
             monitor,
             replace(held, policy=decision.state, watermark=watermark or held.watermark),
         )
-        for trigger in decision.triggers:
+        for trigger in (one for one in decision.triggers if one.decided):
             log.info(
                 "trigger",
                 monitor=monitor,

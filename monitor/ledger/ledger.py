@@ -316,7 +316,8 @@ class Ledger(Deliveries):
             trigger.at,
             trigger.at if fired else None,
         )
-        self._count("decisions", monitor, trigger.outcome.value)
+        if trigger.decided:
+            self._count("decisions", monitor, trigger.outcome.value)
         if fired:
             self._rows(
                 "INSERT INTO outbox VALUES (?, ?, ?, ?, 'pending', 0)",

@@ -56,7 +56,10 @@ def feed(
 
 def outcomes(decisions: list[Decision]) -> list[tuple[int, str]]:
     return [
-        ((t.at - START).days, t.outcome.value) for decision in decisions for t in decision.triggers
+        ((t.at - START).days, t.outcome.value)
+        for decision in decisions
+        for t in decision.triggers
+        if t.decided
     ]
 
 
