@@ -1,5 +1,7 @@
-"""The certificates of both ports: read again when their files change, so that a renewed one is used
-from the next connection on, without a restart.
+"""The certificates of both ports.
+
+They are read again when their files change, so that a renewed one is used from the next connection
+on, without a restart.
 """
 
 from __future__ import annotations

@@ -78,26 +78,31 @@ def test_the_runbook_and_the_unit_tests_know_every_alert_and_no_other():
 
 @pytest.mark.service("prometheus")
 def test_a_daemon_in_trouble_raises_its_alerts(prometheus):
-    """What fires without a waiting time fires; what waits is pending; nothing else speaks."""
-    expected = {
-        ("SteadfeastDataIncident", "firing"),
-        ("SteadfeastPerformanceDrop", "firing"),
-        ("SteadfeastDriftEpisode", "firing"),
-        ("SteadfeastTriggerGivenUp", "firing"),
-        ("SteadfeastInvariantViolated", "firing"),
-        ("SteadfeastFreshnessBurnFast", "firing"),
-        ("SteadfeastFreshnessBurnMedium", "firing"),
-        ("SteadfeastFreshnessBurnSlow", "firing"),
-        ("SteadfeastAuditStale", "pending"),
-        ("SteadfeastEstimatedDrop", "pending"),
-        ("SteadfeastRetrainBlocked", "pending"),
-        ("SteadfeastOutboxStuck", "pending"),
-        ("SteadfeastJobStale", "pending"),
+    """What fires without a waiting time fires; what waits is pending at least; nothing else is."""
+    at_once = {
+        "SteadfeastDataIncident",
+        "SteadfeastPerformanceDrop",
+        "SteadfeastDriftEpisode",
+        "SteadfeastTriggerGivenUp",
+        "SteadfeastInvariantViolated",
+        "SteadfeastFreshnessBurnFast",
+        "SteadfeastFreshnessBurnMedium",
+        "SteadfeastFreshnessBurnSlow",
     }
-    found = None
-    deadline = time.monotonic() + 10  # a rule may have been judged just before the last scrape
-    while found != expected and time.monotonic() < deadline:
-        time.sleep(0.1)
+    waiting = {
+        "SteadfeastAuditStale",
+        "SteadfeastEstimatedDrop",
+        "SteadfeastRetrainBlocked",
+        "SteadfeastOutboxStuck",
+        "SteadfeastJobStale",
+    }
+    firing: set[str] = set()
+    raised: set[str] = set()
+    deadline = time.monotonic() + 120  # a busy machine judges its rules late
+    while (firing < at_once or raised < at_once | waiting) and time.monotonic() < deadline:
+        time.sleep(0.2)
         alerts = prometheus.get("alerts")["alerts"]
-        found = {(alert["labels"]["alertname"], alert["state"]) for alert in alerts}
-    assert found == expected
+        raised = {alert["labels"]["alertname"] for alert in alerts}
+        firing = {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+    assert raised == at_once | waiting
+    assert at_once <= firing
