@@ -5,12 +5,16 @@ and the labels are read where they are; the evaluator, the policy and the ledger
 daemon, on a folder of their own that is gone afterwards. Nothing is fired: a trigger that would
 have been is noted as a run that was called off at once, so that cooldown and budget count it.
 
+Rows before the first day fill its window, as they would in a daemon that has run for a while. What
+could not be judged is counted with the reason, because no alarm means nothing there.
+
 References move as they did in history, promotion by promotion, unless the first one is asked to
 stay. Schedules and other systems' alerts are no part of the data, and of no backtest.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +26,7 @@ from steadfeast.featurestore.errors import NotFoundError, UserError
 from steadfeast.monitor.decisions.model import Kind
 from steadfeast.monitor.delivery.http_pipelines import connect
 from steadfeast.monitor.delivery.pipeline import GrpcTarget, UnansweredError
+from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.evaluation.evaluator import Evaluator
 from steadfeast.monitor.ledger.ledger import Ledger
 from steadfeast.monitor.performance.metrics import measure_named
@@ -42,6 +47,8 @@ if TYPE_CHECKING:
     from steadfeast.monitor.sources.views import ViewFacts
 
 CALLED_OFF = "a backtest fires nothing"
+_NUMBER = re.compile(r"\d[\d.,:TZ-]*")
+"""What differs between two reasons of one kind."""
 
 
 class NoHistoryError(UserError):
@@ -111,17 +118,36 @@ class Ranked:
 
     Attributes:
         feature: Its name.
-        worst: The verdict with the largest ratio.
+        worst: The verdict with the largest ratio; the last one where none could be judged.
         impact: Largest effect x importance of any window; None where importances are not known.
-        over: Windows over the limit.
+        judged: Windows with a verdict on it.
+        over: Those over the limit.
         spread: The reference against the worst window.
     """
 
     feature: str
     worst: Verdict
     impact: float | None
+    judged: int
     over: int
     spread: Distribution | None
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """Windows in which nothing could be judged, for one reason.
+
+    Attributes:
+        reason: As the last of them said it.
+        windows: How many.
+        first: End of the first.
+        last: End of the last.
+    """
+
+    reason: str
+    windows: int
+    first: datetime
+    last: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +156,7 @@ class Backtest:
 
     Attributes:
         monitor: As it stood at the end.
-        windows: Every judged window, by time.
+        windows: Every window, judged or not, by time.
         expected: Per window, what the model of then had on its hold-out.
         incidents: Data incidents, counted by the alerts that told of them.
         promotions: When the reference moved, and to which version.
@@ -145,6 +171,28 @@ class Backtest:
     incidents: int
     promotions: tuple[tuple[datetime, str], ...]
     ranked: tuple[Ranked, ...]
+
+    @property
+    def judged(self) -> int:
+        """Windows in which a feature could be judged."""
+        return sum(past.judged > 0 for past in self.windows)
+
+    @property
+    def first_verdict(self) -> datetime | None:
+        """End of the first of them; None where nothing could be judged."""
+        return next((past.window.end for past in self.windows if past.judged), None)
+
+    @property
+    def withheld(self) -> tuple[Withheld, ...]:
+        """The others, by reason, the most frequent first."""
+        found: dict[str, Withheld] = {}
+        for past in self.windows:
+            if past.judged:
+                continue
+            kind, end = _NUMBER.sub("#", past.withheld), past.window.end
+            before = found.get(kind, Withheld("", 0, end, end))
+            found[kind] = Withheld(past.withheld, before.windows + 1, before.first, end)
+        return tuple(sorted(found.values(), key=lambda one: -one.windows))
 
 
 def promoted(config: DaemonConfig, monitor: str) -> list[pb.Run]:
@@ -253,6 +301,9 @@ class _Replay:
                     name, f"nothing {what} from {start:%Y-%m-%d} to {self._end:%Y-%m-%d}"
                 )
         # By time over all monitors: they share what has happened to a model.
+        for name, ends in due.items():
+            self._move(name, ends[0])
+            evaluator.prime(name, start)
         order = sorted((at, name) for name, ends in due.items() for at in ends)
         for done, (at, name) in enumerate(order, start=1):
             self._move(name, at)
@@ -341,15 +392,17 @@ class _Replay:
             for one in found:
                 verdicts.setdefault(one.feature, []).append(one)
         ranked = []
-        for feature, all_of_them in verdicts.items():
-            worst = max(all_of_them, key=lambda one: one.ratio)
-            impacts = [one.impact for one in all_of_them if one.impact is not None]
+        for feature, every in verdicts.items():
+            judged_ones = [one for one in every if one.level in {Level.OK, Level.DRIFT}]
+            worst = max(judged_ones, key=lambda one: one.ratio, default=every[-1])
+            impacts = [one.impact for one in judged_ones if one.impact is not None]
             ranked.append(
                 Ranked(
                     feature,
                     worst,
                     max(impacts, default=None),
-                    sum(one.ratio > 1 for one in all_of_them),
+                    len(judged_ones),
+                    sum(one.ratio > 1 for one in judged_ones),
                     self._spread(name, feature, worst),
                 )
             )

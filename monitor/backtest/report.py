@@ -122,6 +122,8 @@ def tables(found: Sequence[Backtest]) -> Iterator[RenderableType]:
     """Give what a person reads in a terminal."""
     for one in found:
         yield Text(f"{one.monitor.name}: {_summary(one)}", style="bold")
+        for line in _not_judged(one):
+            yield Text(f"Not judged: {line}", style="yellow")
         if one.alarms:
             yield _table(ALARM_HEADS, [_alarm(alarm, one) for alarm in one.alarms])
         if one.decays:
@@ -135,7 +137,7 @@ def tables(found: Sequence[Backtest]) -> Iterator[RenderableType]:
                 "" if feature.impact is None else f"{feature.impact:.2f}",
                 times_text(feature.worst),
                 charts.day(feature.worst.window.end),
-                count(feature.over, "window"),
+                count(feature.over, "window") if feature.judged else "never judged",
             )
         yield Text(f"Features, {_order(one)}")
         yield ranked
@@ -182,8 +184,8 @@ def _feature(feature: Ranked, one: Backtest) -> _Feature:
     worst = f"Furthest on {charts.day(feature.worst.window.end)}: {feature.worst.reason}."
     return _Feature(
         name=feature.feature,
-        tone=Tone.BAD if feature.over else Tone.GOOD,
-        word=f"{feature.over} over" if feature.over else "never over",
+        tone=Tone.BAD if feature.over else Tone.GOOD if feature.judged else Tone.UNKNOWN,
+        word=_over(feature),
         ratio=times_text(feature.worst),
         reason=(impact if feature.impact else "") + worst,
         chart=charts.ratios(history),
@@ -191,8 +193,25 @@ def _feature(feature: Ranked, one: Backtest) -> _Feature:
     )
 
 
+def _over(feature: Ranked) -> str:
+    if not feature.judged:
+        return "never judged"
+    return f"{feature.over} over" if feature.over else "never over"
+
+
+def _not_judged(one: Backtest) -> Iterator[str]:
+    """Say of the windows without any verdict how many there are, when and why."""
+    for part in one.withheld:
+        when = stretch(part.first, part.last) if part.windows > 1 else charts.day(part.last)
+        yield f"{count(part.windows, 'window')}, {when}: {part.reason}"
+
+
 def _facts(one: Backtest) -> Iterator[Fact]:
-    yield Fact("Windows judged", f"{len(one.windows):,}")
+    yield Fact("Windows judged", f"{one.judged:,} of {len(one.windows):,}")
+    if one.first_verdict is not None:
+        yield Fact("First verdict", charts.day(one.first_verdict))
+    for line in _not_judged(one):
+        yield Fact("Not judged", line)
     if one.windows:
         first, last = one.windows[0].window, one.windows[-1].window
         yield Fact("Event time", stretch(first.start, last.end))
@@ -209,11 +228,14 @@ def _summary(one: Backtest) -> str:
     told = ", ".join(
         count(kinds.count(kind), f"{kind} alarm") for kind in Kind if kinds.count(kind)
     )
+    if not one.judged:
+        told = f"{told + '; ' if told else ''}no feature could be judged"
     ahead = [decay.ahead for decay in one.decays if decay.ahead is not None]
     early = sum(span.total_seconds() >= 0 for span in ahead)
     decays = count(len(one.decays), "decay")
     return (
-        f"{count(len(one.windows), 'window')} judged; {told or 'no alarm'}; {decays} of the model"
+        f"{one.judged} of {count(len(one.windows), 'window')} judged; {told or 'no alarm'}; "
+        f"{decays} of the model"
         + (f", {early} with an alarm open when it began" if one.decays else "")
         + f"; {count(one.incidents, 'data incident')}"
     )
@@ -283,6 +305,17 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 def _plain(one: Backtest) -> dict[str, Any]:
     return {
         "windows": len(one.windows),
+        "judged": one.judged,
+        "first_verdict_at": _iso(one.first_verdict),
+        "not_judged": [
+            {
+                "reason": part.reason,
+                "windows": part.windows,
+                "first_at": part.first.isoformat(),
+                "last_at": part.last.isoformat(),
+            }
+            for part in one.withheld
+        ],
         "incidents": one.incidents,
         "promotions": [{"at": at.isoformat(), "version": v} for at, v in one.promotions],
         "alarms": [
@@ -334,6 +367,7 @@ def _plain(one: Backtest) -> dict[str, Any]:
                 "impact": feature.impact,
                 "worst_ratio": feature.worst.ratio,
                 "worst_at": feature.worst.window.end.isoformat(),
+                "windows_judged": feature.judged,
                 "windows_over": feature.over,
             }
             for feature in one.ranked

@@ -185,13 +185,14 @@ def backtest(
 
     The served log and the labels are read where they are; the daemon, its state and the pipeline
     are left alone, and nothing is fired. Change a limit in a copy of the configuration, and see
-    what it would have done.
+    what it would have done. Windows in which nothing could be judged are counted with the reason.
 
     Example: steadfeast monitor backtest --from 2013-03-02 --to 2013-12-31 --html backtest.html
     """
     from rich.console import Console
 
     from steadfeast.monitor.backtest import report
+    from steadfeast.monitor.cli import output
     from steadfeast.monitor.web.render import Renderer
 
     first, last = start.replace(tzinfo=UTC), end.replace(tzinfo=UTC)
@@ -200,7 +201,8 @@ def backtest(
     if scored is not None and reference is None:
         raise typer.BadParameter("goes with --reference", param_hint="--scored")
     pinned = {} if reference is None else {"reference": reference, "scored": scored}
-    found = report.replayed(config, monitor, pinned, first, last, alone=alone)
+    with output.reserved_stdout():
+        found = report.replayed(config, monitor, pinned, first, last, alone=alone)
     if html is not None:
         text = report.page(found, first, last, datetime.now(UTC), Renderer())
         html.write_text(text, encoding="utf-8")
@@ -239,7 +241,7 @@ def calibrate(
     from rich.console import Console
 
     from steadfeast.featurestore.served_log.log import ServedLog
-    from steadfeast.monitor.cli import sensitivity
+    from steadfeast.monitor.cli import output, sensitivity
     from steadfeast.monitor.config.schema import load
     from steadfeast.monitor.evaluation.preflight import check
     from steadfeast.monitor.sources.source import Sources
@@ -251,11 +253,12 @@ def calibrate(
     for name, one in sorted(section.monitors.items()):
         if monitor not in {"", name}:
             continue
-        if one.stretch is not None and reference is None:
-            found = sensitivity.measured(sources.of(name, one), one, name, quiet=as_json)
-        else:
-            manifest = reference or one.manifest or _champion(name, config, address)
-            found = sensitivity.measured(manifest, one, name, quiet=as_json)
+        with output.reserved_stdout():
+            if one.stretch is not None and reference is None:
+                found = sensitivity.measured(sources.of(name, one), one, name, quiet=as_json)
+            else:
+                manifest = reference or one.manifest or _champion(name, config, address)
+                found = sensitivity.measured(manifest, one, name, quiet=as_json)
         if as_json:
             for line in found:
                 typer.echo(json.dumps({"monitor": name, **asdict(line)}))

@@ -7,7 +7,10 @@ or what rich draws; the one that waits is `watch`.
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -38,6 +41,23 @@ STYLES = {
     monitor_pb2.LEVEL_INSUFFICIENT_DATA: "yellow",
     monitor_pb2.LEVEL_INCIDENT: "magenta",
 }
+
+
+@contextmanager
+def reserved_stdout() -> Iterator[None]:
+    """Send all that is printed or logged meanwhile to standard error, whoever does it.
+
+    Standard output is for the answer alone, so that a program can read it.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def as_json(message: Message) -> str:

@@ -199,6 +199,24 @@ class Evaluator:
                 self._look(monitor)
         return done
 
+    def prime(self, monitor: str, until: datetime) -> None:
+        """Freeze and count the buckets that the first window needs before `until`; decide nothing.
+
+        Where there are rows before that time, the first window is whole.
+        """
+        config, held = self.config.monitors[monitor], self._ledger.held(monitor)
+        first = self._source(monitor, config).first()
+        if first is None or held.reference is None:
+            return
+        with self._busy:
+            for bucket in buckets(until + config.bucket - config.window, until, config.bucket):
+                if bucket.end <= first:
+                    continue
+                at = datetime.now(UTC)
+                snapshot, counted = self._measurer.count(monitor, config, bucket, held.reference)
+                with self._ledger.transaction():
+                    self._ledger.add_bucket(monitor, snapshot, counted, held.reference_key, at)
+
     def _look(self, monitor: str) -> None:
         """Look at the newest window that has ended, while late rows still count in it.
 

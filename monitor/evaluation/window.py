@@ -117,6 +117,18 @@ class Measurer:
         """Let go of the connection."""
         self._con.close()
 
+    def count(
+        self, monitor: str, config: MonitorConfig, bucket: Bucket, reference: Reference
+    ) -> tuple[Snapshot, Profile]:
+        """Freeze a bucket and count its rows over `reference`.
+
+        Raises:
+            SourceError: What is watched cannot be read.
+        """
+        source, path = self._source_of(monitor, config), bucket_path(self._state, monitor, bucket)
+        snapshot = frozen(self._con, source, bucket, path, types=types_of(reference))
+        return snapshot, profile(rows_of(snapshot, reference), reference.edges)
+
     def measure(
         self, monitor: str, config: MonitorConfig, bucket: Bucket, reference: Reference, key: str
     ) -> Measured:

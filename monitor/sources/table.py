@@ -227,6 +227,7 @@ class Table:
         if not pieces:
             yield Reading(None, tuple(aside))
             return
+        con.execute("SET TimeZone = 'UTC'")
         with self._open(con):
             left_out: set[str] = set()
             if self._csv:
