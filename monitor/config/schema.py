@@ -37,6 +37,12 @@ SHORTEST_TOKEN = 16
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+ColumnRole = Literal[
+    "feature", "constant", "empty", "identifier", "growing", "time", "calendar", "unwatched"
+]
+"""What a column may be declared to be; see `profiles.roles.Role`."""
+
+
 def _cron(line: str) -> str:
     parse(line)
     return line
@@ -166,6 +172,9 @@ class MonitorConfig(Section):
         min_rows: Rows in a window below which the verdict is `insufficient_data`.
         statistic: Name of the statistic that decides.
         features: Watched features; empty means all that are served.
+        columns: What some columns are, in place of what is recognised on the reference: `feature`,
+            `identifier`, `growing`, `calendar`, ... An identifier and what grows or follows the
+            calendar by construction is not compared with the reference.
         segments: Columns whose values split the rows: the same looks at each of the largest.
         multivariate: Look at all features together, too: whether they hang together as they did.
             Needs the extra `multivariate`, a training set whose rows are kept, and seconds.
@@ -198,6 +207,7 @@ class MonitorConfig(Section):
     min_rows: PositiveInt = 200
     statistic: str = "psi"
     features: tuple[str, ...] = ()
+    columns: dict[str, ColumnRole] = Field(default_factory=dict)
     segments: tuple[str, ...] = Field(default=(), max_length=4)
     multivariate: bool = False
     false_alarms_per_year: PositiveFloat = 4

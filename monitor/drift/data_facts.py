@@ -38,7 +38,7 @@ DEVIATIONS = 5.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY, _MICROSECOND = timedelta(days=1), timedelta(microseconds=1)
 _NORMAL_MAD = 1.4826
-_FEWEST_REPEATED_ROWS = 100
+_FEWEST_REPEATED_ROWS, _MOSTLY_UNIQUE = 100, 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +111,17 @@ def data_facts(
     first, last = found[0][0], found[-1][0]
     by_number = {number: rows for number, rows, *_ in found}
     large = [row for row in found if row[1] >= _FEWEST_REPEATED_ROWS] or found
+    shares = {name: max(row[2 + i] / row[1] for row in large) for i, name in enumerate(unique)}
+    # A single column that repeats anyway, as a customer's number does, names no row.
+    names_rows = {
+        name: share
+        for name, share in shares.items()
+        if share < _MOSTLY_UNIQUE or name == WHOLE_ROWS or len(unique[name]) > 1
+    }
     return DataFacts(
         _EPOCH + first * bucket,
         tuple(by_number.get(number, 0) for number in range(first, last + 1)),
-        {name: max(row[2 + i] / row[1] for row in large) for i, name in enumerate(unique)},
+        names_rows,
     )
 
 

@@ -27,8 +27,9 @@ from steadfeast.monitor.drift.multivariate.domain_classifier import Usual
 from steadfeast.monitor.drift.shares import extended
 from steadfeast.monitor.drift.thresholds import Calibration, seasonal, weekday
 from steadfeast.monitor.performance.estimated import Estimator
-from steadfeast.monitor.profiles.binning import Edges, edges_of
+from steadfeast.monitor.profiles.binning import EVENT_TIMES, Edges, edges_of
 from steadfeast.monitor.profiles.profile import Profile, Window, profile, total
+from steadfeast.monitor.profiles.roles import Role
 from steadfeast.monitor.sources.snapshot import EPOCH
 
 if TYPE_CHECKING:
@@ -320,7 +321,11 @@ def reference_of_rows(
         personal: Columns whose values are somebody's.
         told: See `reference_of`.
     """
-    edges = edges_of(read_columns(con, data, watched, in_order=False), watched, personal)
+    there = con.sql("FROM read_parquet($path)", params={"path": str(data)}).columns
+    keyed = [name for name in keys if name in there]
+    given = read_columns(con, data, (*watched, *keyed), in_order=False)
+    roles = {name: Role(role) for name, role in config.columns.items()}
+    edges = edges_of(given, watched, personal, keys=keyed, roles=roles)
     found = list(by_bucket(read_columns(con, data, watched, in_order=True), edges, config.bucket))
     if not found:
         return None
@@ -439,7 +444,7 @@ def _sample(
     ).to_arrow_table()
 
 
-_AT = "event time of the row"
+_AT = EVENT_TIMES[0]
 
 
 def by_bucket(
@@ -452,7 +457,7 @@ def by_bucket(
         micros = batch.column(_AT).cast(pa.timestamp("us", "UTC")).cast(pa.int64())
         numbers = micros.to_numpy(zero_copy_only=False) // step
         cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), batch.num_rows]
-        rows = batch.drop_columns([_AT])
+        rows = batch
         for begin, end in pairwise(cuts):
             if begin == end:
                 continue

@@ -276,4 +276,5 @@ def _info(reference: Reference) -> ReferenceInfo:
         reference.window,
         dict(reference.performance),
         dict(reference.importance),
+        reference.edges.watched(reference.profile.types),
     )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from steadfeast.monitor.performance.realized import Performance
     from steadfeast.monitor.profiles.distribution import Distribution
     from steadfeast.monitor.profiles.profile import Window
+    from steadfeast.monitor.profiles.roles import WatchedColumn
     from steadfeast.monitor.sources.quarantine import Quarantined
     from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
 
@@ -36,6 +37,7 @@ class ReferenceInfo:
         window: Stretch of event time of the training set, with its rows.
         performance: Metrics of the model on its hold-out, by name.
         importance: Per feature, how much worse the model gets without it; empty if unknown.
+        columns: How each column is watched.
     """
 
     uri: str
@@ -44,6 +46,7 @@ class ReferenceInfo:
     window: Window
     performance: Mapping[str, float]
     importance: Mapping[str, float] = field(default_factory=dict)
+    columns: tuple[WatchedColumn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,16 @@ class MonitorState:
     max_age: Mapping[str, timedelta] = field(default_factory=dict)
     audit: AuditState | None = None
     audit_interval: timedelta | None = None
+
+    @property
+    def columns(self) -> tuple[WatchedColumn, ...]:
+        """How each column is watched; empty without a reference."""
+        return self.reference.columns if self.reference else ()
+
+    @property
+    def last(self) -> PastWindow | None:
+        """The last evaluated window, with what was not judged of it."""
+        return self.history[-1] if self.history else None
 
     @property
     def drops(self) -> dict[str, float]:

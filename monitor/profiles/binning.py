@@ -19,16 +19,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from steadfeast.monitor.profiles.derived import Aspect, centroid, derived, is_list
+from steadfeast.monitor.profiles.derived import Aspect, aspects_of, centroid, derived, is_list
+from steadfeast.monitor.profiles.roles import (
+    LEFT_OUT,
+    WATCHED_BY,
+    Role,
+    Surroundings,
+    WatchedColumn,
+    exact_codes,
+    number_role,
+    word_role,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -60,6 +71,8 @@ class Kind(StrEnum):
     OPAQUE = "opaque"
 
 
+EVENT_TIMES = ("event time of the row", "request_time")
+"""Names of the column with the event time: of a reference's rows, and of a snapshot's."""
 ORDERED = frozenset({Kind.NUMERIC, Kind.TIMESTAMP, Kind.TEXT})
 
 
@@ -76,8 +89,11 @@ class ColumnEdges:
         source: The column that this is an aspect of; empty for a column itself.
         aspect: What is computed of it.
         centroid: Where the reference's lists are on average; of `Aspect.DISTANCE`.
+        path: Names of the struct's fields, from the outermost; of `Aspect.FIELD`.
         personal: Whether the values are somebody's, so that none may be shown; their categories
             are digests.
+        role: What the column is. One that is left out, or only watched by what is computed of
+            it, is `OPAQUE`.
     """
 
     kind: Kind
@@ -87,7 +103,20 @@ class ColumnEdges:
     source: str = ""
     aspect: Aspect = Aspect.NONE
     centroid: tuple[float, ...] = ()
+    path: tuple[str, ...] = ()
     personal: bool = False
+    role: Role = Role.FEATURE
+
+    def of(self, column: pa.Array, times: pa.Array | None) -> pa.Array:
+        """Return what is counted of a column: itself, or what is computed of it.
+
+        Args:
+            column: Of the name `source`.
+            times: Event times of the rows; None where they are not known.
+        """
+        if self.aspect is Aspect.NONE:
+            return column
+        return derived(column, self.aspect, self.centroid, self.path, times)
 
     @property
     def bins(self) -> int:
@@ -133,7 +162,9 @@ class ColumnEdges:
             "source": self.source,
             "aspect": str(self.aspect),
             "centroid": list(self.centroid),
+            "path": list(self.path),
             "personal": self.personal,
+            "role": str(self.role),
         }
 
     @classmethod
@@ -147,7 +178,9 @@ class ColumnEdges:
             data.get("source", ""),
             Aspect(data.get("aspect", "")),
             tuple(data.get("centroid", ())),
+            tuple(data.get("path", ())),
             data.get("personal", False),
+            Role(data.get("role", "feature")),
         )
 
 
@@ -168,13 +201,36 @@ class Edges:
 
     @property
     def identifiers(self) -> tuple[str, ...]:
-        """The columns of which each value named one row of the reference."""
-        return ()
+        """The columns of which each value names one row."""
+        return tuple(name for name, one in self.columns.items() if one.role is Role.IDENTIFIER)
 
     @property
     def sources(self) -> frozenset[str]:
         """The columns that must be read."""
-        return frozenset(one.source or name for name, one in self.columns.items())
+        named = {one.source or name for name, one in self.columns.items()}
+        if any(one.aspect is Aspect.AGE for one in self.columns.values()):
+            named.update(EVENT_TIMES)
+        return frozenset(named)
+
+    def watched(self, types: Mapping[str, Sequence[str]]) -> tuple[WatchedColumn, ...]:
+        """Return how each column is watched, for people.
+
+        Args:
+            types: Arrow types of the reference's columns.
+        """
+        parts: dict[str, list[str]] = {}
+        for name, one in self.columns.items():
+            parts.setdefault(one.source or name, []).extend([name] if one.bins else [])
+        found = []
+        for name, features in parts.items():
+            role = self.columns[name].role
+            by = WATCHED_BY[role]
+            if role is Role.PARTS:
+                by = ", ".join(one.removeprefix(f"{name}.") for one in features)
+            elif role is Role.UNWATCHED:
+                by += f": {' and '.join(types.get(name, ())) or 'of no type'}"
+            found.append(WatchedColumn(name, role, by, tuple(features)))
+        return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -190,19 +246,31 @@ def edges_of(
     source: pa.Table | pa.RecordBatchReader | Iterable[pa.RecordBatch],
     columns: Sequence[str],
     personal: Container[str] = (),
+    *,
+    keys: Sequence[str] = (),
+    roles: Mapping[str, Role] = MappingProxyType({}),
 ) -> Edges:
     """Make the binning of `columns` from a reference, in one pass.
 
     Quantiles are those of at most about `EDGE_ROWS` evenly spread rows: edges need not be
     exact, counts must. A column that the source lacks is left out. What is made of a column in
-    `personal` is marked so.
+    `personal` is marked so. Where the rows have one of `EVENT_TIMES`, it is recognised what follows
+    the clock.
+
+    Args:
+        source: The reference's rows.
+        columns: Which to watch.
+        personal: Columns whose values are somebody's.
+        keys: Columns that name entities; used where the rows have them.
+        roles: What some columns are, in place of what is recognised.
     """
     batches = source.to_batches() if isinstance(source, pa.Table) else source
     kept: list[pa.RecordBatch] = []
     rows, step = 0, 1
+    wanted = list(dict.fromkeys((*columns, *keys, *EVENT_TIMES)))
     for batch in batches:
         held = set(batch.schema.names)
-        present = [name for name in columns if name in held]
+        present = [name for name in wanted if name in held]
         kept.append(_every(batch.select(present), -rows % step, step))
         rows += batch.num_rows
         while rows > 2 * EDGE_ROWS * step:
@@ -213,11 +281,14 @@ def edges_of(
     schema = kept[0].schema if kept else getattr(source, "schema", pa.schema([]))
     table = pa.Table.from_batches(kept, schema)
     held = set(table.column_names)
+    around = _surroundings(table, keys)
+    found: dict[str, ColumnEdges] = {}
     names = [name for name in columns if name in held]
-    found = {name: _column_edges(table[name]) for name in names}
     for name in names:
-        for made in _aspects(name, table[name], found[name].kind):
-            found.setdefault(f"{name}.{made.aspect}", made)
+        found[name] = _column_edges(name, table[name], around, roles.get(name))
+    for name in names:
+        for label, made in _computed(name, table, found[name]):
+            found.setdefault(f"{name}.{label}", made)
     for name, one in found.items():
         if (one.source or name) in personal:
             found[name] = _without_names(one)
@@ -238,13 +309,37 @@ def _without_names(edges: ColumnEdges) -> ColumnEdges:
     """Mark bins as personal: what is kept of a category is a digest, which names nobody."""
     if edges.kind is not Kind.CATEGORICAL:
         return replace(edges, personal=True)
-    return replace(edges, personal=True, categories=tuple(map(_digest, edges.categories)))
+    digests = tuple(_digest(text) or "" for text in edges.categories)
+    return replace(edges, personal=True, categories=digests)
 
 
 def _digest(text: str | None) -> str | None:
     if text is None:
         return None
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
+def event_times(batch: pa.RecordBatch | pa.Table) -> Any:
+    """Return the event times of rows; None where they have none."""
+    for name in EVENT_TIMES:
+        if name in batch.schema.names:
+            return batch.column(name)
+    return None
+
+
+def _surroundings(table: pa.Table, keys: Sequence[str]) -> Surroundings:
+    times, entities = event_times(table), None
+    if times is None or not table.num_rows:
+        return Surroundings()
+    micros = times.cast(pa.timestamp("us", "UTC"), safe=False).cast(pa.int64()).to_numpy()
+    named = [name for name in keys if name in table.column_names]
+    if named:
+        codes = [pc.rank(table[name].cast(pa.string()), tiebreaker="dense") for name in named]
+        entities = np.zeros(table.num_rows, np.int64)
+        for code in codes:
+            entities = entities * (table.num_rows + 1) + code.to_numpy().astype(np.int64)
+            entities = np.unique(entities, return_inverse=True)[1]
+    return Surroundings(micros, entities)
 
 
 def kind_of(arrow: pa.DataType) -> Kind:
@@ -272,8 +367,45 @@ def _every(batch: pa.RecordBatch, start: int, step: int) -> pa.RecordBatch:
     return batch.take(pa.array(range(start, batch.num_rows, step), pa.int64()))
 
 
-def _column_edges(column: pa.ChunkedArray) -> ColumnEdges:
+def _column_edges(
+    name: str, column: pa.ChunkedArray, rows: Surroundings, role: Role | None = None
+) -> ColumnEdges:
+    """Return the binning of a column, which has no bins where its values are not compared."""
     kind = kind_of(column.type)
+    if role is None:
+        made = _recognised(name, column, rows, kind)
+    elif role in LEFT_OUT or role is Role.TIME:
+        made = ColumnEdges(Kind.OPAQUE, role=role)
+    else:
+        made = replace(_cut(column, kind), role=role)
+    left_out = made.role in LEFT_OUT and made.kind is not Kind.TEXT
+    return ColumnEdges(Kind.OPAQUE, role=made.role) if left_out else made
+
+
+def _recognised(name: str, column: pa.ChunkedArray, rows: Surroundings, kind: Kind) -> ColumnEdges:
+    if pa.types.is_null(column.type):
+        return ColumnEdges(Kind.OPAQUE, role=Role.EMPTY)
+    if kind is Kind.OPAQUE:
+        role = Role.PARTS if aspects_of(column.type) else Role.UNWATCHED
+        return ColumnEdges(kind, role=Role.EMBEDDING if is_list(column.type) else role)
+    if kind is Kind.TIMESTAMP and rows.micros is not None:
+        return ColumnEdges(Kind.OPAQUE, role=Role.TIME)
+    made, plain = _cut(column, kind), decoded(column)
+    if kind is Kind.NUMERIC:
+        values = np.concatenate([np.empty(0), *(values_of(one, kind) for one in column.chunks)])
+        role = number_role(name, plain, values, rows)
+        few = pc.count_distinct(plain).as_py() <= MAX_CATEGORIES
+        if few and role in {Role.FEATURE, Role.CONSTANT} and exact_codes(plain):
+            made, role = ColumnEdges(Kind.OPAQUE), Role.PARTS
+    elif kind is Kind.CATEGORICAL:
+        role = word_role(plain, pc.count_distinct(plain).as_py(), rows)
+        role = Role.TEXT if role is Role.FEATURE and made.kind is Kind.TEXT else role
+    else:
+        role = Role.FEATURE
+    return replace(made, role=role)
+
+
+def _cut(column: pa.ChunkedArray, kind: Kind) -> ColumnEdges:
     if kind is Kind.BOOLEAN:
         return ColumnEdges(kind, categories=("false", "true"), groups=(0, 1, 2))
     if kind is Kind.OPAQUE:
@@ -296,26 +428,35 @@ def _pairs(found: pa.StructArray, most: int) -> list[tuple[str, int]]:
     return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:most]
 
 
-def _aspects(name: str, column: pa.ChunkedArray, kind: Kind) -> list[ColumnEdges]:
-    """Return the bins of what is computed of a column that has none, or only of its length."""
-    if kind is Kind.TEXT:
-        wanted: list[tuple[Aspect, tuple[float, ...]]] = [(Aspect.PATTERN, ())]
-    elif kind is Kind.OPAQUE and is_list(column.type):
-        center = centroid(column)
-        wanted = [(Aspect.LENGTH, ()), (Aspect.NORM, ()), (Aspect.DISTANCE, center)]
-        wanted = wanted if center else wanted[:2]
+def _computed(name: str, table: pa.Table, edges: ColumnEdges) -> Iterator[tuple[str, ColumnEdges]]:
+    """Yield what is computed of a column that has no bins, or only of its length, by name."""
+    column, times = table[name], event_times(table)
+    if edges.kind is Kind.TEXT:
+        wanted: list[tuple[Aspect, tuple[str, ...]]] = [(Aspect.PATTERN, ())]
+    elif edges.role is Role.TIME:
+        wanted = [(Aspect.AGE, ())]
+    elif edges.role in {Role.PARTS, Role.EMBEDDING}:
+        wanted = aspects_of(column.type) or [(Aspect.DIGITS, ())]
     else:
-        return []
-    found = []
-    for aspect, center in wanted:
-        values = pa.chunked_array([derived(one, aspect, center) for one in column.chunks])
-        if aspect is Aspect.PATTERN:
+        return
+    for aspect, path in wanted:
+        center = centroid(column) if aspect is Aspect.DISTANCE else ()
+        if aspect is Aspect.DISTANCE and not center:
+            continue
+        made = ColumnEdges(
+            Kind.OPAQUE, source=name, aspect=aspect, centroid=tuple(center), path=path
+        )
+        whole = column.combine_chunks()
+        given = None if times is None else times.combine_chunks()
+        values = pa.chunked_array([made.of(whole, given)])
+        if aspect in {Aspect.PATTERN, Aspect.DIGITS}:
             counted = pc.value_counts(values.drop_null())
-            made = _category_edges(_pairs(counted, MOST_PATTERNS))
+            most = MOST_PATTERNS if aspect is Aspect.PATTERN else MAX_CATEGORIES
+            cut = _category_edges(_pairs(counted, most))
         else:
-            made = _column_edges(values)
-        found.append(replace(made, source=name, aspect=aspect, centroid=tuple(center)))
-    return found
+            cut = _cut(values, kind_of(values.type))
+        label = ".".join(path) if path else aspect.value
+        yield label, replace(cut, source=name, aspect=aspect, centroid=made.centroid, path=path)
 
 
 def _category_edges(pairs: Sequence[tuple[str, int]]) -> ColumnEdges:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 LONGEST_PATTERN = 24
+_DAY_MICROS = 86_400_000_000.0
 _SHAPES = ((r"\p{L}+", "a"), (r"\p{N}+", "9"), (r"\s+", " "))
 
 
@@ -33,8 +34,11 @@ class Aspect(StrEnum):
     """What is computed of a column.
 
     `NONE`: nothing, it is counted as it is. Of lists: `LENGTH`, the number of elements; `NORM`,
-    the Euclidean norm; `DISTANCE`, from the reference's centroid. Of text: `PATTERN`, with runs of
-    letters as `a`, of digits as `9`, of white space as one blank.
+    the Euclidean norm; `DISTANCE`, from the reference's centroid; `WORDS`, the elements of a list
+    of text in order, as one text. Of text: `PATTERN`, with runs of letters as `a`, of digits as
+    `9`, of white space as one blank. Of times: `AGE`, days before the event; `HOUR`, of the day; of
+    spans `HOURS`. Of bytes: `LENGTH`. Of whole numbers that no float tells apart: `DIGITS`, as
+    text. Of structs: `FIELD`, one of them.
     """
 
     NONE = ""
@@ -42,6 +46,12 @@ class Aspect(StrEnum):
     NORM = "norm"
     DISTANCE = "distance"
     PATTERN = "pattern"
+    WORDS = "words"
+    AGE = "age"
+    HOUR = "hour"
+    HOURS = "hours"
+    DIGITS = "digits"
+    FIELD = "field"
 
 
 def is_list(arrow: pa.DataType) -> bool:
@@ -73,35 +83,146 @@ def centroid(column: Any) -> tuple[float, ...]:
     return tuple(matrix.mean(axis=0).tolist()) if len(matrix) else ()
 
 
-def derived(column: pa.Array, aspect: Aspect, center: Sequence[float] = ()) -> pa.Array:
+def derived(
+    column: pa.Array,
+    aspect: Aspect,
+    center: Sequence[float] = (),
+    path: Sequence[str] = (),
+    times: pa.Array | None = None,
+) -> pa.Array:
     """Return the aspect of each row, null where the row is; a type that has none as it is.
 
     A list of another length than the centroid's has no distance: NaN, as has one with a null.
+
+    Args:
+        column: The column.
+        aspect: What to compute.
+        center: The centroid; of `DISTANCE`.
+        path: Names of the fields, from the outermost; of `FIELD`.
+        times: Event times; of `AGE`.
     """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if aspect is Aspect.PATTERN:
-        return _pattern(column)
-    if not is_list(column.type):
-        return column
+    if aspect in _SIMPLE:
+        fits, compute = _SIMPLE[aspect]
+        return compute(column) if fits(column.type) else column
+    if aspect is Aspect.FIELD:
+        return _field(column, path)
+    if aspect is Aspect.AGE:
+        return _age(column, times)
+    return _of_list(column, aspect, center) if is_list(column.type) else column
+
+
+def _of_list(column: pa.Array, aspect: Aspect, center: Sequence[float]) -> pa.Array:
+    """Return the norm of lists of numbers, or their distance from the centroid."""
     rows, lengths, values = _flat(column)
-    if aspect is Aspect.LENGTH:
-        found = lengths.astype(np.float64)
-    else:
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        if aspect is Aspect.DISTANCE:
-            fits = lengths == len(center)
-            values = values.copy()
-            values[fits[owner]] -= np.tile(center, int(fits.sum()))
-        with np.errstate(over="ignore"):
-            found = np.sqrt(np.bincount(owner, values**2, minlength=len(lengths)))
-        if aspect is Aspect.DISTANCE:
-            found[~fits] = np.nan
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    if aspect is Aspect.DISTANCE:
+        fitting = lengths == len(center)
+        values = values.copy()
+        values[fitting[owner]] -= np.tile(center, int(fitting.sum()))
+    with np.errstate(over="ignore"):
+        found = np.sqrt(np.bincount(owner, values**2, minlength=len(lengths)))
+    if aspect is Aspect.DISTANCE:
+        found[~fitting] = np.nan
     whole = np.zeros(len(column))
     whole[rows] = found
     missing = np.ones(len(column), dtype=bool)
     missing[rows] = False
     return pa.array(whole, pa.float64(), mask=missing)
+
+
+def is_any_list(arrow: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of whatever."""
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(fits(arrow) for fits in kinds)
+
+
+def aspects_of(arrow: pa.DataType) -> list[tuple[Aspect, tuple[str, ...]]]:
+    """Return what can be computed of a column that has no bins of its own, and of which field."""
+    if pa.types.is_struct(arrow):
+        return [(Aspect.FIELD, path) for path in _leaves(arrow)]
+    if is_list(arrow):
+        return [(Aspect.LENGTH, ()), (Aspect.NORM, ()), (Aspect.DISTANCE, ())]
+    if is_any_list(arrow):
+        texts = pa.types.is_string(arrow.value_type) or pa.types.is_large_string(arrow.value_type)
+        return [(Aspect.LENGTH, ()), *([(Aspect.WORDS, ())] if texts else [])]
+    if _is_binary(arrow):
+        return [(Aspect.LENGTH, ())]
+    if pa.types.is_time(arrow):
+        return [(Aspect.HOUR, ())]
+    return [(Aspect.HOURS, ())] if pa.types.is_duration(arrow) else []
+
+
+def _leaves(arrow: pa.DataType, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Return the paths of a struct's fields that are values rather than structs or lists."""
+    found: list[tuple[str, ...]] = []
+    for field in arrow:
+        path = (*above, field.name)
+        if pa.types.is_struct(field.type):
+            found += _leaves(field.type, path)
+        elif not pa.types.is_nested(field.type) and not _is_binary(field.type):
+            found.append(path)
+    return found
+
+
+def _field(column: pa.Array, path: Sequence[str]) -> pa.Array:
+    """Return a field of a struct; nulls where the column has none of this name."""
+    for name in path:
+        if not pa.types.is_struct(column.type) or column.type.get_field_index(name) < 0:
+            return pa.nulls(len(column))
+        column = pc.struct_field(column, name)
+    return column
+
+
+def _age(column: pa.Array, times: pa.Array | None) -> pa.Array:
+    """Return how many days each time lies before the event."""
+    if times is None or not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
+        return column
+    at, value = (
+        one.cast(pa.timestamp("us"), safe=False).cast(pa.int64()) for one in (times, column)
+    )
+    return pc.divide(pc.cast(pc.subtract(at, value), pa.float64(), safe=False), _DAY_MICROS)
+
+
+def _hour(column: pa.Array) -> pa.Array:
+    micros = column.cast(pa.time64("us"), safe=False).cast(pa.int64())
+    return pc.divide(pc.cast(micros, pa.float64(), safe=False), _DAY_MICROS / 24)
+
+
+def _length(column: pa.Array) -> pa.Array:
+    count = pc.binary_length if _is_binary(column.type) else pc.list_value_length
+    return pc.cast(count(column), pa.float64())
+
+
+def _has_length(arrow: pa.DataType) -> bool:
+    return _is_binary(arrow) or is_any_list(arrow)
+
+
+def _hours(column: pa.Array) -> pa.Array:
+    micros = column.cast(pa.duration("us"), safe=False).cast(pa.int64())
+    return pc.divide(pc.cast(micros, pa.float64(), safe=False), _DAY_MICROS / 24)
+
+
+def _digits(column: pa.Array) -> pa.Array:
+    return column.cast(pa.string())
+
+
+def _words(column: pa.Array) -> pa.Array:
+    texts = [
+        None if one is None else " ".join(sorted(word or "" for word in one))
+        for one in column.to_pylist()
+    ]
+    return pa.array(texts, pa.string())
+
+
+def _is_binary(arrow: pa.DataType) -> bool:
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(fits(arrow) for fits in kinds)
+
+
+def _is_whole(arrow: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(arrow) or pa.types.is_decimal(arrow))
 
 
 def _flat(column: pa.Array) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], Floats]:
@@ -113,9 +234,22 @@ def _flat(column: pa.Array) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]
     return rows, lengths, pc.fill_null(inner, np.nan).to_numpy(zero_copy_only=False)
 
 
+def _is_text(arrow: pa.DataType) -> bool:
+    return bool(pa.types.is_string(arrow) or pa.types.is_large_string(arrow))
+
+
 def _pattern(column: pa.Array) -> pa.Array:
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column
     for what, sign in _SHAPES:
         column = pc.replace_substring_regex(column, what, sign)
     return pc.utf8_slice_codeunits(column, 0, LONGEST_PATTERN)
+
+
+_SIMPLE = {
+    Aspect.LENGTH: (_has_length, _length),
+    Aspect.PATTERN: (_is_text, _pattern),
+    Aspect.HOUR: (pa.types.is_time, _hour),
+    Aspect.HOURS: (pa.types.is_duration, _hours),
+    Aspect.DIGITS: (_is_whole, _digits),
+    Aspect.WORDS: (is_any_list, _words),
+}
+"""What needs nothing but the column: which types have it, and how it is computed."""

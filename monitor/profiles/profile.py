@@ -28,11 +28,11 @@ from steadfeast.monitor.profiles.binning import (
     Kind,
     category_places,
     decoded,
+    event_times,
     kind_of,
     plain_type,
     values_of,
 )
-from steadfeast.monitor.profiles.derived import Aspect, derived
 from steadfeast.monitor.profiles.histogram import Counter
 
 if TYPE_CHECKING:
@@ -287,9 +287,7 @@ def _greatest(a: float | None, b: float | None) -> float | None:
 
 
 def _column(batch: pa.RecordBatch, name: str, edges: ColumnEdges) -> pa.Array:
-    if edges.aspect is Aspect.NONE:
-        return batch.column(name)
-    return derived(batch.column(edges.source), edges.aspect, edges.centroid)
+    return edges.of(batch.column(edges.source or name), event_times(batch))
 
 
 def _count(column: pa.Array, edges: ColumnEdges, counter: Counter) -> ColumnProfile:

@@ -56,12 +56,14 @@ _EARLIEST, _LATEST = (
 )
 """Microseconds of what Python's dates hold, with room to add a bucket."""
 _EXACT = {
-    "hugeint": "DECIMAL(38, 0)",
-    "uhugeint": "DECIMAL(38, 0)",
-    "uuid": "VARCHAR",
-    "json": "VARCHAR",
+    "hugeint": "TRY_CAST({} AS DECIMAL(38, 0))",
+    "uhugeint": "TRY_CAST({} AS DECIMAL(38, 0))",
+    "uuid": "{}::VARCHAR",
+    "json": "{}::VARCHAR",
+    "interval": "epoch({})",
+    "time with time zone": "{}::TIME",
 }
-"""DuckDB types that Parquet has not, or not exactly, and what they are frozen as."""
+"""DuckDB types that Parquet has not, or not exactly, and what is frozen in their place."""
 _TRANSIENT = (duckdb.OutOfMemoryException, duckdb.InterruptException)
 
 
@@ -489,7 +491,9 @@ class Table:
         since, until = _micros(start), _micros(end) - 1
         query = sql.history(view, since, until, time=AT, keys=names, once=bool(shape.view))
         inexact = {
-            name: _EXACT[column.type.id] for name, column in features if column.type.id in _EXACT
+            name: _EXACT[kind]
+            for name, column in features
+            if (kind := str(column.type).lower()) in _EXACT
         }
         kept = {
             name: kind for name, kind in inexact.items() if not self._only or name in self._only
@@ -497,7 +501,7 @@ class Table:
         if not kept:
             return query
         casts = ", ".join(
-            f"TRY_CAST({sql.identifier(name)} AS {kind}) AS {sql.identifier(name)}"
+            f"{kind.format(sql.identifier(name))} AS {sql.identifier(name)}"
             for name, kind in kept.items()
         )
         return f"SELECT * REPLACE ({casts}) FROM ({query})"

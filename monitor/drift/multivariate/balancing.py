@@ -31,7 +31,6 @@ import pyarrow as pa
 from scipy import special
 
 from steadfeast.monitor.profiles.binning import ORDERED, Kind, places_of
-from steadfeast.monitor.profiles.derived import Aspect, derived
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,8 +127,7 @@ def rows_of(table: pa.Table, edges: Edges, names: Sequence[str], time: str) -> R
         places[:, i] = one.bins
         if source in table.column_names and table.num_rows:
             column = table[source].combine_chunks()
-            if one.aspect is not Aspect.NONE:
-                column = derived(column, one.aspect, one.centroid)
+            column = one.of(column, table[time].combine_chunks())
             places[:, i] = places_of(column, one)
     micros = table[time].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
     ordered = tuple(one.kind in ORDERED for one in held)

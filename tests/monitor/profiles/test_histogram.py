@@ -46,7 +46,7 @@ def test_counts_are_those_of_the_search(cuts, others, seed):
         lambda rng, n: rng.standard_cauchy(n),
         lambda rng, n: np.where(rng.random(n) < 0.6, 0.0, rng.exponential(1, n)),
         lambda rng, n: rng.poisson(5, n),
-        lambda rng, n: rng.integers(-(2**62), 2**62, n),
+        lambda rng, n: rng.integers(-(2**52), 2**52, n),
         lambda rng, n: rng.integers(0, 256, n).astype(np.uint8),
         lambda rng, n: rng.normal(1e9, 1, n).astype(np.float32),
         lambda _, n: np.full(n, 7.0),

@@ -235,7 +235,7 @@ def test_edges_do_not_depend_on_the_order_of_rows():
 
 def test_edges_of_a_long_stream_come_from_evenly_spread_rows():
     """A column that rises all the way: leaving out the end would show."""
-    batches = (pa.record_batch({"v": np.arange(i * 1000, i * 1000 + 1000)}) for i in range(1300))
+    batches = (pa.record_batch({"v": np.arange(i * 1000.0, i * 1000 + 1000)}) for i in range(1300))
     edges = edges_of(batches, ["v"]).columns["v"]
     assert edges.cuts[-1] == pytest.approx(1_300_000, rel=1e-4)
     assert min(abs(cut - 650_000) for cut in edges.cuts) < 20
