@@ -8,6 +8,7 @@ exit code 1.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from datetime import UTC, datetime
@@ -386,7 +387,8 @@ def _missing(entry: EntryPoint, error: ImportError) -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; what it writes is its owner's alone, whoever writes it."""
+    os.umask(0o077)
     _add_groups()
     try:
         app()

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Self
 from google.protobuf.json_format import MessageToDict, MessageToJson, Parse
 
 from steadfeast.featurestore.errors import NotFoundError, SteadfeastError
+from steadfeast.featurestore.tables.whole_files import private_folder
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class RunQueue:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
         self._changed = threading.Condition(threading.RLock())
         self._con = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
         self._con.execute("PRAGMA journal_mode = WAL")

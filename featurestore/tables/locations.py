@@ -8,6 +8,7 @@ list of live files; remote addresses by DuckDB's own settings.
 from __future__ import annotations
 
 import glob
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
@@ -58,6 +59,16 @@ def _partitions(parts: Iterable[str]) -> list[str]:
 
 def _typed(named: Iterable[str], types: Mapping[str, str] | None) -> dict[str, str]:
     return {name: kind for name, kind in (types or {}).items() if name in named}
+
+
+def kept_path(path: Path | str, root: Path) -> str:
+    """Return a path as state keeps it: as seen from the store's folder, so that both can move."""
+    return Path(os.path.relpath(Path(path).resolve(), root.resolve())).as_posix()
+
+
+def path_of(kept: str, root: Path) -> Path:
+    """Return the path that `kept_path` made a text of; an absolute one is what it is."""
+    return Path(os.path.normpath(root / kept))
 
 
 def is_remote(location: str) -> bool:

@@ -68,7 +68,7 @@ class Evaluator:
             self._source, self._log, config.state, ledger.buckets, ledger.profile
         )
         self._looks = Looks(self._measurer, self._source)
-        self._builder = ReferenceBuilder(ledger)
+        self._builder = ReferenceBuilder(ledger, data)
         self._busy = Lock()
         self._dropped: dict[str, datetime] = {}
 

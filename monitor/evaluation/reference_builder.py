@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import duckdb
 import structlog
 
 from steadfeast.featurestore.errors import UserError
+from steadfeast.featurestore.tables.locations import kept_path, path_of
 from steadfeast.monitor.drift.distances import statistic
 from steadfeast.monitor.drift.multivariate.detector import required
 from steadfeast.monitor.drift.reference import VERSION
@@ -30,6 +31,7 @@ from steadfeast.monitor.sources.source import check as check_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from steadfeast.monitor.config.schema import DaemonConfig, MonitorConfig
     from steadfeast.monitor.drift.reference import Outdated, Reference
@@ -78,10 +80,11 @@ class ReferenceBuilder:
 
     Args:
         ledger: Says what is held.
+        data: Folder of the store, from where kept paths are seen.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, data: Path) -> None:
+        self._ledger, self._data = ledger, data
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="references")
         self._began: float | None = None
 
@@ -134,18 +137,18 @@ class ReferenceBuilder:
             if same and old is not None and held.reference_key == reference_key(old, monitor):
                 return None
             return self._built(reference_from_stretch, source, monitor)
-        if pinned is not None and (old is None or old.uri != str(pinned)):
-            return self._built(reference_from, pinned, monitor, scored=monitor.scored)
+        if pinned is not None and (old is None or old.uri != kept_path(pinned, self._data)):
+            return self._of_manifest(
+                kept_path(pinned, self._data), self._scored_of(monitor), monitor
+            )
         if old is None or old.uri.startswith(STRETCH):
             return None  # the champion's comes with the next look at the pipelines
         if held.reference_key == reference_key(old, monitor):
             return None
-        scored = Path(old.scored_uri) if old.scored_uri else None
-        return self._built(
-            reference_from,
-            Path(old.uri),
+        return self._of_manifest(
+            old.uri,
+            old.scored_uri if pinned is None else self._scored_of(monitor),
             monitor,
-            scored=scored if pinned is None else monitor.scored,
             model_version=old.model_version,
             performance=old.performance if pinned is None else None,
         )
@@ -159,18 +162,30 @@ class ReferenceBuilder:
             UserError: The training set is missing or cannot be a reference.
         """
         return {
-            name: self._built(
-                reference_from,
-                Path(run.manifest_uri),
-                monitor,
+            name: self._of_manifest(
+                run.manifest_uri,
                 # A table has no predictions of the model to compare.
-                scored=Path(run.scored_uri) if run.scored_uri and monitor.service else None,
+                run.scored_uri if monitor.service else "",
+                monitor,
                 model_version=run.model_version,
                 performance=dict(run.metrics),
             )
             for name, monitor in config.monitors.items()
             if monitor.model == run.model and monitor.reference is None
         }
+
+    def _scored_of(self, monitor: MonitorConfig) -> str:
+        """Return the rows that the configuration names, as a path that is kept."""
+        return "" if monitor.scored is None else kept_path(monitor.scored, self._data)
+
+    def _of_manifest(
+        self, manifest: str, scored: str, monitor: MonitorConfig, **known: Any
+    ) -> Reference:
+        """Build the reference of a training set; both paths as they are kept, or absolute."""
+        place = path_of(manifest, self._data)
+        beside = path_of(scored, self._data) if scored else None
+        built = self._built(reference_from, place, monitor, scored=beside, **known)
+        return replace(built, uri=manifest, scored_uri=scored)
 
     def _built(self, build: Callable[..., Reference], *given: Any, **known: Any) -> Reference:
         return self._thread.submit(self._timed, build, *given, **known).result()

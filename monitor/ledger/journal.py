@@ -17,6 +17,7 @@ import duckdb
 import structlog
 
 from steadfeast.featurestore.errors import NotFoundError
+from steadfeast.featurestore.tables.whole_files import private_folder
 from steadfeast.monitor.decisions.model import Alert
 from steadfeast.monitor.ledger import queries
 from steadfeast.monitor.ledger.codec import dump, load
@@ -53,7 +54,7 @@ class Journal:
             LedgerVersionError: It is of a newer version.
             LedgerBrokenError: It cannot be read.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         self._holder = lock(folder)
         self._path = folder / "monitor.duckdb"
         self._wal = self._path.with_suffix(".duckdb.wal")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from steadfeast.featurestore.tables.locations import kept_path
 from steadfeast.monitor.decisions.model import ModelHistory, Outcome, PolicyState
 from steadfeast.monitor.drift.data_quality import Figures, Freshness, Incident
 from steadfeast.monitor.drift.detector import Verdict
@@ -142,7 +143,7 @@ class Ledger(Deliveries):
             snapshot.rows,
             snapshot.watermark,
             snapshot.sha256,
-            str(snapshot.path),
+            kept_path(snapshot.path, self._path.parent),
             frozen_at,
             key,
             profile.to_json(),
@@ -153,7 +154,7 @@ class Ledger(Deliveries):
     def buckets(self, monitor: str, start: datetime, end: datetime, *, but: str = "") -> list[Kept]:
         """Return the frozen buckets inside [start, end), in order; none of reference key `but`."""
         with self._lock:
-            return queries.buckets(self._rows, monitor, start, end, but=but)
+            return queries.buckets(self._rows, self._path.parent, monitor, start, end, but=but)
 
     def profile(self, monitor: str, kept: Kept) -> str:
         """Return the profile of a frozen bucket, as JSON."""

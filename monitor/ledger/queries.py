@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from steadfeast.featurestore.tables.locations import path_of
 from steadfeast.monitor.decisions.model import PolicyState, TriggerState
 from steadfeast.monitor.drift.data_quality import Figures, Freshness
 from steadfeast.monitor.drift.detector import Verdict
@@ -34,6 +34,7 @@ from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from steadfeast.monitor.config.schema import MonitorConfig
     from steadfeast.monitor.drift.reference import Outdated, Reference
@@ -79,9 +80,12 @@ class Kept:
 
 
 def buckets(
-    rows: Rows, monitor: str, start: datetime, end: datetime, *, but: str = ""
+    rows: Rows, folder: Path, monitor: str, start: datetime, end: datetime, *, but: str = ""
 ) -> list[Kept]:
-    """Return the frozen buckets inside [start, end), in order; none of the reference key `but`."""
+    """Return the frozen buckets inside [start, end), in order; none of the reference key `but`.
+
+    Their files are kept as seen from `folder`, which can be moved.
+    """
     found = rows(
         "SELECT start_time, end_time, row_count, late_rows, path, frozen_at, reference_key "
         "FROM buckets WHERE monitor = ? AND start_time >= ? AND end_time <= ? "
@@ -96,7 +100,7 @@ def buckets(
             Bucket(begin.astimezone(UTC), stop.astimezone(UTC)),
             count,
             late,
-            Path(path),
+            path_of(path, folder),
             frozen_at.astimezone(UTC),
             key,
         )

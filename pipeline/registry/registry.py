@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from steadfeast.featurestore.errors import NotFoundError, UserError
+from steadfeast.featurestore.tables.whole_files import private_folder
 from steadfeast.measures import Task
 from steadfeast.pipeline.recipes import Target, scores
 from steadfeast.pipeline.registry import formats
 from steadfeast.pipeline.registry.formats import UntrustedModelError
+from steadfeast.pipeline.registry.relocation import FOLDER, relocate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -208,10 +210,12 @@ class Registry:
     @classmethod
     def open(cls, config: PipelineConfig) -> Self:
         """Open the registry that `config` names; creates the SQLite file if need be."""
-        config.state.mkdir(parents=True, exist_ok=True)
+        private_folder(config.state)
+        if config.tracking_uri is None:
+            relocate(config.state / "mlflow.db")
         return cls(
             config.tracking_uri or f"sqlite:///{config.state / 'mlflow.db'}",
-            config.state / "artifacts" if config.tracking_uri is None else None,
+            config.state / FOLDER if config.tracking_uri is None else None,
             {name: model.trusted_types for name, model in config.models.items()},
         )
 

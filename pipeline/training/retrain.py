@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from steadfeast import featurestore
+from steadfeast.featurestore.config import StoreConfig, load_section
 from steadfeast.featurestore.errors import (
     ErasedError,
     ManifestError,
@@ -26,6 +26,7 @@ from steadfeast.featurestore.errors import (
     SteadfeastError,
     UserError,
 )
+from steadfeast.featurestore.tables.locations import kept_path, path_of
 from steadfeast.featurestore.tables.sql import identifier
 from steadfeast.pipeline import recipes
 from steadfeast.pipeline.gates import Gate, load_checks, refusal
@@ -48,6 +49,7 @@ from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from steadfeast.featurestore.training.manifest import TrainingSet
     from steadfeast.pipeline.config import ModelConfig, PipelineConfig
@@ -155,7 +157,10 @@ class Retrain:
             training, target = prepared
         else:
             facts = self._registry.facts(run.model, version)
-            training, target = featurestore.TrainingSet.load(Path(facts.manifest_uri)), facts.target
+            training, target = (
+                featurestore.TrainingSet.load(self._place(facts.manifest_uri)),
+                facts.target,
+            )
         check()
         # Whoever becomes the champion meanwhile is who the challenger has to be judged against.
         while version is None or not self._is_judged(run, version):
@@ -173,6 +178,14 @@ class Retrain:
             return
         self._registry.set_champion(run.model, version)
         self._queue.finish(run.run_id, pb.RUN_STATE_PROMOTED)
+
+    def _kept(self, path: Path) -> str:
+        """Return a path as runs and models keep it: as seen from the store's folder."""
+        return kept_path(path, load_section(self._path, "store", StoreConfig).data)
+
+    def _place(self, kept: str) -> Path:
+        """Return where that is now."""
+        return path_of(kept, load_section(self._path, "store", StoreConfig).data)
 
     def _is_judged(self, run: pb.Run, version: str) -> bool:
         """Whether the run's gates were taken against the champion of now."""
@@ -202,7 +215,7 @@ class Retrain:
             )
 
         def noted(run: pb.Run) -> None:
-            run.manifest_uri = str(training.path / "manifest.json")
+            run.manifest_uri = self._kept(training.path / "manifest.json")
             run.contract = training.manifest.contract
 
         self._queue.change(run.run_id, noted)
@@ -249,7 +262,7 @@ class Retrain:
             as_of=facts.as_of,
             trained_before=facts.trained_before,
             contract=live.contract,
-            examples=_examples_of(Path(facts.manifest_uri)),
+            examples=_examples_of(self._place(facts.manifest_uri)),
         )
 
     def _register(
@@ -273,7 +286,7 @@ class Retrain:
             run_id=run.run_id,
             features=serving.features,
             contract=training.manifest.contract,
-            manifest_uri=str(training.path / "manifest.json"),
+            manifest_uri=self._kept(training.path / "manifest.json"),
             as_of=as_of,
             trained_before=as_of + timedelta(microseconds=1) if again else parts.start,
             rows=training.table.num_rows if again else parts.before.num_rows,
@@ -283,7 +296,7 @@ class Retrain:
             target=serving.target,
             classes=None if classes is None else recipes.own_classes(serving.estimator, classes),
             refit="all" if again else "none",
-            scored_uri=str(self._scored(run, config, parts, judged).resolve()),
+            scored_uri=self._kept(self._scored(run, config, parts, judged)),
         )
         return self._registry.register(run.model, serving.estimator, facts, serving.fitted.metrics)
 

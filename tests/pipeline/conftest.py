@@ -63,6 +63,10 @@ class Pipeline:
         self.retrain(claimed, lambda: None)
         return self.queue.get(run.run_id)
 
+    def place(self, kept: str) -> Path:
+        """Where a file is that a run names; runs name files as seen from the store's folder."""
+        return self.path.parent / "data" / kept
+
     def with_config(self, **changes: object) -> Pipeline:
         """The same state under another configuration."""
         self.queue.close()

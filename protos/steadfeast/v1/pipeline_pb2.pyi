@@ -405,7 +405,9 @@ class Run(_message.Message):
     reason: _builtins.str
     """Why the run is in this state, in one line; empty while all is well."""
     manifest_uri: _builtins.str
-    """Set from the training set on: where its manifest is, and its contract."""
+    """Set from the training set on: where its manifest is, and its contract. A path, as seen from
+    the store's `data` folder, so that all of it can be moved; an absolute one is what it is.
+    """
     contract: _builtins.str
     model_version: _builtins.str
     """Version in the model registry; empty until registered."""
@@ -415,7 +417,7 @@ class Run(_message.Message):
     column all of them were held out. To estimate a regressor's figures the features are needed
     too. Its metadata may hold `steadfeast.importance`, a JSON object from feature to how much
     worse the model gets without it. Empty if the pipeline keeps none: predictions are then not
-    watched, nothing is estimated and drift is not ranked by impact.
+    watched, nothing is estimated and drift is not ranked by impact. A path as `manifest_uri` is.
     """
     refit: _builtins.str
     """What serves: "all" was fitted once more on everything known, hold-out included, with the

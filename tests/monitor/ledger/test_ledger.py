@@ -43,7 +43,7 @@ from steadfeast.monitor.ledger.ledger import Held, Ledger
 from steadfeast.monitor.performance.realized import Performance
 from steadfeast.monitor.profiles.binning import Edges
 from steadfeast.monitor.profiles.profile import Profile, Window
-from steadfeast.monitor.sources.snapshot import Bucket, Snapshot
+from steadfeast.monitor.sources.snapshot import Bucket, Snapshot, bucket_path
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from support import monitor_world as world
 from support.monitor_world import DAY, START
@@ -131,6 +131,20 @@ def test_a_bucket_is_kept_once(tmp_path: Path):
         assert ledger.state({"w": CONFIG}).counters.late_rows == {"w": 3}
     with Ledger(tmp_path) as ledger:
         assert ledger.held("w").reference == reference
+
+
+def test_a_ledger_that_is_moved_knows_its_snapshots_where_they_are_now(tmp_path: Path):
+    before, after = tmp_path / "before", tmp_path / "elsewhere" / "after"
+    bucket = Bucket(START, START + DAY)
+    profile = Profile.empty(Edges({}))
+    with Ledger(before) as ledger, ledger.transaction():
+        path = bucket_path(before, "w", bucket)
+        ledger.add_bucket("w", Snapshot("w", bucket, 0, None, "0" * 64, path), profile, "k", START)
+    after.parent.mkdir()
+    before.rename(after)
+    with Ledger(after) as ledger:
+        (kept,) = ledger.buckets("w", START, START + DAY)
+    assert kept.path == bucket_path(after, "w", bucket)
 
 
 def test_what_was_measured_comes_back_equal(tmp_path: Path):

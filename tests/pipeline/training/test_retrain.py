@@ -107,7 +107,7 @@ def test_a_year_of_decisions(pipeline):
 
     second = pipeline.run(at(80))
     assert (second.state, second.model_version) == (pb.RUN_STATE_PROMOTED, "2"), second.reason
-    scored = pq.read_table(second.scored_uri)  # of nobody: no key, and no feature
+    scored = pq.read_table(pipeline.place(second.scored_uri))  # of nobody: no key, and no feature
     assert scored.column_names == ["event_timestamp", "sold", "prediction", "held_out"]
     gate = gates(second)["roc_auc not_worse_by"]
     assert gate.value > 0.7
@@ -144,7 +144,7 @@ def test_what_serves_is_fitted_on_everything_and_figures_are_of_what_was_judged(
     chosen = pipeline.with_config(refit=refit)
     run = chosen.run(at(40))
     champion = chosen.registry.champion(MODEL)
-    training = TrainingSet.load(Path(run.manifest_uri))
+    training = TrainingSet.load(pipeline.place(run.manifest_uri))
     assert run.contract == champion.contract == training.manifest.contract
     assert run.manifest_uri == champion.manifest_uri
     assert (champion.facts.as_of, champion.facts.refit, run.refit) == (at(40), refit, refit)
@@ -186,7 +186,7 @@ def test_late_labels_move_the_hold_out_back_and_never_empty_it(pipeline):
     for number, delay in enumerate(({"label_delay": "20d"}, {}, {"label_delay": "0d"})):
         chosen = pipeline.with_config(since="60d", **delay)
         run = chosen.run(at(60 + number / 24))
-        scored = pq.read_table(run.scored_uri).to_pandas()
+        scored = pq.read_table(pipeline.place(run.scored_uri)).to_pandas()
         start = at(33 + number / 24)
         assert scored.event_timestamp[scored.held_out].min() >= start - timedelta(hours=2)
         assert scored.event_timestamp[~scored.held_out].max() < start

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,10 +18,10 @@ from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from support.shop_world import MODEL, at
 
 
-def held_out(run: pb.Run) -> pa.Table:
+def held_out(pipeline, run: pb.Run) -> pa.Table:
     """The rows that the run was judged on, of its training set."""
-    scored = pq.read_table(run.scored_uri)
-    table = TrainingSet.load(Path(run.manifest_uri)).table
+    scored = pq.read_table(pipeline.place(run.scored_uri))
+    table = TrainingSet.load(pipeline.place(run.manifest_uri)).table
     return table.filter(scored["held_out"])
 
 
@@ -40,7 +38,7 @@ def test_two_classes_of_any_type(pipeline, changes, positive):
     run = chosen.run(at(40))
     assert run.state == pb.RUN_STATE_PROMOTED, run.reason
     champion = chosen.registry.champion(MODEL)
-    table = held_out(run)
+    table = held_out(pipeline, run)
     own = list(champion.estimator.classes_)
     said = champion.estimator.predict_proba(frame(table, champion.features))[:, own.index(positive)]
     np.testing.assert_allclose(champion.predict(table), said)
@@ -61,7 +59,7 @@ def test_several_classes_one_score_each(pipeline, recipe):
     chosen = pipeline.with_config(recipe=f"train:{recipe}", refit="none", **changes)
     run = chosen.run(at(40))
     assert run.state == pb.RUN_STATE_PROMOTED, run.reason
-    champion, table = chosen.registry.champion(MODEL), held_out(run)
+    champion, table = chosen.registry.champion(MODEL), held_out(chosen, run)
     assert champion.facts.target.classes == ("large", "medium", "small")
     said = champion.predict(table)
     assert said.shape == (table.num_rows, 3)
@@ -71,7 +69,7 @@ def test_several_classes_one_score_each(pipeline, recipe):
     assert run.metrics["roc_auc_ovr"] == pytest.approx(
         sk.roc_auc_score(truth, said, multi_class="ovr")
     )
-    scored = pq.read_table(run.scored_uri)
+    scored = pq.read_table(pipeline.place(run.scored_uri))
     assert [name for name in scored.column_names if name.startswith("prediction")] == [
         "prediction",
         "prediction_large",
@@ -89,7 +87,7 @@ def test_a_number(pipeline):
     )
     run = chosen.run(at(40))
     assert run.state == pb.RUN_STATE_PROMOTED, run.reason
-    champion, table = chosen.registry.champion(MODEL), held_out(run)
+    champion, table = chosen.registry.champion(MODEL), held_out(chosen, run)
     truth, said = table["amount"].to_numpy(), champion.predict(table)
     assert run.metrics["root_mean_squared_error"] == pytest.approx(
         sk.root_mean_squared_error(truth, said)
@@ -108,7 +106,7 @@ def test_an_order(pipeline):
     chosen = pipeline.with_config(recipe="train:order", task="ranking", group="shop", refit="none")
     run = chosen.run(at(40))
     assert run.state == pb.RUN_STATE_PROMOTED, run.reason
-    champion, table = chosen.registry.champion(MODEL), held_out(run)
+    champion, table = chosen.registry.champion(MODEL), held_out(chosen, run)
     said, truth = champion.predict(table), table["sold"].to_numpy()
     shops = np.array(table["shop"].to_pylist())
     expected = [
