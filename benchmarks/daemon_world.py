@@ -178,7 +178,7 @@ class Pipeline(pipeline_pb2_grpc.PipelineServiceServicer):
         return pb.Run(
             run_id=request, request_id=request, model="m", state=state, contract=CONTRACT,
             model_version=version, manifest_uri=str(self._manifests[self.drifted]),
-            metrics={"auc": 0.75},
+            metrics={"roc_auc": 0.75},
         )  # fmt: skip
 
     def TriggerRetrain(self, request, context):  # noqa: ANN001, ANN201, ARG002, N802, D102

@@ -43,13 +43,21 @@ from benchmarks.flights_world import (
     year,
 )
 from benchmarks.measure import table, versions
+from steadfeast.measures import MEASURES, Sample, Task
 from steadfeast.monitor.performance.estimated import fit
-from steadfeast.monitor.performance.metrics import MEASURES, Task
 from steadfeast.monitor.profiles.binning import edges_of
 from steadfeast.monitor.profiles.profile import profile
 
-FIGURES = {Task.CLASSIFICATION: ("auc", "accuracy", "f1"), Task.REGRESSION: ("mae", "rmse")}
-REACH = {"auc": 0.85, "accuracy": 0.5, "mae": 0.25, "rmse": 0.25}
+FIGURES = {
+    Task.BINARY: ("roc_auc", "accuracy", "f1"),
+    Task.REGRESSION: ("mean_absolute_error", "root_mean_squared_error"),
+}
+REACH = {
+    "roc_auc": 0.85,
+    "accuracy": 0.5,
+    "mean_absolute_error": 0.25,
+    "root_mean_squared_error": 0.25,
+}
 """Mean error at most, as a share of that of taking the hold-out's figure for what holds now."""
 PEER = "nannyml"
 
@@ -121,7 +129,7 @@ def by_month(ours: dict[str, Floats], windows: list[pa.Table], step: int) -> str
     last = [START + (REFERENCE_DAYS + 6 + i * step) * DAY for i in range(len(windows))]
     months = np.array([f"{day:%Y-%m}" for day in last])
     rows = [[month] for month in dict.fromkeys(months.tolist())]
-    for figure in ("auc", "accuracy"):
+    for figure in ("roc_auc", "accuracy"):
         truth = figures(figure, windows)
         for row in rows:
             mine = months == row[0]
@@ -135,9 +143,9 @@ def by_month(ours: dict[str, Floats], windows: list[pa.Table], step: int) -> str
 
 def figures(name: str, windows: list[pa.Table]) -> Floats:
     """Return what the labels say of every window."""
-    measure = MEASURES[name].function
+    measure = MEASURES[name].value
     return np.array(
-        [measure(one["label"].to_numpy(), one["prediction"].to_numpy()) for one in windows]
+        [measure(Sample(one["label"].to_numpy(), one["prediction"].to_numpy())) for one in windows]
     )
 
 
@@ -186,7 +194,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for task, (held, windows) in (
-            (Task.CLASSIFICATION, flights(folder, step, options.seed)),
+            (Task.BINARY, flights(folder, step, options.seed)),
             (Task.REGRESSION, numbers(step, options.seed)),
         ):
             began = time.process_time()
@@ -195,7 +203,7 @@ def main() -> int:
             theirs = {} if python is None else peer(held, windows, task, folder, python)
             if "stopped" in theirs:
                 print(f"{PEER}: {theirs['stopped']}", file=sys.stderr)
-            if task is Task.CLASSIFICATION:
+            if task is Task.BINARY:
                 print("The flights by month, means over the windows that end in it.\n")
                 print(by_month(ours, windows, step))
             for figure in FIGURES[task]:

@@ -23,7 +23,7 @@ def main() -> None:
     pd.set_option("future.infer_string", False)  # it cannot reshape pandas 3's strings
     held, rows = (pd.read_parquet(folder / f"{name}.parquet") for name in ("held", "windows"))
     if task == "classification":
-        figures = {"auc": "roc_auc", "accuracy": "accuracy", "f1": "f1"}
+        figures = {"roc_auc": "roc_auc", "accuracy": "accuracy", "f1": "f1"}
         for frame in (held, rows):
             frame["said"] = (frame["prediction"] >= 0.5).astype(int)
             frame["label"] = frame["label"].astype(int)
@@ -32,7 +32,10 @@ def main() -> None:
             y_true="label", metrics=list(figures.values()), chunk_number=10,
         )  # fmt: skip
     else:
-        figures = {"mae": "mae", "rmse": "rmse"}
+        figures = {
+            "mean_absolute_error": "mae",
+            "root_mean_squared_error": "rmse",
+        }
         estimator = nannyml.DLE(
             feature_column_names=["x", "kind"], y_pred="prediction", y_true="label",
             metrics=list(figures.values()), chunk_number=10,

@@ -18,6 +18,7 @@ from model import model
 from operations import operations
 from overview import overview
 
+from steadfeast.measures import MEASURES
 from steadfeast.monitor.exporter import metrics as m
 
 NOT_SHOWN = {
@@ -28,6 +29,12 @@ NOT_SHOWN = {
     m.VIEW_STALE: "its shares over time are shown, recorded by grafana/rules",
     m.SERIES_SUPPRESSED: f"0 up to {m.MOST_SPREADS} features; says what `/metrics` leaves out",
     m.JOB_STARTED: "the last success says more; kept for alerts of one's own",
+    **{
+        prefix + name: "the page shows every measure; the dashboards those that are estimated too"
+        for name in MEASURES
+        if name not in m.PERFORMANCE_FIGURES
+        for prefix in (m.PERFORMANCE, m.PERFORMANCE_REFERENCE)
+    },
 }
 """Metrics that no dashboard shows, and why."""
 

@@ -137,9 +137,20 @@ _CONFUSION = (
 _ALL = (
     Measure("roc_auc", f.roc_auc, _BINARY, interval=f.roc_auc_interval),
     Measure("roc_auc_ovr", f.roc_auc, _MANY),
-    Measure("average_precision", f.average_precision, _CLASSES),
+    Measure(
+        "average_precision",
+        f.average_precision,
+        _CLASSES,
+        interval=f.average_precision_interval,
+    ),
     Measure("accuracy", f.accuracy, _CLASSES, interval=f.accuracy_interval, options=_AT),
-    Measure("balanced_accuracy", f.balanced_accuracy, _CLASSES, options=_AT),
+    Measure(
+        "balanced_accuracy",
+        f.balanced_accuracy,
+        _CLASSES,
+        interval=f.balanced_accuracy_interval,
+        options=_AT,
+    ),
     *(
         Measure(name, function, _BINARY, interval=interval, options=_AT)
         for name, function, interval in _CONFUSION

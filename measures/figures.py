@@ -286,6 +286,30 @@ def recall_interval(truth: Floats, prediction: Floats, at: float = HALF) -> Inte
     return wilson(int(confusion[1, 1]), ones) if ones else (0.0, 1.0)
 
 
+def balanced_accuracy_interval(truth: Floats, prediction: Floats, at: float = HALF) -> Interval:
+    """Return an interval of the balanced accuracy: of the mean of independent proportions."""
+    confusion = _confusion(truth, prediction, at)
+    rows = confusion.sum(axis=1)
+    rows, found = rows[rows > 0], np.diag(confusion)[rows > 0]
+    # Half a row more of each kind, so that a class that is always found is not certain.
+    shares = (found + HALF) / (rows + 1)
+    width = _Z * math.sqrt(float(np.sum(shares * (1 - shares) / rows))) / len(rows)
+    value = balanced_accuracy(truth, prediction, at)
+    return max(0.0, value - width), min(1.0, value + width)
+
+
+def average_precision_interval(truth: Floats, prediction: Floats) -> Interval:
+    """Return an interval of the average precision, on the scale of its logit.
+
+    Reference: Boyd, Eng and Page (2013), ECML PKDD 8190:451.
+    """
+    value = average_precision(truth, prediction)
+    ones = float((truth > HALF).sum())
+    inside = min(max(value, HALF / (ones + 1)), 1 - HALF / (ones + 1))
+    middle, width = math.log(inside / (1 - inside)), _Z / math.sqrt(ones * inside * (1 - inside))
+    return min(value, float(expit(middle - width))), max(value, float(expit(middle + width)))
+
+
 def f1_interval(truth: Floats, prediction: Floats, at: float = HALF) -> Interval:
     """Return an interval of F1.
 

@@ -209,19 +209,23 @@ def _delays() -> MonitorState:
             "cd" * 32,
             "9",
             Window(datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 3, 1, tzinfo=UTC), 20_000),
-            {"mae": 11.0, "rmse": 16.0, "r2": 0.4},
+            {"mean_absolute_error": 11.0, "root_mean_squared_error": 16.0, "r2": 0.4},
         ),
         window=window,
         verdicts=(said,),
         performance=Performance(
-            {"mae": 12.5, "rmse": 18.0, "r2": 0.35},
+            {"mean_absolute_error": 12.5, "root_mean_squared_error": 18.0, "r2": 0.35},
             850,
             None,
             window,
-            {"mae": (11.9, 13.1), "rmse": (17.0, 19.0), "r2": (0.3, 0.4)},
+            {
+                "mean_absolute_error": (11.9, 13.1),
+                "root_mean_squared_error": (17.0, 19.0),
+                "r2": (0.3, 0.4),
+            },
         ),
-        estimated={"mae": 12.0, "rmse": 17.5},
-        metric="mae",
+        estimated={"mean_absolute_error": 12.0, "root_mean_squared_error": 17.5},
+        metric="mean_absolute_error",
         max_drop=3.0,
         lower_is_better=True,
     )
@@ -255,7 +259,7 @@ def drifting() -> State:
         PastWindow(
             window=Window(end - timedelta(days=7), end, 6400),
             ratios={name: ratio * (0.1 + 0.9 * (week / 19) ** 2) for name, ratio in RATIOS.items()},
-            performance={"auc": 0.76 - 0.004 * week, "accuracy": 0.81, "log_loss": 0.44}
+            performance={"roc_auc": 0.76 - 0.004 * week, "accuracy": 0.81, "log_loss": 0.44}
             if week > 1
             else {},
         )
@@ -275,7 +279,7 @@ def drifting() -> State:
                 datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 3, 1, tzinfo=UTC), 51955
             ),
             performance={
-                "auc": 0.752,
+                "roc_auc": 0.752,
                 "accuracy": 0.82,
                 "log_loss": 0.43,
                 "f1": 0.6,
@@ -306,7 +310,7 @@ def drifting() -> State:
         blocked="wind_gust: null burst",
         performance=Performance(
             {
-                "auc": 0.684,
+                "roc_auc": 0.684,
                 "accuracy": 0.79,
                 "log_loss": 0.47,
                 "f1": 0.52,
@@ -316,7 +320,7 @@ def drifting() -> State:
             1420,
             verdicts[0].window,
             {
-                "auc": (0.671, 0.697),
+                "roc_auc": (0.671, 0.697),
                 "accuracy": (0.78, 0.8),
                 "log_loss": (0.46, 0.48),
                 "f1": (0.5, 0.54),
@@ -324,17 +328,24 @@ def drifting() -> State:
             },
         ),
         estimated={
-            "auc": 0.701,
+            "roc_auc": 0.701,
             "accuracy": 0.8,
             "log_loss": 0.45,
             "f1": 0.55,
             "calibration_error": 0.03,
         },
-        estimate_errors={"auc": 0.017, "accuracy": 0.01},
-        metric="auc",
+        estimate_errors={"roc_auc": 0.017, "accuracy": 0.01},
+        metric="roc_auc",
         max_drop=0.05,
         segments=(
-            Segment("origin", "EWR", 3000, verdicts[:2], {"auc": 0.65}, {"auc": (0.62, 0.68)}),
+            Segment(
+                "origin",
+                "EWR",
+                3000,
+                verdicts[:2],
+                {"roc_auc": 0.65},
+                {"roc_auc": (0.62, 0.68)},
+            ),
             Segment("origin", OTHERS, 40, ()),
         ),
         history=history,
@@ -365,7 +376,12 @@ def drifting() -> State:
         max_age={"weather": timedelta(hours=1), "tail_last": timedelta(hours=1)},
     )
     drop = dataclasses.replace(
-        verdicts[0], source="labels", feature="auc", statistic="drop", value=0.06, threshold=0.05
+        verdicts[0],
+        source="labels",
+        feature="roc_auc",
+        statistic="drop",
+        value=0.06,
+        threshold=0.05,
     )
     cause = pipeline_pb2.Cause(policy="flights", summary="weather__temp 3.1 times its limit")
     promoted = pipeline_pb2.Run(
@@ -374,10 +390,15 @@ def drifting() -> State:
         model="late_arrival",
         state=pipeline_pb2.RUN_STATE_PROMOTED,
         model_version="3",
-        metrics={"auc": 0.771},
+        metrics={"roc_auc": 0.771},
         gates=[
             pipeline_pb2.Gate(
-                name="auc", passed=True, value=0.771, limit=0.752, champion=0.757, metric="auc"
+                name="roc_auc",
+                passed=True,
+                value=0.771,
+                limit=0.752,
+                champion=0.757,
+                metric="roc_auc",
             )
         ],
         cause=cause,
@@ -454,7 +475,7 @@ def drifting() -> State:
         model_version="1",
         reason="by hand, in place of none",
         gates=[
-            pipeline_pb2.Gate(name="auc", passed=True, value=0.74, limit=0.5, metric="auc"),
+            pipeline_pb2.Gate(name="roc_auc", passed=True, value=0.74, limit=0.5, metric="roc_auc"),
         ],
         cause=pipeline_pb2.Cause(summary="version 1 is champion by hand"),
     )

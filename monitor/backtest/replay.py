@@ -23,13 +23,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from steadfeast.featurestore.errors import NotFoundError, UserError
+from steadfeast.measures import measure_named
 from steadfeast.monitor.decisions.model import Kind
 from steadfeast.monitor.delivery.http_pipelines import connect
 from steadfeast.monitor.delivery.pipeline import GrpcTarget, UnansweredError
 from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.evaluation.evaluator import Evaluator
 from steadfeast.monitor.ledger.ledger import Ledger
-from steadfeast.monitor.performance.metrics import measure_named
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:

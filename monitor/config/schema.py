@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from steadfeast.featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
+from steadfeast.measures import Task
 from steadfeast.monitor.config.cron import parse
 from steadfeast.monitor.config.endpoints import (
     Address,
@@ -131,17 +132,20 @@ class PerformanceConfig(Section):
     """What to expect of the live model once labels are in.
 
     Attributes:
-        metric: The figure that decides. For classifiers `auc`, `accuracy`, `f1`, `log_loss` or
-            `calibration_error`, for regressors `rmse`, `mae` or `r2`; or one of your own: the name
-            of an entry point in `steadfeast.measures`, or `module:function`. All figures of the
-            same task are measured and shown.
+        metric: The measure that decides, by its name in `steadfeast.measures` (scikit-learn's
+            scorers: `roc_auc`, `f1`, `root_mean_squared_error`, ...); or one of your own: the name
+            of an entry point in `steadfeast.measures`, or `module:function`. All measures of the
+            same task are taken and shown.
+        task: What the model predicts; unset follows from the metric, and is `binary` where that
+            may be of several tasks.
         min_labels: Labelled rows below which there is no figure.
         max_drop: How much worse than on its hold-out the model may be, in the figure's unit.
         label_delay: How long labels take to come in. What is measured at each bucket is the
             window that ended so long before; what is estimated is always the current one.
     """
 
-    metric: str = "auc"
+    metric: str = "roc_auc"
+    task: Task | None = None
     min_labels: PositiveInt = 500
     max_drop: PositiveFloat = 0.05
     label_delay: Duration = timedelta(0)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from steadfeast.measures import measure_named
 from steadfeast.monitor.decisions.builder import (
     JOINED,
     RESOLVED,
@@ -30,7 +31,6 @@ from steadfeast.monitor.decisions.model import OUTSIDE, Episode, Evaluation, Kin
 from steadfeast.monitor.drift import persistence
 from steadfeast.monitor.drift.detector import Level, Verdict
 from steadfeast.monitor.drift.persistence import LOOKBACK, NEAR, RECENT
-from steadfeast.monitor.performance.metrics import measure_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -20,8 +20,9 @@ import structlog
 import yaml
 
 from steadfeast.featurestore.errors import ConfigError, NotFoundError
+from steadfeast.measures import MeasureError
 from steadfeast.monitor.drift.distances import statistic
-from steadfeast.monitor.performance.metrics import MeasureError, measure_named
+from steadfeast.monitor.performance.realized import figures_of
 from steadfeast.monitor.sources.views import ViewFacts
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _problems(config: DaemonConfig, known: Known) -> Iterator[tuple[str, str]]:
             yield f"{field}.statistic", str(error)
         if monitor.performance is not None:
             try:
-                measure_named(monitor.performance.metric)
+                figures_of(monitor.performance)
             except (NotFoundError, MeasureError) as error:
                 yield f"{field}.performance.metric", str(error)
         if not services or monitor.source is not None:

@@ -17,10 +17,10 @@ import structlog
 
 from steadfeast.featurestore.errors import UserError
 from steadfeast.featurestore.tables.locations import kept_path, path_of
+from steadfeast.measures import measure_named
 from steadfeast.monitor.drift.distances import statistic
 from steadfeast.monitor.drift.multivariate.detector import required
 from steadfeast.monitor.drift.reference import VERSION
-from steadfeast.monitor.performance.metrics import measure_named
 from steadfeast.monitor.references.training_set import (
     STRETCH,
     reference_from,

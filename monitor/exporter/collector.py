@@ -21,6 +21,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from steadfeast.measures import MEASURES
 from steadfeast.monitor.decisions.model import Kind, Outcome, TriggerState
 from steadfeast.monitor.drift.data_quality import IncidentKind
 from steadfeast.monitor.drift.detector import Level
@@ -28,7 +29,6 @@ from steadfeast.monitor.drift.distances import STATISTICS
 from steadfeast.monitor.exporter import metrics
 from steadfeast.monitor.exporter.metrics import METRICS, Described
 from steadfeast.monitor.ledger.messages import RUN_STATES
-from steadfeast.monitor.performance.metrics import MEASURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -24,12 +24,13 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 
+from steadfeast.measures import MEASURES, Task, measures_of
 from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.drift.distances import STATISTICS
 from steadfeast.monitor.drift.multivariate.detector import NAMES
 from steadfeast.monitor.drift.segments import MOST, OTHERS
 from steadfeast.monitor.drift.shares import WEIGHTS
-from steadfeast.monitor.performance.metrics import MEASURES, Task
+from steadfeast.monitor.performance.estimated import ESTIMATED
 from steadfeast.monitor.profiles.distribution import MOST_BARS
 
 if TYPE_CHECKING:
@@ -130,11 +131,11 @@ SNAPSHOT_LATE_ROWS = "steadfeast_snapshot_late_rows_total"
 LEVELS = (Level.OK, Level.INSUFFICIENT_DATA, Level.DRIFT, Level.INCIDENT)
 """A level's place here is the value of `DRIFT_LEVEL`: 0, 1, 2, 3."""
 
-PERFORMANCE_FIGURES = tuple(MEASURES)
-"""Figures of `monitor.performance.metrics`, each a metric of its own."""
+PERFORMANCE_FIGURES = (*ESTIMATED, "r2")
+"""Measures of `steadfeast.measures` that have a panel; every other is a metric all the same."""
 
-ESTIMATED_FIGURES = tuple(name for name in MEASURES if name != "r2")
-"""Those that `monitor.performance` estimates: R2 needs the spread of labels that are not in."""
+ESTIMATED_FIGURES = ESTIMATED
+"""Those that are estimated before labels are in."""
 
 
 class Type(StrEnum):
@@ -512,7 +513,15 @@ SAMPLES: Mapping[str, Described] = {
 """Every name that a query may use, to its metric."""
 
 
-_REGRESSION = [name for name, one in MEASURES.items() if one.task is Task.REGRESSION]
+_OF_NUMBERS = {one.name for one in measures_of(Task.REGRESSION)}
+
+
+def _missing(name: str) -> str:
+    """Say for which monitors a measure has a sample; empty if for all that have labels."""
+    if name in _OF_NUMBERS:
+        return "for a model that predicts numbers"
+    return "" if name in PERFORMANCE_FIGURES else "where the labels, or the run, give it"
+
 
 SPARSE: Mapping[str, str] = {
     MONITOR_INCIDENT_OPENED: "while an incident of the kind is open",
@@ -526,8 +535,9 @@ SPARSE: Mapping[str, str] = {
     AUDIT_SKEW: "for features that serving and training disagree about",
     PERFORMANCE_BOUND: "for the figures of the model's task",
     **{
-        prefix + name: "for a model that predicts numbers"
-        for name in _REGRESSION
+        prefix + name: _missing(name)
+        for name in MEASURES
+        if _missing(name)
         for prefix in (PERFORMANCE, PERFORMANCE_REFERENCE, PERFORMANCE_ESTIMATED)
         if prefix + name in METRICS
     },

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from steadfeast.featurestore.tables.locations import path_of
+from steadfeast.measures import measure_named
 from steadfeast.monitor.decisions.model import PolicyState, TriggerState
 from steadfeast.monitor.drift.data_quality import Figures, Freshness
 from steadfeast.monitor.drift.detector import Verdict
@@ -26,7 +27,6 @@ from steadfeast.monitor.ledger.state import (
     ReferenceInfo,
     TriggerRecord,
 )
-from steadfeast.monitor.performance.metrics import measure_named
 from steadfeast.monitor.performance.realized import Performance
 from steadfeast.monitor.profiles.distribution import Distribution, distributions
 from steadfeast.monitor.sources.snapshot import Bucket

@@ -1,6 +1,6 @@
 """How good predictions are before their labels are in: an estimate, to be held against the truth.
 
-Above `monitor.profiles.profile` and `monitor.performance.metrics`. Fitted once on rows that the
+Above `monitor.profiles.profile` and `steadfeast.measures`. Fitted once on rows that the
 live model had not seen when it scored them, with their labels; then applied to windows without any.
 
 *Classifiers.* Scores are turned into chances by a calibration fitted on those rows. If a row of
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.optimize import isotonic_regression
 
-from steadfeast.monitor.performance.metrics import HALF, RELIABILITY_BINS, Floats, Task
+from steadfeast.measures import HALF, RELIABILITY_BINS, Floats, Task
 from steadfeast.monitor.profiles.binning import places_of
 
 if TYPE_CHECKING:
@@ -38,6 +38,18 @@ if TYPE_CHECKING:
     from steadfeast.monitor.profiles.profile import Profile
 
 MOST_KNOTS = 500
+
+ESTIMATED = (
+    "roc_auc",
+    "accuracy",
+    "f1",
+    "log_loss",
+    "calibration_error",
+    "root_mean_squared_error",
+    "mean_absolute_error",
+)
+"""The measures that can be estimated before labels are in."""
+
 _FEWEST_ROWS = 50
 """Of a step of the calibration, or a fifth of all."""
 _ROUNDS = 40
@@ -97,12 +109,15 @@ class Estimator:
         """
         if not len(predictions):
             return {}
-        if self.task is Task.CLASSIFICATION:
+        if self.task is Task.BINARY:
             return expected(predictions, np.interp(predictions, self.scores, self.chances))
         if self.absolute is None or self.squared is None:
             return {}
         root = float(np.sqrt(self.squared.mean(profile)))
-        return {"rmse": root, "mae": self.absolute.mean(profile)}
+        return {
+            "root_mean_squared_error": root,
+            "mean_absolute_error": self.absolute.mean(profile),
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -138,7 +153,8 @@ def fit(table: pa.Table, edges: Edges, task: Task) -> Estimator | None:
         task: What the model predicts.
 
     Returns:
-        None when there is nothing to fit on: no labels, or only one class.
+        None when there is nothing to fit on: no labels, or only one class; or it is a task that
+        nothing is estimated for.
     """
     known = pc.and_(pc.is_valid(table["prediction"]), pc.is_valid(table["label"]))
     table = table.filter(known)
@@ -147,6 +163,8 @@ def fit(table: pa.Table, edges: Edges, task: Task) -> Estimator | None:
     if not finite.any():
         return None
     prediction, truth = prediction[finite], truth[finite]
+    if task not in (Task.BINARY, Task.REGRESSION):
+        return None
     if task is Task.REGRESSION:
         kept = table.filter(pa.array(finite))
         present = set(kept.column_names)
@@ -195,7 +213,7 @@ def expected(scores: Floats, chances: Floats) -> dict[str, float]:
     if 2 * true_ones + false_ones + missed:
         found["f1"] = 2 * true_ones / (2 * true_ones + false_ones + missed)
     area = _expected_auc(scores, chances)
-    return found if area is None else {**found, "auc": area}
+    return found if area is None else {**found, "roc_auc": area}
 
 
 def _expected_auc(scores: Floats, chances: Floats) -> float | None:

@@ -1,6 +1,6 @@
 """How good the served predictions were, once their labels are known.
 
-Above `monitor.performance.metrics` and `monitor.drift.data_quality`. Joins served predictions with
+Above `steadfeast.measures` and `monitor.drift.data_quality`. Joins served predictions with
 labels; a label counts only from its `known_at` on, so that a replay sees at each time what was
 known then.
 """
@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 
-from steadfeast.monitor.performance.metrics import (
+from steadfeast.measures import (
     HALF,
-    Floats,
     Measure,
+    MeasureError,
     OneClassError,
+    Sample,
     Task,
-    measures_for,
+    measure_named,
+    measures_of,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.config.schema import MonitorConfig, PerformanceConfig
     from steadfeast.monitor.profiles.profile import Window
 
 log = structlog.get_logger(__name__)
@@ -41,8 +44,8 @@ log = structlog.get_logger(__name__)
 class Performance:
     """Metrics of one window.
 
-    Attributes: metrics: By name of `monitor.performance.metrics`; those that the labels allow,
-    so `auc` only with both classes. labelled: Predictions whose label was known. positives:
+    Attributes: metrics: By name of `steadfeast.measures`; those that the labels allow,
+    so `roc_auc` only with both classes. labelled: Predictions whose label was known. positives:
     Labels that are 1 among them; None for a regressor. window: The window, by request time; its
     rows are the predictions, labelled or not. intervals: Ends of each metric's interval of 95
     %, where it has one.
@@ -128,21 +131,42 @@ def judge(rows: pa.Table, window: Window, config: MonitorConfig) -> Performance 
     """
     if config.performance is None:
         return None
-    both = rows.select(["prediction", "label"]).drop_null()
+    usable = pc.and_(pc.is_valid(rows["prediction"]), pc.is_valid(rows["label"]))
+    both = rows.select(["prediction", "label"]).filter(usable)
     if both.num_rows < config.performance.min_labels:
         return None
     prediction, truth = (both[name].to_numpy() for name in ("prediction", "label"))
-    measures = measures_for(config.performance.metric)
-    metrics, intervals = measured(measures, truth, prediction)
-    positives = None
-    if measures[0].task is Task.CLASSIFICATION:
-        positives = int((truth > HALF).sum())
+    task, measures = figures_of(config.performance)
+    columns = {
+        name: rows[name].filter(usable).to_numpy(zero_copy_only=False)
+        for name in measures[-1].columns
+        if name in rows.column_names
+    }
+    metrics, intervals = measured(measures, Sample(truth, prediction, columns))
+    positives = int((truth > HALF).sum()) if task is Task.BINARY else None
     whole = replace(window, rows=rows.num_rows)
     return Performance(metrics, both.num_rows, positives, whole, intervals)
 
 
+def figures_of(config: PerformanceConfig) -> tuple[Task, tuple[Measure, ...]]:
+    """Return a monitor's task and the measures of it, one of the user's own last.
+
+    Raises:
+        NotFoundError: There is no such measure.
+        MeasureError: It cannot be used.
+    """
+    chosen = measure_named(config.metric)
+    task = config.task
+    if task is None:
+        task = Task.BINARY if chosen.suits(Task.BINARY) else min(chosen.tasks)
+    if not chosen.suits(task):
+        known = ", ".join(one.name for one in measures_of(task))
+        raise MeasureError(config.metric, f"is none of task {task}; these are: {known}")
+    return task, measures_of(task, chosen)
+
+
 def measured(
-    measures: Sequence[Measure], truth: Floats, prediction: Floats
+    measures: Sequence[Measure], sample: Sample
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """Return each measure's value and interval; what these rows have no value for is left out."""
     values: dict[str, float] = {}
@@ -150,10 +174,14 @@ def measured(
     for one in measures:
         try:
             with np.errstate(all="ignore"):
-                value, ends = one.function(truth, prediction), one.ends(truth, prediction)
+                value, ends = one.value(sample), one.ends(sample)
         except OneClassError:
             continue
-        except (ValueError, ArithmeticError) as error:  # of a function of the user's own
+        except (
+            ValueError,
+            ArithmeticError,
+            MeasureError,
+        ) as error:  # of a function of the user's own
             log.warning("measure_failed", measure=one.name, reason=str(error))
             continue
         if math.isfinite(value):

@@ -30,6 +30,7 @@ from steadfeast import featurestore
 from steadfeast.featurestore.errors import NotFoundError, SourceError, UserError
 from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
 from steadfeast.featurestore.tables.sql import literal
+from steadfeast.measures import Sample
 from steadfeast.monitor.drift.data_facts import (
     data_facts,
     quarantined_share,
@@ -47,8 +48,7 @@ from steadfeast.monitor.drift.reference import (
 )
 from steadfeast.monitor.drift.segments import segmented
 from steadfeast.monitor.performance.estimated import fit
-from steadfeast.monitor.performance.metrics import measures_for
-from steadfeast.monitor.performance.realized import measured
+from steadfeast.monitor.performance.realized import figures_of, measured
 from steadfeast.monitor.profiles.binning import Edges, edges_of
 from steadfeast.monitor.profiles.profile import Profile
 from steadfeast.monitor.sources.snapshot import AT
@@ -150,13 +150,13 @@ def reference_from(
     expected: dict[str, float] = {}
     estimator = None
     if config.performance is not None:
-        measures = measures_for(config.performance.metric)
+        task, measures = figures_of(config.performance)
         unseen = table.filter(table[HELD_OUT]) if HELD_OUT in table.column_names else table
         both = unseen.select([PREDICTION, "label"]).drop_null()
         if both.num_rows:
             truth, prediction = both["label"].to_numpy(), both[PREDICTION].to_numpy()
-            expected, _ = measured(measures, truth, prediction)
-        estimator = fit(unseen, merged, measures[0].task)
+            expected, _ = measured(measures, Sample(truth, prediction))
+        estimator = fit(unseen, merged, task)
     # Scored rows may be too few to tell weekdays apart where the training set does.
     days = {i: one.columns for i, one in enumerate(said.weekdays if reference.weekdays else ())}
     no_columns: Mapping[str, ColumnProfile] = {}

@@ -27,16 +27,23 @@ WORDS = {
 """A level in words."""
 
 FIGURES = {
-    "auc": "AUC",
+    "roc_auc": "AUC",
+    "average_precision": "Average precision",
     "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "precision": "Precision",
+    "recall": "Recall",
     "f1": "F1",
     "log_loss": "Log loss",
+    "brier_score": "Brier score",
     "calibration_error": "Calibration error",
-    "rmse": "RMSE",
-    "mae": "MAE",
+    "root_mean_squared_error": "RMSE",
+    "mean_absolute_error": "MAE",
+    "mean_absolute_percentage_error": "MAPE",
+    "mean_pinball_loss": "Pinball loss",
     "r2": "R\N{SUPERSCRIPT TWO}",
 }
-"""The figures of `monitor.performance.metrics`, in words."""
+"""The figures of `steadfeast.measures`, in words."""
 
 TONES = {
     Level.OK: Tone.GOOD,

@@ -59,7 +59,7 @@ QUIET = {
     },
     **{
         f"model: {figure} {letter}": "the model of this world is a classifier"
-        for figure in ("rmse", "mae", "r2")
+        for figure in ("root mean squared error", "mean absolute error", "r2")
         for letter in ("A", "B", "C", "D")
         if (figure, letter) != ("r2", "D")
     },
@@ -69,7 +69,7 @@ QUIET = {
             "Prediction drift A",
             "Error of the estimate A",
             "What matters most of what changed A",
-            *(f"{f} C" for f in ("auc", "accuracy", "f1", "log loss", "calibration error")),
+            *(f"{f} C" for f in ("roc auc", "accuracy", "f1", "log loss", "calibration error")),
         )
     },
     "model: Relations between features A": "this monitor looks at one feature after the other",

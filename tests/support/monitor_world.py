@@ -199,7 +199,7 @@ class Pipeline(pipeline_pb2_grpc.PipelineServiceServicer):
         run = pb.Run(
             run_id="first", request_id="first", model="price", state=pb.RUN_STATE_PROMOTED,
             manifest_uri=str(manifest), contract=CONTRACT, model_version="1",
-            metrics={"auc": 0.9},
+            metrics={"roc_auc": 0.9},
         )  # fmt: skip
         self._keep("first", b"", run)
 
@@ -276,7 +276,7 @@ class Pipeline(pipeline_pb2_grpc.PipelineServiceServicer):
                 train(self._folder, version, first, START - 1000 * DAY)
             run.manifest_uri = str(target / "manifest.json")
             run.contract, run.model_version = CONTRACT, version
-            run.metrics["auc"] = 0.9
+            run.metrics["roc_auc"] = 0.9
         else:
             run.reason = "not better"
         self._keep(key, body, run)

@@ -115,13 +115,13 @@ def test_a_model_left_alone_decays_and_the_alarm_is_timed(lived):
                 },
             ).fetchall()
             truth = roc_auc_score([y for y, _ in rows], [p for _, p in rows])
-            assert past.performance["auc"] == pytest.approx(truth)
-    expected = [{"auc": 0.9}] * len(found.windows)
+            assert past.performance["roc_auc"] == pytest.approx(truth)
+    expected = [{"roc_auc": 0.9}] * len(found.windows)
     episodes = [one.episode for one in found.alarms]
     [decay] = backtest.decays_of(found.windows, expected, episodes, monitor)
-    fallen = [p.window.end for p in found.windows if 0.9 - p.performance["auc"] > 0.1]
+    fallen = [p.window.end for p in found.windows if 0.9 - p.performance["roc_auc"] > 0.1]
     assert (decay.start, decay.end) == (fallen[0], fallen[-1])
-    worst = min(p.performance["auc"] for p in found.windows)
+    worst = min(p.performance["roc_auc"] for p in found.windows)
     assert decay.worst == pytest.approx((0.9 - worst) / 0.1)
     assert decay.alarm == drift.episode.opened_at
     assert decay.ahead == fallen[0] - drift.episode.opened_at
@@ -208,5 +208,5 @@ def test_labels_that_take_days_are_waited_for_and_the_estimate_is_scored_then(li
     assert found[2].monitor.estimate_errors == {name: thought[name] - known[name] for name in known}
     # While nothing has changed the estimate is good; of a changed meaning it knows nothing.
     calm = at_once[DRIFT_AT]
-    assert calm.estimated["auc"] == pytest.approx(calm.performance["auc"], abs=0.04)
-    assert min(past.performance["auc"] for past in delayed) < 0.6
+    assert calm.estimated["roc_auc"] == pytest.approx(calm.performance["roc_auc"], abs=0.04)
+    assert min(past.performance["roc_auc"] for past in delayed) < 0.6

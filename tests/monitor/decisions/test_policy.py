@@ -305,8 +305,8 @@ def test_a_fall_of_the_live_metric_is_an_episode_of_its_own():
         shown = evaluation(
             day,
             {"x": 0.1},
-            performance=Performance({"auc": auc}, 500, 100, REFERENCE),
-            expected={"auc": 0.8},
+            performance=Performance({"roc_auc": auc}, 500, 100, REFERENCE),
+            expected={"roc_auc": 0.8},
         )
         decision = decide(state, shown, config())
         state = decision.state

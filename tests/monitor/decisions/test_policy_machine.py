@@ -125,7 +125,7 @@ class AnyHistory(RuleBasedStateMachine):
         day = self.now[monitor] + step
         performance = None
         if drop is not None:
-            performance = Performance({"auc": 0.8 - drop}, 500, 100, REFERENCE)
+            performance = Performance({"roc_auc": 0.8 - drop}, 500, 100, REFERENCE)
         if step > 0:
             self.now[monitor] = day
             self.broken[monitor][day] = broken
@@ -133,7 +133,7 @@ class AnyHistory(RuleBasedStateMachine):
         shown = replace(
             evaluation(day, ratios, broken=broken, performance=performance),
             monitor=monitor,
-            expected={"auc": 0.8},
+            expected={"roc_auc": 0.8},
             history=self.history(monitor),
         )
         before = self.states[monitor]

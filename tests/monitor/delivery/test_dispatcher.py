@@ -57,7 +57,7 @@ def test_a_promotion_moves_the_reference_with_the_end_of_the_run(here: World):
     (run,) = here.pipeline.runs()
     assert held.reference.uri == run.manifest_uri
     assert held.reference.model_version == run.model_version
-    assert held.reference.performance == {"auc": 0.9}
+    assert held.reference.performance == {"roc_auc": 0.9}
 
 
 def test_a_promotion_without_a_training_set_says_so(here: World):

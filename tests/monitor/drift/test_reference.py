@@ -201,10 +201,10 @@ def history():
 
 def test_a_reference_is_built_from_a_training_set_and_survives_json(con, history, tmp_path):
     path = training_set(tmp_path, history)
-    found = build_reference(con, path, CONFIG, model_version="3", performance={"auc": 0.75})
+    found = build_reference(con, path, CONFIG, model_version="3", performance={"roc_auc": 0.75})
     assert found.uri == str(path)
     assert (found.contract, found.model_version) == ("c" * 64, "3")
-    assert found.performance == {"auc": 0.75}
+    assert found.performance == {"roc_auc": 0.75}
     assert found.window == Window(T0, T0 + 42 * DAY, 42 * 300)
     assert found.features == FEATURES
     assert found.columns == tuple(sorted(history.column_names))

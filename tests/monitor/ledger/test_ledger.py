@@ -156,7 +156,7 @@ def test_what_was_measured_comes_back_equal(tmp_path: Path):
         incidents=(Incident(IncidentKind.STALE, "v", None, 3.0, "old"),),
         figures=(Figures("x", 5, 1, 0.2, 0, 0, 0, 0, -1.5, 2.5, 0.1, None),),
         freshness=(Freshness("v", START, None),),
-        performance=Performance({"auc": 0.1 + 0.2}, 5, 2, WINDOW),
+        performance=Performance({"roc_auc": 0.1 + 0.2}, 5, 2, WINDOW),
     )
     bucket = Bucket(WINDOW.end - DAY, WINDOW.end)
     snapshot = Snapshot("w", bucket, 5, START, "0" * 64, tmp_path / "s.parquet")
@@ -294,7 +294,7 @@ def test_a_ledger_from_before_keeps_promotions_too(tmp_path: Path):
         fire(ledger)
     with duckdb.connect(str(tmp_path / "monitor.duckdb")) as con:
         con.execute("DROP TABLE promotions")
-    run = pb.Run(run_id="7", request_id="by hand", model_version="2", metrics={"auc": 0.7})
+    run = pb.Run(run_id="7", request_id="by hand", model_version="2", metrics={"roc_auc": 0.7})
     for _ in range(2):
         with Ledger(tmp_path) as ledger:
             assert ledger.asked_for("r1")

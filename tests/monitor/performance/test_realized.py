@@ -63,7 +63,7 @@ def test_only_labels_known_by_then_count(con, tmp_path):
     label = labels(tmp_path / "l.parquet", IDS, TRUTH, known)
     found = measure(con, [file], [label], WINDOW, known[3], CONFIG)
     assert (found.labelled, found.positives, found.window.rows) == (4, 2, 6)
-    assert found.metrics["auc"] == sk.roc_auc_score(TRUTH[:4], SCORES[:4])
+    assert found.metrics["roc_auc"] == sk.roc_auc_score(TRUTH[:4], SCORES[:4])
     assert found.metrics["accuracy"] == 0.5
     assert found.metrics["log_loss"] == pytest.approx(sk.log_loss(TRUTH[:4], SCORES[:4]))
     later = measure(con, [file], [label], WINDOW, known[5], CONFIG)
@@ -105,14 +105,23 @@ def test_one_models_version_is_not_judged_by_anothers(con, tmp_path):
         found = measure(
             con, [good, bad], [label], WINDOW, WINDOW.end, CONFIG, model_version=version
         )
-        assert (found.metrics["auc"], found.labelled) == (pytest.approx(expected), rows)
+        assert (found.metrics["roc_auc"], found.labelled) == (pytest.approx(expected), rows)
 
 
 def test_with_one_class_there_is_no_auc_and_the_rest_stands(con, tmp_path):
     file = served(tmp_path / "s.parquet", IDS, SCORES)
     label = labels(tmp_path / "l.parquet", IDS, [0] * 6, [T0] * 6)
     found = measure(con, [file], [label], WINDOW, WINDOW.end, CONFIG)
-    assert sorted(found.metrics) == ["accuracy", "calibration_error", "f1", "log_loss"]
+    assert sorted(found.metrics) == [
+        "accuracy",
+        "balanced_accuracy",
+        "brier_score",
+        "calibration_error",
+        "f1",
+        "log_loss",
+        "precision",
+        "recall",
+    ]
     assert found.positives == 0
 
 
@@ -121,20 +130,22 @@ def test_a_regressor_has_figures_of_its_own(con, tmp_path):
     amounts = [10 * value for value in SCORES[::-1]]
     label = labels(tmp_path / "l.parquet", IDS, amounts, [T0] * 6)
     config = CONFIG.model_copy(
-        update={"performance": PerformanceConfig(metric="mae", min_labels=3)}
+        update={"performance": PerformanceConfig(metric="mean_absolute_error", min_labels=3)}
     )
     found = measure(con, [file], [label], WINDOW, WINDOW.end, config)
     assert found.positives is None
     assert found.metrics == pytest.approx(
         {
-            "rmse": sk.root_mean_squared_error(amounts, SCORES),
-            "mae": sk.mean_absolute_error(amounts, SCORES),
+            "root_mean_squared_error": sk.root_mean_squared_error(amounts, SCORES),
+            "mean_absolute_error": sk.mean_absolute_error(amounts, SCORES),
+            "mean_absolute_percentage_error": sk.mean_absolute_percentage_error(amounts, SCORES),
+            "mean_pinball_loss": sk.mean_pinball_loss(amounts, SCORES),
             "r2": sk.r2_score(amounts, SCORES),
         }
     )
     assert set(found.intervals) == set(found.metrics)
-    low, high = found.intervals["mae"]
-    assert low < found.metrics["mae"] < high
+    low, high = found.intervals["mean_absolute_error"]
+    assert low < found.metrics["mean_absolute_error"] < high
 
 
 def test_a_measure_that_fails_costs_itself_alone(con, tmp_path, monkeypatch):

@@ -12,11 +12,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from steadfeast.featurestore.errors import NotFoundError
+from steadfeast.measures import MEASURES, Sample
 from steadfeast.monitor.config.schema import MonitorConfig
 from steadfeast.monitor.drift import segments
 from steadfeast.monitor.drift.detector import Level, detect
 from steadfeast.monitor.drift.reference import Reference
-from steadfeast.monitor.performance.metrics import MEASURES
 from steadfeast.monitor.performance.realized import measured
 from steadfeast.monitor.profiles.profile import Window, profile, total
 from steadfeast.monitor.references.training_set import ScoredError, own, reference_from
@@ -57,7 +57,7 @@ def files(tmp_path_factory):
 def reference(files):
     manifest, scored = files
     with duckdb.connect() as con:
-        return reference_from(con, manifest, CONFIG, scored=scored, performance={"auc": 0.5})
+        return reference_from(con, manifest, CONFIG, scored=scored, performance={"roc_auc": 0.5})
 
 
 def test_only_held_out_rows_say_what_predictions_are_worth(files, tmp_path):
@@ -75,7 +75,7 @@ def test_only_held_out_rows_say_what_predictions_are_worth(files, tmp_path):
         made = reference_from(con, files[0], CONFIG, scored=tmp_path / "scored.parquet")
     later = table.slice(seen)
     truth = roc_auc_score(later["late"].to_numpy(), later["prediction"].to_numpy())
-    assert made.performance["auc"] == pytest.approx(truth)
+    assert made.performance["roc_auc"] == pytest.approx(truth)
     assert made.estimator.rows == later.num_rows
     assert made.profile.columns["prediction"].rows == table.num_rows
 
@@ -87,9 +87,9 @@ def test_it_survives_the_ledger(reference):
 def test_what_the_run_does_not_tell_is_measured_on_the_scored_rows(reference, files):
     table = pq.read_table(files[1])
     truth, prediction = table["late"].to_numpy(), table["prediction"].to_numpy()
-    values, _ = measured([MEASURES["f1"]], truth, prediction)
+    values, _ = measured([MEASURES["f1"]], Sample(truth, prediction))
     assert reference.performance["f1"] == values["f1"]
-    assert reference.performance["auc"] == 0.5  # what the run said stays
+    assert reference.performance["roc_auc"] == 0.5  # what the run said stays
 
 
 def test_predictions_are_watched_like_a_feature(reference):
@@ -140,7 +140,7 @@ def test_an_estimate_follows_the_scores(reference):
     later = said(window(60, 7, size=3000), seed=11)
     prediction = later["prediction"].to_numpy()
     found = reference.estimator.estimate(prediction, None)
-    assert found["auc"] == pytest.approx(
+    assert found["roc_auc"] == pytest.approx(
         roc_auc_score(later["late"].to_numpy(), prediction), abs=0.02
     )
 
@@ -201,7 +201,7 @@ def test_a_drift_in_one_segment_is_found_there(reference):
     assert all(one.feature != "prediction" for part in found for one in part.furthest)
     mine = table.filter(pc.field("kind") == "b")
     expected = roc_auc_score(mine["late"].to_numpy(), mine["prediction"].to_numpy())
-    assert by_value["b"].metrics["auc"] == pytest.approx(expected)
+    assert by_value["b"].metrics["roc_auc"] == pytest.approx(expected)
 
 
 def test_many_values_are_the_largest_and_the_others(tmp_path):
