@@ -130,11 +130,27 @@ def _notes(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:
     if monitor.waits_for:
         what = "nothing new is judged" if monitor.reference_uri else "waits for a reference"
         yield Text(f"  {what}: {monitor.waits_for}", style="yellow")
+    if monitor.withheld:
+        yield Text(f"  nothing was judged: {monitor.withheld}", style="yellow")
+    for aside in monitor.quarantined:
+        yield Text(f"  in quarantine: {aside.summary}", style="yellow")
+    yield from _columns(monitor)
     if monitor.late_rows:
         yield Text(f"  {monitor.late_rows} rows came after their bucket was frozen")
     if monitor.HasField("open_until"):
         until = _time(monitor.open_until)
         yield Text(f"  so far; late rows count until {until} UTC, and then it is decided")
+
+
+def _columns(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:
+    """Name the columns whose values are not compared, and those that are no plain features."""
+    special = [one for one in monitor.columns if one.role != "feature"]
+    left_out = [f"{one.name} ({one.role})" for one in special if not one.features]
+    if left_out:
+        yield Text(f"  values not compared: {', '.join(left_out)}")
+    told = [f"{one.name} is {one.role}: {one.watched_by}" for one in special if one.features]
+    for line in told[:SHOWN]:
+        yield Text(f"  {line}", style="dim")
 
 
 def _verdicts(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:

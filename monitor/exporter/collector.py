@@ -29,6 +29,7 @@ from steadfeast.monitor.drift.distances import STATISTICS
 from steadfeast.monitor.exporter import metrics
 from steadfeast.monitor.exporter.metrics import METRICS, Described
 from steadfeast.monitor.ledger.messages import RUN_STATES
+from steadfeast.monitor.sources.quarantine import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -146,6 +147,14 @@ def _monitor(monitor: MonitorState, project: str, out: _Exposition) -> None:
         since = [one.opened_at for one in monitor.incidents if one.incident.kind == kind]
         out.add(metrics.MONITOR_INCIDENTS, [monitor.name, kind], len(since))
         out.add(metrics.MONITOR_INCIDENT_OPENED, [monitor.name, kind], min(since, default=None))
+    if monitor.last is not None:
+        out.add(metrics.MONITOR_JUDGED, label, monitor.last.judged)
+        for fault in Fault:
+            aside = [max(one.rows, 1) for one in monitor.last.quarantined if one.fault is fault]
+            out.add(metrics.MONITOR_QUARANTINED, [monitor.name, fault], sum(aside))
+    left_out = [one.name for one in monitor.columns if not one.features]
+    for name in left_out[: metrics.MOST_FEATURES]:
+        out.add(metrics.FEATURE_UNWATCHED, [monitor.name, name], 1)
     if monitor.window is not None:
         out.add(metrics.WINDOW_START, label, monitor.window.start)
         out.add(metrics.WINDOW_END, label, monitor.window.end)

@@ -58,6 +58,9 @@ MONITOR_WATERMARK = "steadfeast_monitor_watermark_timestamp_seconds"
 MONITOR_LATEST_EVENT = "steadfeast_monitor_latest_event_timestamp_seconds"
 MONITOR_BLOCKED = "steadfeast_monitor_retrain_blocked"
 MONITOR_INCIDENTS = "steadfeast_monitor_incidents"
+MONITOR_JUDGED = "steadfeast_monitor_judged_features"
+MONITOR_QUARANTINED = "steadfeast_monitor_quarantined_rows"
+FEATURE_UNWATCHED = "steadfeast_feature_unwatched"
 MONITOR_INCIDENT_OPENED = "steadfeast_monitor_incident_opened_timestamp_seconds"
 MONITOR_SUPERSEDED = "steadfeast_monitor_window_superseded"
 SERIES_SUPPRESSED = "steadfeast_series_suppressed"
@@ -268,6 +271,24 @@ METRICS: Mapping[str, Described] = {
             "1 while broken data block retraining.",
         ),
         _gauge(MONITOR_INCIDENTS, "incidents", "monitor kind", "Open data incidents, by kind."),
+        _gauge(
+            MONITOR_JUDGED,
+            "features",
+            "monitor",
+            "Features that could be judged in the last window; 0 is no sign of quiet.",
+        ),
+        _gauge(
+            MONITOR_QUARANTINED,
+            "rows",
+            "monitor fault",
+            "Rows of the last bucket that could not be read; a file or a column counts as one.",
+        ),
+        _gauge(
+            FEATURE_UNWATCHED,
+            "1",
+            "monitor feature",
+            "Columns whose values are not compared, for what they are; always 1.",
+        ),
         _gauge(
             MONITOR_INCIDENT_OPENED,
             _EVENT_TIME,
@@ -524,6 +545,7 @@ def _missing(name: str) -> str:
 
 
 SPARSE: Mapping[str, str] = {
+    FEATURE_UNWATCHED: "for columns that are left out for what they are",
     MONITOR_INCIDENT_OPENED: "while an incident of the kind is open",
     DRIFT_OPENED: "while drift of the feature is open",
     EPISODE_OPENED: "while an episode of the kind is open",

@@ -247,6 +247,24 @@ def status(value: MonitorState) -> monitor_pb2.MonitorStatus:
         waits_for=value.waits_for,
         open_until=timestamp(value.open_until),
         late_rows=value.late_rows,
+        withheld=value.last.withheld if value.last else "",
+        quarantined=[
+            monitor_pb2.Quarantined(
+                fault=one.fault,
+                rows=one.rows,
+                file=one.file,
+                column=one.column,
+                example=one.example,
+                summary=one.summary,
+            )
+            for one in (value.last.quarantined if value.last else ())
+        ],
+        columns=[
+            monitor_pb2.WatchedColumn(
+                name=one.name, role=one.role, watched_by=one.watched_by, features=one.features
+            )
+            for one in value.columns
+        ],
         figures=[_figure(value, name) for name in _figure_names(value)],
         segments=[
             monitor_pb2.Segment(

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from steadfeast.monitor.drift.detector import Level
+from steadfeast.monitor.profiles.roles import Role
 from steadfeast.monitor.web import charts, retraining
 from steadfeast.monitor.web.problems import problems
 from steadfeast.monitor.web.text import (
@@ -42,7 +43,7 @@ from steadfeast.monitor.web.view_models import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     from steadfeast.monitor.drift.data_quality import Figures
@@ -183,6 +184,18 @@ def _waits(monitor: MonitorState) -> str:
     return f"Nothing is judged: there is no reference to compare with: {monitor.waits_for}."
 
 
+def _of_the_data(monitor: MonitorState) -> Iterator[Fact]:
+    """Say what of the last window was not judged, and which columns are no plain features."""
+    last = monitor.last
+    if last is not None and last.withheld:
+        yield Fact("Nothing was judged", last.withheld)
+    for aside in last.quarantined if last is not None else ():
+        yield Fact("In quarantine", aside.summary)
+    for column in monitor.columns:
+        if column.role is not Role.FEATURE:
+            yield Fact(f"{column.name}, {column.role}", f"Watched by {column.watched_by}")
+
+
 def _facts(monitor: MonitorState) -> Sequence[Fact]:
     reference, window = monitor.reference, monitor.window
     facts = [Fact("Feature service", monitor.service)]
@@ -213,6 +226,7 @@ def _facts(monitor: MonitorState) -> Sequence[Fact]:
         )
     if monitor.watermark is not None:
         facts.append(Fact("Evaluated until", moment(monitor.watermark), monitor.watermark))
+    facts += _of_the_data(monitor)
     if monitor.late_rows:
         facts.append(Fact("Rows too late to count", f"{monitor.late_rows:,}"))
     if monitor.performance is not None:

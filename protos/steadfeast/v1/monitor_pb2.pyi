@@ -873,7 +873,9 @@ class DataIncident(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     OPENED_AT_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """null_burst, stale, schema, missing_data, surplus_data or duplicates."""
+    """null_burst, stale, schema, missing_data, surplus_data, duplicates, quarantine; new_column and
+    filled, which do not block.
+    """
     subject: _builtins.str
     """The feature, the feature view, or the feature service."""
     summary: _builtins.str
@@ -897,6 +899,85 @@ class DataIncident(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DataIncident: _TypeAlias = DataIncident  # noqa: Y015
+
+@_typing.final
+class Quarantined(_message.Message):
+    """Rows that could not be read of the last bucket, and were put aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAULT_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    EXAMPLE_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    fault: _builtins.str
+    """unreadable_cell, malformed_line, no_event_time, time_out_of_range, unreadable_column or
+    unreadable_file.
+    """
+    rows: _builtins.int
+    """0 where they could not be counted."""
+    file: _builtins.str
+    column: _builtins.str
+    example: _builtins.str
+    """A value, or what the reader said; of a personal column a digest."""
+    summary: _builtins.str
+    """One line for a person."""
+    def __init__(
+        self,
+        *,
+        fault: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        file: _builtins.str = ...,
+        column: _builtins.str = ...,
+        example: _builtins.str = ...,
+        summary: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "example", b"example", "fault", b"fault", "file", b"file", "rows", b"rows", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quarantined: _TypeAlias = Quarantined  # noqa: Y015
+
+@_typing.final
+class WatchedColumn(_message.Message):
+    """How a column of what is watched is watched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    WATCHED_BY_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    role: _builtins.str
+    """feature, constant, empty, identifier, growing, time, calendar, text, embedding, parts or
+    unwatched.
+    """
+    watched_by: _builtins.str
+    """In words."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is compared of it; empty where nothing is."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        role: _builtins.str = ...,
+        watched_by: _builtins.str = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "name", b"name", "role", b"role", "watched_by", b"watched_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchedColumn: _TypeAlias = WatchedColumn  # noqa: Y015
 
 @_typing.final
 class MonitorStatus(_message.Message):
@@ -938,6 +1019,9 @@ class MonitorStatus(_message.Message):
     SEGMENTS_FIELD_NUMBER: _builtins.int
     OPEN_UNTIL_FIELD_NUMBER: _builtins.int
     LATE_ROWS_FIELD_NUMBER: _builtins.int
+    WITHHELD_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     monitor: _builtins.str
     model: _builtins.str
     contract: _builtins.str
@@ -952,6 +1036,8 @@ class MonitorStatus(_message.Message):
     """What is missing for there to be a reference to compare with; empty when there is one."""
     late_rows: _builtins.int
     """Rows that came after their bucket was frozen, since the first one."""
+    withheld: _builtins.str
+    """Why no feature could be judged in the last window; empty where one was."""
     @_builtins.property
     def watermark(self) -> _timestamp_pb2.Timestamp:
         """End of the last bucket that was evaluated, event time; unset before the first."""
@@ -980,6 +1066,10 @@ class MonitorStatus(_message.Message):
         change with late rows, and nothing is decided on them. Unset where it is frozen.
         """
 
+    @_builtins.property
+    def quarantined(self) -> _containers.RepeatedCompositeFieldContainer[Global___Quarantined]: ...
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchedColumn]: ...
     def __init__(
         self,
         *,
@@ -999,10 +1089,13 @@ class MonitorStatus(_message.Message):
         segments: _abc.Iterable[Global___Segment] | None = ...,
         open_until: _timestamp_pb2.Timestamp | None = ...,
         late_rows: _builtins.int = ...,
+        withheld: _builtins.str = ...,
+        quarantined: _abc.Iterable[Global___Quarantined] | None = ...,
+        columns: _abc.Iterable[Global___WatchedColumn] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["open_until", b"open_until", "watermark", b"watermark"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "contract", b"contract", "figures", b"figures", "incidents", b"incidents", "late_rows", b"late_rows", "model", b"model", "model_version", b"model_version", "monitor", b"monitor", "open_until", b"open_until", "performance", b"performance", "reference_uri", b"reference_uri", "segments", b"segments", "superseded", b"superseded", "verdicts", b"verdicts", "waits_for", b"waits_for", "watermark", b"watermark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "columns", b"columns", "contract", b"contract", "figures", b"figures", "incidents", b"incidents", "late_rows", b"late_rows", "model", b"model", "model_version", b"model_version", "monitor", b"monitor", "open_until", b"open_until", "performance", b"performance", "quarantined", b"quarantined", "reference_uri", b"reference_uri", "segments", b"segments", "superseded", b"superseded", "verdicts", b"verdicts", "waits_for", b"waits_for", "watermark", b"watermark", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

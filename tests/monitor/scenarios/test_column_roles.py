@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pytest
+from prometheus_client import generate_latest
 
+from steadfeast.monitor.cli import output
 from steadfeast.monitor.drift.detector import Level
+from steadfeast.monitor.exporter.collector import registry
+from steadfeast.monitor.ledger import messages
+from steadfeast.monitor.ledger.state import State
 from steadfeast.monitor.profiles.binning import Edges, edges_of
 from steadfeast.monitor.profiles.roles import Role
+from steadfeast.monitor.web.page import page
+from steadfeast.protos.steadfeast.v1 import monitor_pb2
 from support.table_world import DAY, START, TRAINED, evaluator, times, watched, written
 
 if TYPE_CHECKING:
@@ -85,6 +92,24 @@ def test_what_columns_are_is_recognised_and_shown(shop):
     assert found.windows[-1].judged >= 8
     assert "map" in next(one.watched_by for one in columns if one.name == "kinds")
     assert {"order_id", "hash", "session"} <= found.reference.facts.repeats.keys()
+
+
+def test_what_is_not_compared_is_on_the_page_in_status_and_a_metric(shop):
+    folder, files = shop
+    state = watched(folder, files, keys=["customer"]).state
+    answer = monitor_pb2.GetStatusResponse(monitors=[messages.status(state)])
+    lines = [str(part) for part in output.status(answer)]
+    [named] = [line for line in lines if "values not compared" in line]
+    left_out = [name for name, (_, features) in EXPECTED.items() if not features]
+    assert all(f"{name} ({EXPECTED[name][0]})" in named for name in left_out)
+    assert any("created_at is time: its age at the event time" in line for line in lines)
+    whole = State(monitors={"m": state})
+    facts = {one.term for one in page(whole, "", START).monitors[0].facts}
+    assert {f"{name}, {EXPECTED[name][0]}" for name in left_out} <= facts
+    told = generate_latest(registry(lambda: whole)).decode()
+    for name in left_out:
+        assert f'steadfeast_feature_unwatched{{feature="{name}",monitor="m"}} 1.0' in told
+    assert 'steadfeast_monitor_judged_features{monitor="m"}' in told
 
 
 def test_an_identifier_that_comes_twice_and_one_that_is_missing_are_incidents(tmp_path):
