@@ -11,7 +11,8 @@ from frame import FEATURE, ISO_TIME, MONITOR, board, filled
 from panels import RATIO_STEPS, lines, query, rows, shares, states
 
 from steadfeast.monitor.drift.distances import STATISTICS
-from steadfeast.monitor.drift.shares import WEIGHTS
+from steadfeast.monitor.drift.shares import SHARES
+from steadfeast.monitor.drift.thresholds import SHIFT
 from steadfeast.monitor.exporter import metrics as m
 
 LEVELS = {
@@ -26,7 +27,7 @@ LEVELS = {
 def feature() -> Any:
     """Return the dashboard of one feature, or of a few beside each other."""
     made = board("feature", "Feature", "How one feature moved.", features=True)
-    statistics = "|".join(m.DRIFT + name for name in (*STATISTICS, *WEIGHTS))
+    statistics = "|".join(m.DRIFT + name for name in (*STATISTICS, SHIFT, *SHARES))
     return filled(
         made,
         [

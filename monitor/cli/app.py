@@ -231,10 +231,9 @@ def calibrate(
 ) -> None:
     """Print each feature's limit, and the smallest change that it would see.
 
-    What `false_alarms_per_year` buys, before a daemon runs: limits are measured on the windows of
-    the training set, or of the stretch that `reference` names, as the daemon does. Nothing is
-    changed. Without --reference a running daemon is asked which training set its champion was
-    trained on.
+    What the two promises buy, before a daemon runs: limits are measured on the buckets of the
+    training set, or of the stretch that `reference` names, as the daemon does. Nothing is changed.
+    Without --reference a running daemon is asked which training set its champion was trained on.
 
     Example: steadfeast monitor calibrate --reference data/training/ab12/manifest.json
     """

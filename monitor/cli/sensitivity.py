@@ -1,25 +1,21 @@
 """What a monitor's limits buy: the smallest changes that they would see. Below `cli`; pure.
 
-From the calibration alone, no rows are needed: a shift adds its square to the squared distance
-that a calm feature has anyway, and is over the limit half of the time when the sum is at it, nine
-times in ten when it is one and a quarter of the feature's own deviations beyond. Checked by
-simulation in the tests.
+From the limits alone, no rows are needed: a shift is beyond its limit half of the time when it is
+at it, and nine times in ten when it is one and a quarter of what days and counting add beyond.
+Checked by simulation in the tests.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
-from steadfeast.monitor.drift.shares import extended
-from steadfeast.monitor.drift.thresholds import latest_length
+from steadfeast.monitor.drift.shares import NAMES, extended, parts, shares_of
 from steadfeast.monitor.profiles.binning import ORDERED
 
 if TYPE_CHECKING:
@@ -29,11 +25,10 @@ if TYPE_CHECKING:
 
     from steadfeast.monitor.config.schema import MonitorConfig
     from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.drift.thresholds import Calibration
     from steadfeast.monitor.sources.source import Source
 
 _NINE_IN_TEN = 1.2816
-_WEEK = timedelta(days=7)
+_WIDE, _NAMED = 1.5, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +39,18 @@ class Sensitivity:
         feature: Its name.
         kind: How it is profiled.
         statistic: What measures its distance.
-        limit: For a window with as many rows as the reference's, in the statistic's unit; None
-            where the reference is too short.
-        floor: Least shift that is worth an alarm, in standard deviations.
+        limit: For a bucket with as many rows as the reference's, in standard deviations; None where
+            the reference is too short.
+        usual: How far the reference's own buckets went, likewise.
+        memory: Correlation of one bucket with the next, 0 to 1.
         unit: Of the next two: "sd", a shift of a normal feature; or "share", of the rows that
             change their category.
-        day: Smallest change that nine times in ten is over the limit in the first full last part
-            of a window (a day of a week); None where there is no limit for that.
-        week: Smallest change that nine times in ten opens an episode within a week.
+        smallest: Smallest lasting change that nine times in ten is told within a week, or within
+            seven buckets of more than a day.
+        at_once: Smallest change that is told after a single bucket.
         unseen: Smallest share of rows, all of a sudden beyond the reference's high tail or in
-            categories that it lacks, that is over the limit at once; None where none is, as
-            in weather, whose every week has brought such values.
+            categories that it lacks, that is beyond its limit; None where none is, as in weather,
+            whose every week has brought such values.
         nulls: Smallest rise in the share of nulls, likewise.
     """
 
@@ -62,10 +58,11 @@ class Sensitivity:
     kind: str
     statistic: str
     limit: float | None
-    floor: float | None
+    usual: float | None
+    memory: float | None
     unit: str
-    day: float | None
-    week: float | None
+    smallest: float | None
+    at_once: float | None
     unseen: float | None
     nulls: float | None
 
@@ -118,23 +115,30 @@ def table(found: Sequence[Sensitivity], name: str, config: MonitorConfig) -> Tab
     """Return them as a table for a terminal."""
     from rich.table import Table
 
-    last = "a day" if latest_length(config) == timedelta(days=1) else str(latest_length(config))
-    made = Table(title=f"{name}: {config.false_alarms_per_year:g} false alarms a year", box=None)
+    title = (
+        f"{name}: {config.false_alarms_per_year:g} false notifications a year, "
+        f"{config.false_alarm_days_per_year:g} days with a false alarm standing"
+    )
+    made = Table(title=title, box=None)
     for head in ("feature", "statistic"):
         made.add_column(head)
-    for head in ("limit", "floor, sd", f"seen in {last}", "in a week", "new values", "nulls"):
+    for head in (
+        *("usual, sd", "limit, sd", "memory"),
+        *("smallest change seen", "told at once", "new values", "nulls"),
+    ):
         made.add_column(head, justify="right")
     for one in found:
         if one.limit is None:
-            made.add_row(one.feature, one.statistic, "none", *[""] * 5)
+            made.add_row(one.feature, one.statistic, "", "none", *[""] * 5)
             continue
         made.add_row(
             one.feature,
             one.statistic,
-            f"{one.limit:.3g}",
-            "" if one.floor is None else f"{one.floor:.2g}",
-            _amount(one.day, one.unit),
-            _amount(one.week, one.unit),
+            f"{one.usual:.2g}",
+            f"{one.limit:.2g}",
+            f"{one.memory:.2f}",
+            _amount(one.smallest, one.unit),
+            _amount(one.at_once, one.unit),
             _amount(one.unseen, "share"),
             _amount(one.nulls, "share"),
         )
@@ -143,72 +147,65 @@ def table(found: Sequence[Sensitivity], name: str, config: MonitorConfig) -> Tab
 
 def advice(found: Sequence[Sensitivity], config: MonitorConfig) -> str:
     """Say how to read the table and what to do next."""
-    episode = config.episode
     text = (
-        "A shift in sd, or the share of rows that change their category, that nine times in ten "
-        f"is over the limit. An episode opens when {episode.k} of {episode.n} windows are over. "
-        "For earlier alarms raise false_alarms_per_year; for a feature that sees too little, take "
-        "a longer reference or a shorter bucket, or choose another statistic."
+        "A lasting shift in sd, or the share of rows that change their category, that nine times "
+        "in ten is told within a week: when 4 of the last 5 buckets are beyond the limit on one "
+        f"side. Less than {config.smallest_change:g} sd is never drift: smallest_change says so."
     )
+    short = [
+        one.feature
+        for one in found
+        if one.limit is not None and one.limit > _WIDE * config.smallest_change
+    ]
+    if short:
+        text += (
+            f"\nLimits of {_listed(short)} are wider, because days remember the day before: in "
+            "so few days slow wandering looks like drift. A longer reference narrows them, and "
+            "so does a calendar that explains what differs."
+        )
     blind = [one.feature for one in found if one.limit is None]
     if blind:
-        listed = ", ".join(blind)
-        text += f"\nNo limit for {listed}: the reference has no values, or is too short."
+        text += f"\nNo limit for {_listed(blind)}: the reference has no values, or is too short."
     return text
 
 
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
 def _of(reference: Reference, name: str, config: MonitorConfig) -> Sensitivity:
-    edges = reference.edges.columns[name]
-    window, latest = reference.calibration.get(name), reference.latest.get(name)
-    ordered = edges.kind in ORDERED
-    unit = "sd" if ordered else "share"
-    if window is None:
+    edges, threshold = reference.edges.columns[name], reference.thresholds.get(name)
+    unit = "sd" if edges.kind in ORDERED else "share"
+    if threshold is None:
+        nothing = [None] * 4
         return Sensitivity(
-            name, str(edges.kind), config.statistic, None, None, unit, None, None, None, None
+            name, str(edges.kind), config.statistic, None, None, None, unit, *nothing
         )
-    # The k-th window that is over, at the latest a week after the change, holds this much of it.
-    covered = min(1.0, max(0.0, (_WEEK - (config.episode.k - 1) * config.bucket) / config.window))
-    weekly = [_seen(window, _NINE_IN_TEN) / covered] if covered else []
-    if latest is not None:
-        weekly.append(_seen(latest, 0.0))  # one look of two is enough among seven
-    quick = latest or window
     counts = extended(reference.profile.columns[name])
-    allowed = _allowed(quick, counts)
-    bins = edges.bins
+    start = reference.window.end
+    _, likes = reference.usual(name, (start,), config)
+    limit = threshold.limit(threshold.rows, likes)
+    sampling = 1 / threshold.rows + 1 / likes
+    half = math.sqrt(max(limit**2 - threshold.counting * sampling / 2, 0.0))
+    smallest = half + _NINE_IN_TEN * math.sqrt(threshold.by_distance.spread**2 + sampling)
+    shares, bins = threshold.shares, edges.bins
+    rows = np.full(bins + len(NAMES), threshold.rows)
+    allowed = shares.allowed(parts(shares_of(counts), shares.ends), likes, rows)
+    tail = edges.kind in ORDERED and shares.ends.high < bins
     return Sensitivity(
         feature=name,
         kind=str(edges.kind),
-        statistic=window.statistic,
-        limit=window.limit(window.rows),
-        floor=window.floor,
+        statistic=threshold.statistic,
+        limit=limit,
+        usual=threshold.by_distance.farthest,
+        memory=threshold.memory,
         unit=unit,
-        day=None if latest is None else _in(unit, _seen(latest, _NINE_IN_TEN)),
-        week=_in(unit, min(weekly)) if weekly else None,
-        unseen=_possible(
-            allowed[bins + 1] if ordered and quick.looks.high < bins else allowed[bins - 1]
-        ),
+        smallest=_in(unit, smallest),
+        at_once=_in(unit, threshold.decisive(limit, threshold.by_distance)),
+        unseen=_possible(allowed[bins + 1] if tail else allowed[bins - 1]),
         nulls=_possible(allowed[-1]),
     )
-
-
-def _seen(limits: Calibration, quantile: float) -> float:
-    """Return the shift that is over the limit, in standard deviations."""
-    at = limits.shift(limits.limit(limits.rows))
-    half = math.sqrt(max(at**2 - limits.mean, 0.0))
-    # No direction has a larger share of the squares than the root of the sum of their squares.
-    largest = limits.varying / math.sqrt(limits.directions)
-    return half + quantile * math.sqrt(limits.mean * largest)
-
-
-def _allowed(limits: Calibration, counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    looks = limits.looks
-    bins, usable = len(counts) - 1, counts[:-1].sum()
-    parts = np.array(
-        [*counts[:-1], counts[: looks.low].sum(), counts[looks.high : bins].sum(), counts[-1]]
-    )
-    rows = np.full(bins + 3, usable, dtype=np.float64)
-    rows[-1] = counts.sum()
-    return looks.allowed(parts / rows, rows, np.full(bins + 3, limits.rows))
 
 
 def _in(unit: str, shift: float) -> float:

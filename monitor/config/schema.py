@@ -23,6 +23,7 @@ from pydantic import (
 
 from steadfeast.featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
 from steadfeast.measures import Task
+from steadfeast.monitor.config.calendar import CalendarConfig
 from steadfeast.monitor.config.cron import parse
 from steadfeast.monitor.config.endpoints import (
     Address,
@@ -182,7 +183,11 @@ class MonitorConfig(Section):
         segments: Columns whose values split the rows: the same looks at each of the largest.
         multivariate: Look at all features together, too: whether they hang together as they did.
             Needs the extra `multivariate`, a training set whose rows are kept, and seconds.
-        false_alarms_per_year: False episodes that the user accepts from this monitor, in all.
+        false_alarms_per_year: False notifications that the user accepts from this monitor, in all.
+        false_alarm_days_per_year: Days with a false alarm standing that the user accepts from it.
+        smallest_change: Shift in standard deviations that the user wants to hear of; less never
+            is drift. Shares of single values, tails and nulls go with it.
+        calendar: Days that are compared with their like.
         max_null_increase: Rise of a feature's null share over the reference that is an
             incident.
         max_age: Per feature view, the age of its newest value at request time that is an
@@ -215,6 +220,9 @@ class MonitorConfig(Section):
     segments: tuple[str, ...] = Field(default=(), max_length=4)
     multivariate: bool = False
     false_alarms_per_year: PositiveFloat = 4
+    false_alarm_days_per_year: PositiveFloat = 18
+    smallest_change: PositiveFloat = 0.15
+    calendar: CalendarConfig = CalendarConfig()
     max_null_increase: Share = 0.2
     max_age: dict[str, Duration] = Field(default_factory=dict)
     episode: EpisodeConfig = EpisodeConfig()

@@ -1,413 +1,371 @@
-"""How far is far: the limits of one feature, measured on stretches of the reference.
+"""How far is far: each feature's limits, measured on the buckets of the reference.
 
-Above `monitor.drift.thresholds`; `monitor.drift.reference` applies it to a training set. Pure.
+Above `monitor.drift.thresholds`, `shares`, `calendar` and `false_alarms`; `monitor.drift.reference`
+holds what is made here. Pure.
 
-A limit is measured, not copied. The reference is cut into stretches as long as what is judged, and
-each is compared with the rest: so weather, and rows of one entity that move together, are in the
-noise that is expected. The limit is where the squared distance, on a scale on which distances add
-up, reaches
+Every bucket of the reference is compared with its like among the others, as a later one will be
+compared with all of them. What is left is how far the feature strays by itself: its *effects*. The
+limit is the largest of
 
-    factor x its mean over the stretches, or a floor,  + what fewer rows add.
+- the floor, `smallest_change`, below which nothing is worth an alarm;
+- a multiple of the spread of the effects, which `monitor.drift.false_alarms` makes of the promises;
 
-*Two stretches* are judged, by limits of their own: the whole window, which sees what is small, and
-its last part (`latest_length`), which sees early what is not. The last day is compared with the
-reference's same weekdays where there are enough, the whole window with all of it.
-
-*The scale.* Statistics saturate: PSI of a shift by 6 standard deviations is hardly above that of
-4. In their own unit a multiple of what restless weather does in eight weeks can lie beyond what
-any window could reach, and the feature is blind. So each value is read as the shift, in standard
-deviations of a normal feature over the same bins, that would give it: its square adds up like a
-variance, whatever the statistic is. Limits are turned back into the statistic's unit.
-
-*The factor* makes the false alarms come to `false_alarms_per_year`, shared equally over the
-features. A squared distance is a sum of squares, one for each direction in which stretches differ,
-with the eigenvalues of the deviations as weights. Equal ones spread like chi-square(d) / d; where
-the days' own restlessness is one direction, and counting makes many small ones, the one makes the
-large distances, and the others are always there. So three moments are matched (Liu, Tang and Zhang,
-2009): a constant, and `varying` times chi-square(d) / d; d is less where the statistic looks in
-fewer directions than there are. Only the second part is far at times, and it is known from `b`
-stretches, like chi-square(f) / f: their ratio is an F, and the constant is added once. Windows
-slide by less than their length, which is worth f = 1.5 d (b - 1) rather than d (b - 1): the squared
-correlations of overlapping averages add up to 2/3 of a window. Days remember the day before: their
-correlation r leaves (1 - r^2) / (1 + r^2) of their number, and persistence helps less. What counts
-as one alarm is an episode, not a window; `monitor.drift.false_alarms` turns one into the other.
-
-*Fewer rows*: where only a sample is served, a window has fewer rows than a stretch of the training
-set; what the statistic then shows by counting alone is drawn from the reference and added.
-
-*The floor* is an effect that is not worth an alarm however calm the reference was: a shift of .03
-standard deviations (PSI .001) where every row is its own. A feature that entities decide moves
-with their mix, whatever the counting of rows says: its floor is what drawing the entities again
-would do (`monitor.drift.clustering`), up to .22 standard deviations (PSI .05).
-
-Known limits. Correlated features share the budget as if they were independent, which errs to
-the quiet side. A reference with a trend counts its trend as noise: a window is drifted when it
-is farther out than the training set's own weeks were, which is what the model has not seen.
+and what counting the rows of one bucket adds to its distance.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
-from steadfeast.monitor.drift.false_alarms import Plan, factor, tail
+from steadfeast.monitor.drift.calendar import MONTH_START, Calendar
+from steadfeast.monitor.drift.false_alarms import Comparison, Promise, Wandering, scale, wandering
 from steadfeast.monitor.drift.shares import (
-    EMPTY,
-    HIGH_TAIL,
-    LARGEST_CELL,
-    WEIGHTS,
-    clustered_floors,
+    Ends,
     extended,
-    tails,
-    tolerance,
+    share_limits,
+    shares_of,
 )
 from steadfeast.monitor.drift.thresholds import (
     SHIFTS,
-    Calibration,
+    Straying,
+    Threshold,
     distances,
-    latest_length,
-    mixed,
-    seasonal,
+    effect_curve,
+    normal_scores,
     suited,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
 
     from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.drift.clustering import Clustering
-    from steadfeast.monitor.drift.distances import Statistic
-    from steadfeast.monitor.profiles.binning import ColumnEdges
-    from steadfeast.monitor.profiles.profile import ColumnProfile, Profile
+    from steadfeast.monitor.drift.shares import ShareLimits
+    from steadfeast.monitor.profiles.binning import ColumnEdges, Edges
+    from steadfeast.monitor.profiles.profile import Profile
 
-FLOOR = 0.03
-HIGHEST_FLOOR, HIGHEST_FLOOR_LATEST = 0.22, 0.3
-"""Of a window, and of its last part: one day of a timetable differs more than a week of it."""
-MIN_BLOCKS = 3
-_DISTANCE = 0.75
-"""Share of a feature's chances that the distance takes. With those of the other looks they come to
-more than 1, because what moves the distance by chance often moves them too."""
-_MIN_FREEDOM = 7
-_CALENDAR = 25
-_WANTED_BLOCKS = 6
-_OVERLAP = 8
+Floats = npt.NDArray[np.float64]
+
+FEWEST_BUCKETS = 4
+_TRUSTED_ROWS = 1_000
+"""Rows of a bucket whose counting errs as much as days of a restless feature differ."""
 _DRAWS = 128
-_SURE = 4
+_COUNTING = 2.0
+"""Standard deviations of a distance by counting that a bucket may be off beside its effect."""
+_SURE = 6.0
+"""Standard errors by which the first days of months must differ to be a kind of their own."""
+_MOST_AHEAD = 1_000
+_CALENDAR = 25
+_WINDOWS = 1.5
+"""Times that a window of a feature that is the calendar may be off what the reference's were."""
+_YEAR = timedelta(days=365.25)
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One column of the reference, bucket by bucket.
+@dataclass(frozen=True, slots=True, eq=False)
+class Expected:
+    """What buckets are expected to look like, by the calendar.
 
     Attributes:
-        counts: `extended` counts, shape (buckets, bins + 1); zeros where a bucket has no rows.
-        weekdays: Day of the week of each bucket, 0 to 6, shape (buckets,).
-        clustering: How the column moves with the entities; None where unknown.
+        terms: What of the calendar is told apart.
+        rows: Of a bucket, in the middle.
+        precision: How surely each part of the design is known, shape (k, k).
+        shares: Of each feature, as `shares_of` gives them, by part of the design, (k, bins + 1).
     """
 
-    counts: npt.NDArray[np.int64]
-    weekdays: npt.NDArray[np.int64]
-    clustering: Clustering | None = None
+    terms: tuple[str, ...]
+    rows: float
+    precision: Floats
+    shares: Mapping[str, Floats]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Expected) and self.to_json() == other.to_json()
+
+    __hash__ = None  # type: ignore[assignment]  # holds arrays
+
+    def of(self, feature: str, design: Floats) -> tuple[Floats, float]:
+        """Return the shares to expect, and as how many rows they are good.
+
+        Args:
+            feature: Which.
+            design: Of the buckets that are judged together, shape (buckets, k).
+        """
+        mean = design.mean(axis=0)
+        doubt = max(float(mean @ self.precision @ mean), 1e-9)
+        return _proper(mean @ self.shares[feature]), self.rows / doubt
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "terms": list(self.terms),
+            "rows": self.rows,
+            "precision": self.precision.tolist(),
+            "shares": {name: one.tolist() for name, one in self.shares.items()},
+        }
 
     @classmethod
-    def of(
-        cls,
-        name: str,
-        series: Sequence[Profile],
-        weekdays: npt.NDArray[np.int64],
-        clustering: Clustering | None = None,
-    ) -> Series:
-        """Take column `name` out of one profile per bucket."""
-        return cls(np.array([extended(one.columns[name]) for one in series]), weekdays, clustering)
+    def from_json(cls, data: Mapping[str, Any]) -> Expected:
+        """Return what `to_json` was called on."""
+        shares = {name: np.array(one) for name, one in data["shares"].items()}
+        return cls(tuple(data["terms"]), data["rows"], np.array(data["precision"]), shares)
 
 
 def calibrate(
-    edges: ColumnEdges,
-    series: Series,
-    column: ColumnProfile,
-    *,
+    found: Sequence[tuple[datetime, Profile]],
+    edges: Edges,
     config: MonitorConfig,
-    chosen: Statistic,
-    alarms_per_year: float,
-) -> Calibration | None:
-    """Compare windows of the reference with the rest of it; None with too few.
+    *,
+    beside: int = 0,
+    tell: Callable[[int, int], None] | None = None,
+) -> tuple[Expected | None, dict[str, Threshold]]:
+    """Compare the buckets of a reference with each other; nothing where they are too few.
 
     Args:
-        edges: Of the column.
-        series: Its counts.
-        column: All of it.
+        found: Start and profile of each bucket with rows, by time.
+        edges: What the profiles are over.
         config: The monitor.
-        chosen: The statistic that decides.
-        alarms_per_year: False episodes that this may cause.
+        beside: More features that share what is promised.
+        tell: Called with how many features are calibrated, and how many there are.
     """
-    counts = series.counts
-    length = _block_length(len(counts), config.window // config.bucket)
-    blocks = int(np.count_nonzero(counts[:, :-1].sum(axis=1))) / length
-    if blocks < MIN_BLOCKS:
-        return None
-    inside = _sliding(counts, length)
-    return _calibrated(
-        edges,
-        inside,
-        counts.sum(axis=0) - inside,
-        column,
-        series,
-        chosen,
-        blocks=blocks,
-        freedom=1.5 * (blocks - 1),
-        alarms_per_year=alarms_per_year,
-        plan=Plan.of(config),
-        highest_floor=HIGHEST_FLOOR,
+    starts = [start for start, _ in found]
+    counts = {
+        name: filled
+        for name in edges.columns
+        if (filled := _filled([extended(one.columns[name]) for _, one in found])) is not None
+    }
+    if len(found) < FEWEST_BUCKETS or not counts:
+        return None, {}
+    rows = np.array([one.rows for _, one in found], np.float64)
+    calendar = Calendar.of(config.bucket, config.calendar, starts)
+    how, precision = _comparison(calendar, starts, rows)
+    if MONTH_START in calendar.kinds and calendar.config.month_start is None:
+        values = [_location(edges.columns[name], one, how) for name, one in counts.items()]
+        if _months_begin_apart(calendar, starts, how.residuals(np.array(values))):
+            calendar = replace(calendar, terms=(*calendar.terms, MONTH_START))
+            how, precision = _comparison(calendar, starts, rows)
+    measured = {}
+    for done, (name, one) in enumerate(counts.items()):
+        if tell is not None:
+            tell(done, len(counts))
+        measured[name] = _measured(edges.columns[name], one, how, config)
+    # Rounded, so that what is stored is what was used.
+    shares = {name: np.round(how.operator @ shares_of(one), 9) for name, one in counts.items()}
+    expected = Expected(calendar.terms, float(np.median(rows)), precision, shares)
+    share = len(counts) / (len(counts) + beside)
+    promise = Promise(
+        share * config.false_alarms_per_year,
+        share * config.false_alarm_days_per_year,
+        _YEAR / config.bucket,
     )
+    return expected, _limits(measured, how, promise)
 
 
-def calibrate_latest(
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What was measured of one feature.
+
+    Attributes:
+        threshold: Its limits, as if nothing wandered.
+        effects: How far each bucket was from its like, in sd and to which side.
+        counting: Variance that counting adds to them.
+        shares: Gives the limits of shares at a multiple of what they stray.
+    """
+
+    threshold: Threshold
+    effects: Floats
+    counting: float
+    shares: Callable[[float], ShareLimits]
+
+
+def _limits(
+    measured: Mapping[str, _Measured], how: Comparison, promise: Promise
+) -> dict[str, Threshold]:
+    """Return the limits that keep a promise."""
+    effects = np.array([one.effects for one in measured.values()])
+    power = np.maximum(np.mean(effects**2, axis=1), 1e-18)
+    counting = np.array([one.counting for one in measured.values()]) / power
+    floors = np.array([one.threshold.floor for one in measured.values()])
+
+    def strayings(known: Sequence[Straying | None]) -> tuple[list[Straying | None], Wandering]:
+        spread = np.array([0.0 if one is None else one.spread for one in known])
+        found = wandering(effects, spread, np.minimum(counting, 1), how, floors, promise)
+        most, single = found.multiple * found.spread, found.farthest * found.spread
+        return [
+            one
+            and replace(
+                one, spread=float(found.spread[i]), most=float(most[i]), single=float(single[i])
+            )
+            for i, one in enumerate(known)
+        ], found
+
+    shifts, _ = strayings([one.threshold.by_shift for one in measured.values()])
+    distances_, found = strayings([one.threshold.by_distance for one in measured.values()])
+    made = {}
+    for i, (name, one) in enumerate(measured.items()):
+        by_distance = distances_[i]
+        if by_distance is None or one.threshold.whole_window:
+            by_distance = one.threshold.by_distance
+        made[name] = replace(
+            one.threshold,
+            by_distance=by_distance,
+            by_shift=shifts[i],
+            memory=float(found.memory[i]),
+            shares=one.shares(float(found.multiple[i])),
+        )
+    return made
+
+
+def _measured(
     edges: ColumnEdges,
-    series: Series,
-    column: ColumnProfile,
-    *,
-    config: MonitorConfig,
-    chosen: Statistic,
-    alarms_per_year: float,
-) -> Calibration | None:
-    """Do the same for the last part of windows, with the same weekdays where there are enough."""
-    counts, length = series.counts, latest_length(config) // config.bucket
-    filled = counts[:, :-1].sum(axis=1) > 0
-    blocks = int(np.count_nonzero(filled)) / length
-    by_weekday = np.zeros((7, counts.shape[1]), np.int64)
-    np.add.at(by_weekday, series.weekdays, counts)
-    same = seasonal(config, series.weekdays[filled])
-    freedom = blocks - (7 if same else 1)
-    if freedom < _MIN_FREEDOM:
-        return None
-    inside = _sliding(counts, length)
-    outside = np.array(counts.sum(axis=0) - inside, dtype=np.float64)
-    if same:
-        for i in range(len(inside)):
-            at = slice(i * max(1, length // _OVERLAP), None)
-            own = np.zeros_like(by_weekday)
-            np.add.at(own, series.weekdays[at][:length], counts[at][:length])
-            outside[i] = mixed(by_weekday - own, own.sum(axis=1))
-    apart = slice(None, None, min(length, _OVERLAP))
-    held = (inside[apart, :-1].sum(axis=1) > 0) & (outside[apart, :-1].sum(axis=1) > 0)
-    deviations = _deviations(edges, inside[apart][held], outside[apart][held])
-    if not len(deviations) or (same and _tells_weekday(edges, by_weekday, deviations)):
-        return None
-    memory = _memory(deviations)
-    plan = Plan.of_latest(config, latest_length(config))
-    return _calibrated(
-        edges,
-        inside,
-        outside,
-        column,
-        series,
-        chosen,
-        blocks=blocks,
-        freedom=max(1.0, freedom * (1 - memory**2) / (1 + memory**2)),
-        alarms_per_year=alarms_per_year,
-        plan=plan,
-        highest_floor=HIGHEST_FLOOR_LATEST,
-        memory=float(memory ** (1 / plan.per_window)),
-    )
-
-
-def _tells_weekday(
-    edges: ColumnEdges, by_weekday: npt.NDArray[Any], deviations: npt.NDArray[np.float64]
-) -> bool:
-    """Say whether a feature is nearly the same on the same day of the week, and far on others.
-
-    Such a feature is the calendar. Within a day it says nothing, except when midnight is.
-    """
-    whole = np.broadcast_to(by_weekday.sum(axis=0), by_weekday.shape)
-    between = float(np.mean(np.sum(_deviations(edges, by_weekday, whole) ** 2, axis=1)))
-    within = float(np.mean(np.sum(deviations**2, axis=1)))
-    return between > max(1.0, _CALENDAR * within)
-
-
-def _sliding(counts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
-    sums = np.concatenate([np.zeros((1, counts.shape[1]), np.int64), np.cumsum(counts, axis=0)])
-    starts = np.arange(0, len(counts) - length + 1, max(1, length // _OVERLAP))
-    found: npt.NDArray[np.int64] = sums[starts + length] - sums[starts]
-    return found
-
-
-def _calibrated(
-    edges: ColumnEdges,
-    inside: npt.NDArray[np.int64],
-    outside: npt.NDArray[Any],
-    column: ColumnProfile,
-    series: Series,
-    chosen: Statistic,
-    *,
-    blocks: float,
-    freedom: float,
-    alarms_per_year: float,
-    plan: Plan,
-    highest_floor: float,
-    memory: float = 0.0,
-) -> Calibration | None:
-    """Calibrate on stretches, `inside`, and what each is compared with, `outside`.
-
-    `freedom` is that of a variance in one direction, estimated from the stretches; `memory` the
-    correlation of one look's step with the next.
-    """
-    chosen = suited(chosen, edges)
-    used = (inside[:, :-1].sum(axis=1) > 0) & (outside[:, :-1].sum(axis=1) > 0)
-    if not column.usable or not edges.bins or not used.any():
-        return None
-    inside, outside = inside[used], outside[used]
-    rows = float(np.median(inside[:, :-1].sum(axis=1)))
-    bound = partial(
-        distances, chosen, edges, positions=edges.positions(column.minimum, column.maximum)
-    )
-    curve = _curve(bound, column.counts, rows)
-
-    def squared(reference: npt.NDArray[Any], current: npt.NDArray[Any]) -> Any:
-        return np.interp(bound(reference, current), curve, SHIFTS) ** 2
-
-    # Seeded by nothing but a constant: a reference built twice is the same.
-    drawn = np.random.default_rng(0).multinomial(
-        max(1, int(rows)), column.counts / column.usable, size=_DRAWS
-    )
-    by_counting = squared(column.counts, drawn)
-    directions, varying = _directions(_spectrum(edges, inside, outside), freedom)
-    whole = np.broadcast_to(column.counts, drawn.shape)
-    free = float(np.sum(_spectrum(edges, _with_empty(drawn), _with_empty(whole)) ** 2))
-    if by_counting.var():
-        directions *= min(1.0, float(2 * by_counting.mean() ** 2 / by_counting.var()) * free)
-    directions = max(1.0, directions)
-    ends = tails(edges, column.counts)
-    floor, floors = FLOOR, tuple[float, ...]()
-    if series.clustering is not None:
-        floor = min(max(FLOOR, series.clustering.shift), highest_floor)
-        floors = clustered_floors(series.clustering.variances, *ends)
-    cells, tail_, empty = (
-        tail(alarms_per_year * plan.part(WEIGHTS[name]), plan, memory)
-        for name in (LARGEST_CELL, HIGH_TAIL, EMPTY)
-    )
-    times = factor(
-        directions=directions,
-        freedom=freedom * directions,
-        alarms_per_year=alarms_per_year * plan.part(_DISTANCE),
-        plan=plan,
-        memory=memory,
-    )
-    return Calibration(
-        statistic=chosen.name,
-        mean=float(np.mean(squared(outside[:, :-1], inside[:, :-1]))),
-        factor=1 - varying + varying * times,
-        sampling=float(by_counting.mean() + 4 * by_counting.std()) * rows,
-        directions=directions,
-        varying=varying,
-        blocks=int(blocks),
-        rows=rows,
-        curve=tuple(curve.tolist()),
-        floor=floor,
-        memory=memory if plan.per_window == 1 else 0.0,
-        looks=tolerance(
-            inside,
-            outside,
-            ends=ends,
-            floors=floors,
-            freedom=freedom,
-            chances=(cells, tail_, empty),
-        ),
-    )
-
-
-def _curve(
-    distances: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[np.float64]],
     counts: npt.NDArray[Any],
-    rows: float,
-) -> npt.NDArray[np.float64]:
-    """Return the distance to the reference when a normal feature shifts, for each of `SHIFTS`.
+    how: Comparison,
+    config: MonitorConfig,
+) -> _Measured:
+    """Compare each bucket of one feature with its like among the others."""
+    chosen, column = suited(config.statistic, edges), counts.sum(axis=0)
+    leverage, usable = how.leverage, counts[:, :-1].sum(axis=1)
+    rows = float(np.median(usable))
+    shares = shares_of(counts)
+    left_out = _proper(shares - how.residuals(shares.T).T / (1 - leverage[:, None]))
+    positions = edges.positions(None, None)
+    likes = rows * (1 / np.maximum(leverage, 1e-9) - 1)
+    typical = float(np.median(likes))
+    curve = effect_curve(chosen, edges, column[:-1], typical, rows, positions)
 
-    The bins' shares are taken for stretches of a normal axis, which then moves either way; bins
-    without order are taken as they come. Ascends strictly, so that it can be inverted.
-    """
-    # Summed as whole numbers: an empty bin at either end then has no width at all.
-    ends = special.ndtri(np.cumsum(counts)[:-1] / counts.sum())
-    moved = special.ndtr(ends + np.multiply.outer((-1, 1), SHIFTS)[..., None])
-    shares = np.diff(moved, prepend=0, append=1, axis=-1).reshape(-1, len(counts))
-    rising = np.maximum.accumulate(distances(counts, rows * shares).reshape(2, -1).mean(axis=0))
-    # Saturated stretches rise by a hair.
-    return np.asarray(rising + 1e-12 * max(rising[-1], 1e-12) * np.arange(len(SHIFTS)))
+    def squared(reference: Floats, current: npt.NDArray[Any]) -> Floats:
+        value = distances(chosen, edges, reference, current, positions)
+        return np.asarray(np.interp(value, curve, SHIFTS)) ** 2
 
-
-def _block_length(buckets: int, window: int) -> int:
-    """Return a block's length in buckets: the window's, or less where that gives too few.
-
-    Shorter blocks differ by more than windows do, so the limit errs to the quiet side.
-    """
-    return max(1, min(window, buckets // _WANTED_BLOCKS))
-
-
-def _directions(weights: npt.NDArray[np.float64], freedom: float) -> tuple[float, float]:
-    """Return the `directions` and `varying` of `Calibration`, of shares that add up to 1.
-
-    Few windows make equal shares look unequal, by as much as moments of Wishart matrices say
-    (Muirhead, 1982, section 3.2). Taken out in full, the noise of the correction would fit limits
-    to the reference by luck: it is done as for `_SURE` times as many windows. Simulated features of
-    one, two, four and nine directions, alone and in noise, went off at most 2.2 times as often as
-    promised with 3 for it, and 1.6 times with 6.
-    """
-    n = _SURE * freedom
-    cubes, mixed, whole = np.linalg.solve(
-        [
-            [1 + 3 / n + 4 / n**2, 3 / n + 3 / n**2, 1 / n**2],
-            [4 / n + 4 / n**2, 1 + 1 / n + 4 / n**2, 1 / n],
-            [8 / n**2, 6 / n, 1],
-        ],
-        [np.sum(weights**3), np.sum(weights**2), 1],
+    effects = squared(left_out[:, :-1] * likes[:, None], counts[:, :-1])
+    # Seeded by nothing but a constant: a reference built twice is the same.
+    middle = column[:-1] / column[:-1].sum()
+    drawn = np.random.default_rng(0).multinomial(max(1, int(rows)), middle, size=_DRAWS)
+    by_counting = squared(middle * typical, drawn)
+    both = 1 / rows + 1 / typical
+    even = (1 - leverage.mean()) * (_within(effects) - _within(by_counting))
+    along = how.residuals(_location(edges, counts, how))
+    shares_within = partial(
+        share_limits,
+        counts,
+        left_out,
+        likes,
+        Ends.of(edges, column[:-1]),
+        smallest_change=config.smallest_change,
     )
-    squares = float(np.clip(mixed / whole, 1 / len(weights), 1))
-    cubes = float(np.clip(cubes / whole, squares**2, squares**1.5))
-    return squares**3 / cubes**2, squares**2 / cubes
+    farthest, whole_window, most = float(np.sqrt(effects.max())), _tells_time(shares, how), 0.0
+    if whole_window:
+        inside = _sliding(counts[:, :-1], config.window // config.bucket)
+        far = squared((column[:-1] - inside).astype(np.float64), inside)
+        most = _WINDOWS * float(np.sqrt(far.max(initial=0)))
+    counting = float(np.mean((1 - leverage) / usable))
+    scores, by_shift = normal_scores(edges, column[:-1]), None
+    if len(scores) and not whole_window:
+        spread = float(scale(along / np.sqrt(1 - leverage))) ** 2 - counting
+        most_shift = float(np.abs(along / (1 - leverage)).max())
+        by_shift = Straying(max(spread, 0.0) ** 0.5, 0.0, 0.0, most_shift)
+    threshold = Threshold(
+        statistic=chosen.name,
+        floor=config.smallest_change,
+        by_distance=Straying(float(np.sqrt(max(even, 0.0))), most, most, farthest),
+        by_shift=by_shift,
+        counting=float(by_counting.mean() + _COUNTING * by_counting.std()) / both,
+        buckets=len(counts),
+        rows=rows,
+        memory=0.0,
+        whole_window=whole_window,
+        curve=tuple(curve.tolist()),
+        scores=tuple(scores.tolist()),
+        shares=shares_within(1.0),
+    )
+    return _Measured(threshold, along, counting, shares_within)
 
 
-def _spectrum(
-    edges: ColumnEdges, inside: npt.NDArray[Any], outside: npt.NDArray[Any]
-) -> npt.NDArray[np.float64]:
-    """Return by how much stretches differ from what they are compared with, in each direction.
+def _tells_time(shares: Floats, how: Comparison) -> bool:
+    """Say whether a feature is the calendar: the same on days of a kind, and far on others."""
+    used = shares[:, :-1].mean(axis=0) > 0
+    even = shares[:, :-1][:, used] / np.sqrt(shares[:, :-1][:, used].mean(axis=0))
+    whole = float(np.mean(np.sum((even - even.mean(axis=0)) ** 2, axis=1)))
+    left = float(np.mean(np.sum(how.residuals(even.T) ** 2, axis=0)))
+    return whole > max(1.0, _CALENDAR * left)
 
-    Shares of the whole, which add up to 1: the eigenvalues of the covariance of the bins' shares,
-    each in units of its counting error.
+
+def _sliding(counts: npt.NDArray[Any], length: int) -> npt.NDArray[np.int64]:
+    """Return the sums of each `length` buckets in a row, where they are not all of them."""
+    sums = np.concatenate([np.zeros((1, counts.shape[1]), np.int64), np.cumsum(counts, axis=0)])
+    found: npt.NDArray[np.int64] = sums[length:] - sums[:-length]
+    return found[: len(found) if length < len(counts) else 0]
+
+
+def _within(squares: Floats) -> float:
+    return float(scale(np.sqrt(squares)) ** 2)
+
+
+def _comparison(
+    calendar: Calendar, starts: Sequence[datetime], rows: Floats
+) -> tuple[Comparison, Floats]:
+    """Return how buckets are compared, and how surely each part of the design is known."""
+    design = calendar.design(starts)
+    weighted = design * (rows / (rows + _TRUSTED_ROWS))[:, None]
+    precision = np.asarray(np.linalg.pinv(weighted.T @ design, hermitian=True), np.float64)
+    many = min(_MOST_AHEAD, max(1, round(_YEAR / calendar.bucket)))
+    ahead = calendar.design([starts[-1] + (i + 1) * calendar.bucket for i in range(many)])
+    typical = float(np.median(rows / (rows + _TRUSTED_ROWS)))
+    return Comparison(design, precision @ weighted.T, ahead), precision * typical
+
+
+def _filled(counts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any] | None:
+    """Return counts by bucket; a bucket without values is as all are; None where none has any."""
+    stacked = np.array(counts)
+    usable = stacked[:, :-1].sum(axis=1)
+    if not usable.any():
+        return None
+    blank = usable == 0
+    stacked[blank] = np.maximum(stacked.sum(axis=0) // max(1, np.count_nonzero(~blank)), 0)
+    lost = stacked[:, :-1].sum(axis=1) == 0
+    stacked[lost, int(stacked[:, :-1].sum(axis=0).argmax())] = 1
+    return stacked
+
+
+def _proper(shares: Floats) -> Floats:
+    """Return shares that a least squares fit gives as shares, shape (..., bins + 1)."""
+    bins = np.maximum(shares[..., :-1], 0)
+    whole = np.maximum(bins.sum(axis=-1, keepdims=True), 1e-12)
+    return np.concatenate([bins / whole, np.clip(shares[..., -1:], 0, 1)], axis=-1)
+
+
+def _location(edges: ColumnEdges, counts: npt.NDArray[Any], how: Comparison) -> Floats:
+    """Return where each bucket's rows lie, in sd: one number that tells its sides apart.
+
+    Bins without an order lie on the line along which buckets differ most.
     """
-    spread = np.linalg.svd(_deviations(edges, inside, outside), compute_uv=False) ** 2
-    # All equal up to rounding: nothing to tell directions by.
-    if spread.sum() < 1e-18:  # noqa: PLR2004
-        return np.ones(1)
-    found: npt.NDArray[np.float64] = spread / spread.sum()
+    column = counts.sum(axis=0)[:-1]
+    scores = normal_scores(edges, column)
+    shares = shares_of(counts)[:, :-1]
+    if len(scores):
+        return shares @ scores
+    groups = np.add.reduceat(shares, edges.groups, axis=1)
+    usual = np.add.reduceat(column, edges.groups) / column.sum()
+    even = groups / np.sqrt(np.maximum(usual, 1e-12))
+    _, _, axes = np.linalg.svd(how.residuals(even.T).T, full_matrices=False)
+    found: Floats = even @ axes[0]
     return found
 
 
-def _memory(deviations: npt.NDArray[np.float64]) -> float:
-    """Return the correlation of one stretch's deviations with the next one's, 0 to .98."""
-    power = float(np.sum(deviations**2))
-    if power < 1e-18:  # noqa: PLR2004 - as above
-        return 0.0
-    return min(0.98, max(0.0, float(np.sum(deviations[1:] * deviations[:-1])) / power))
-
-
-def _deviations(
-    edges: ColumnEdges, inside: npt.NDArray[Any], outside: npt.NDArray[Any]
-) -> npt.NDArray[np.float64]:
-    """Return how the shares of coarse groups differ, in units of counting error.
-
-    Shape (stretches, groups in use).
-    """
-    now, was = (np.add.reduceat(one[:, :-1], edges.groups, axis=1) for one in (inside, outside))
-    middle = now.sum(axis=0) / now.sum()
-    used = middle > 0
-    gap = now / now.sum(axis=1, keepdims=True) - was / was.sum(axis=1, keepdims=True)
-    found: npt.NDArray[np.float64] = gap[:, used] / np.sqrt(middle[used])
-    return found
-
-
-def _with_empty(counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.concatenate([counts, np.zeros((len(counts), 1), counts.dtype)], axis=1)
+def _months_begin_apart(calendar: Calendar, starts: Sequence[datetime], effects: Floats) -> bool:
+    """Say whether any feature differs on the first days of months, and of each month alike."""
+    first = np.array([calendar.kind(start) == MONTH_START for start in starts])
+    months = np.array([12 * start.year + start.month for start in starts])
+    listed = np.unique(months[first])
+    if len(listed) < 2 or first.all():  # noqa: PLR2004 - one is no pattern
+        return False
+    usual = effects[:, ~first].mean(axis=1)
+    apart = np.array([effects[:, first & (months == one)].mean(axis=1) for one in listed]) - usual
+    error = np.maximum(scale(effects[:, ~first]), 1e-9) / np.sqrt(np.count_nonzero(first))
+    mean = apart.mean(axis=0)
+    alike = (apart * mean > mean**2 / 2).all(axis=0)
+    return bool((alike & (np.abs(mean) > _SURE * error)).any())

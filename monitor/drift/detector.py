@@ -1,16 +1,18 @@
-"""How far each feature is from the reference, and whether that is far.
+"""How far each feature is from its like in the reference, and whether that is far.
 
 Above `monitor.drift.reference`: distances from `monitor.drift.distances`, limits from the
 reference. Pure. What cannot be compared is `insufficient_data` with a reason; no data is never zero
 drift, and one broken feature does not stop the others.
 
-A feature is looked at several times: by the distance that is configured and by the looks of
-`monitor.drift.shares`, over the whole window and over its last part. Its verdict is the distance
-over the window, unless that is within its limit and another look is over its own, or near it.
+Each bucket is compared with what the reference's buckets of its kind look like, by the distance
+that is configured and by single shares (`monitor.drift.shares`). Its verdict is the distance,
+unless a share is farther beyond its own limit. A bucket with too few rows is judged with those of
+its window.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -18,31 +20,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from steadfeast.monitor.drift.calibration import FEWEST_BUCKETS
 from steadfeast.monitor.drift.distances import EmptyWindowError, statistic
-from steadfeast.monitor.drift.persistence import DECISIVE
+from steadfeast.monitor.drift.persistence import DECISIVE, LADDER
 from steadfeast.monitor.drift.reference import PREDICTION
-from steadfeast.monitor.drift.shares import EMPTY, HIGH_TAIL, LOW_TAIL, extended
-from steadfeast.monitor.drift.thresholds import compare, mixed, suited, weekday
+from steadfeast.monitor.drift.shares import EMPTY, HIGH_TAIL, LOW_TAIL, OUTSIDE, SHARES, extended
+from steadfeast.monitor.drift.thresholds import SHIFT, SHIFTS, distance, suited
 from steadfeast.monitor.profiles.binning import ORDERED, Kind
 from steadfeast.monitor.profiles.distribution import stretch
-from steadfeast.monitor.profiles.profile import Window, total
+from steadfeast.monitor.profiles.profile import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     import numpy.typing as npt
 
     from steadfeast.monitor.config.schema import MonitorConfig
     from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.drift.shares import Look
-    from steadfeast.monitor.drift.thresholds import Calibration
+    from steadfeast.monitor.drift.shares import ShareChange
+    from steadfeast.monitor.drift.thresholds import Straying, Threshold
     from steadfeast.monitor.profiles.binning import ColumnEdges
     from steadfeast.monitor.profiles.profile import ColumnProfile, Profile
 
+    Floats = npt.NDArray[np.float64]
+
 PREDICTIONS = "predictions"
 _NEAR = 0.8
-"""Of a limit: where an episode does not close yet, and another look may speak for the feature."""
+"""Of a limit: where a share may speak for the feature."""
+_UNLIKE = 0.9
+"""Limit in sd of a bucket of a kind that the reference has none of."""
 
 
 class Level(StrEnum):
@@ -62,17 +69,19 @@ class Verdict:
         source: What was watched: "served", or "predictions" for what the model said; "view" or
             "table" for what is no served log.
         feature: Name of the feature.
-        statistic: Name of the statistic that was used, or of the look of `monitor.drift.shares`.
+        statistic: Name of the statistic that was used, or of a share in `monitor.drift.shares`.
         value: In the statistic's unit, or the change of a share; None where nothing could be
             measured.
         threshold: In the same unit, above 0; None where nothing could be calibrated.
         level: The outcome.
         reason: One line for a person: why there is no value, or what moved most.
-        window: The current window, or its last part where that decided.
+        window: The bucket that was judged; the window, where a bucket has too few rows.
         impact: See `Reference.impact`; None when the model's importances are not known.
         side: 1 for more than usual, -1 for less.
         decisive: Value from which a single bucket is an alarm; None for the usual multiple of the
             threshold.
+        times: Distance over limit in standard deviations, which add up where a statistic's unit
+            does not; None where value over threshold says it.
     """
 
     source: str
@@ -86,6 +95,7 @@ class Verdict:
     impact: float | None = None
     side: int = 1
     decisive: float | None = None
+    times: float | None = None
 
     @property
     def evidence(self) -> float | None:
@@ -103,7 +113,9 @@ class Verdict:
 
     @property
     def ratio(self) -> float:
-        """Value over threshold; 0 where either is missing."""
+        """How far over how far it may be; above 1 is drift, 0 where nothing could be judged."""
+        if self.times is not None:
+            return self.times
         return 0.0 if self.value is None or self.threshold is None else self.value / self.threshold
 
 
@@ -113,151 +125,189 @@ def detect(
     window: Window,
     config: MonitorConfig,
     *,
-    latest: Sequence[tuple[datetime, Profile]] = (),
+    bucket: tuple[datetime, Profile] | None = None,
 ) -> list[Verdict]:
-    """Compare `current` with the reference, feature by feature; worst ratio first.
+    """Compare what is newest with the reference, feature by feature; worst ratio first.
 
     Args:
         reference: Without one every feature that is configured by name is `insufficient_data`.
         current: The window, over the reference's edges.
         window: Its bounds.
         config: The monitor.
-        latest: Start and profile of the window's last buckets, `limits.latest_length` long, by
-            time; without them only the whole window is judged.
+        bucket: Start and profile of the window's last bucket, which is judged by itself where it
+            has `min_rows` rows with a value; without it the window is, by all of the reference.
     """
     if reference is None:
-        blank = (
-            Verdict(
-                config.kind,
-                name,
-                config.statistic,
-                None,
-                None,
-                Level.INSUFFICIENT_DATA,
-                why,
-                window,
-            )
-            for why in ["there is no reference yet"]
+        return [
+            _unknown(config.kind, name, config.statistic, "there is no reference yet", window)
             for name in config.features
-        )
-        return list(blank)
-    whole = _Span(current, window, "", reference.calibration)
-    spans = [whole, *_last(reference, window, latest)]
-    found = [_judged(reference, spans, name, config) for name in reference.features]
+        ]
+    spans = [_Span(current, window, ())]
+    if bucket is not None:
+        start, last = bucket
+        many = (window.end - window.start) // config.bucket
+        starts = tuple(window.start + i * config.bucket for i in range(many))
+        spans = [
+            _Span(last, Window(start, window.end, last.rows), (start,)),
+            _Span(current, window, starts),
+        ]
+    found = (_judged(reference, spans, name, config) for name in reference.features)
     # Ties, such as everything that has no value, in the order of names.
-    return sorted(_with_evidence(found), key=lambda one: (-one.ratio, one.feature))
+    return sorted(found, key=lambda one: (-one.ratio, one.feature))
 
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """What is compared with the reference: a window, or its last part.
+    """What is compared with the reference.
 
     Attributes:
         profile: Of its rows.
         window: Its bounds.
-        words: What it is, after what moved in it.
-        limits: By feature.
-        weekdays: Rows by day of the week, shape (7,); None to compare with all of the reference.
+        starts: Of its buckets, which say what is expected; without any, all of the reference is.
     """
 
     profile: Profile
     window: Window
-    words: str
-    limits: Mapping[str, Calibration]
-    weekdays: npt.NDArray[np.int64] | None = None
-
-
-def _last(
-    reference: Reference, window: Window, latest: Sequence[tuple[datetime, Profile]]
-) -> Iterator[_Span]:
-    """Return the last part of a window, if there is one that can be judged."""
-    if not latest or not reference.latest:
-        return
-    whole = total((one for _, one in latest), reference.edges)
-    start = latest[0][0]
-    length = window.end - start
-    words = " in the last day" if length == timedelta(days=1) else f" in the last {length}"
-    rows = None
-    if reference.weekdays:
-        rows = np.zeros(7, np.int64)
-        for at, one in latest:
-            rows[weekday(at)] += one.rows
-    yield _Span(whole, Window(start, window.end, whole.rows), words, reference.latest, rows)
+    starts: tuple[datetime, ...]
 
 
 def _judged(
     reference: Reference, spans: Sequence[_Span], name: str, config: MonitorConfig
-) -> tuple[Verdict, float]:
-    """Return the verdict on one feature, and how surprising its distances are, 0 to 1."""
+) -> Verdict:
+    """Return the verdict on one feature."""
     edges, old = reference.edges.columns[name], reference.profile.columns[name]
     source = PREDICTIONS if name == PREDICTION and config.service else config.kind
-    chosen = suited(statistic(config.statistic), edges)
-    whole = spans[0]
-    new = whole.profile.columns.get(name)
-    limit = None if new is None else reference.limit(name, new.usable)
-    why = _incomparable(edges.kind, old, new, whole.profile.rows, config.min_rows)
-    if why is None and limit is None:
-        why = "the reference is too short to calibrate: it needs three windows or buckets"
-    verdicts: list[Verdict] = []
-    surprise, impact = 1.0, None
-    try:
-        for span in spans if why is None else ():
-            column = span.profile.columns[name]
-            if span is not whole and (column.usable < config.min_rows or name not in span.limits):
-                continue
-            expected: npt.NDArray[Any] = extended(old)
-            by_weekday = None if span.weekdays is None else reference.by_weekday(name)
-            if by_weekday is not None and span.weekdays is not None:
-                expected = mixed(by_weekday, span.weekdays)
-            limits = span.limits[name]
-            value = compare(chosen, edges, old, column, expected[:-1])
-            if span is whole:
-                impact = reference.impact(name, value)
-            surprise = min(surprise, len(spans) * limits.surprise(value))
-            reason = _explained(edges, old, column) + span.words
-            figures = [(chosen.name, value, limits.limit(column.usable), reason)]
-            look = limits.looks.worst(expected, extended(column))
-            if look is not None:
-                figures.append((look.name, look.change, look.allowed, _seen(edges, look, span)))
-            verdicts += [
-                Verdict(
-                    source,
-                    name,
-                    what,
-                    value,
-                    limit,
-                    Level.DRIFT if value > limit else Level.OK,
-                    reason,
-                    span.window,
-                    impact,
-                )
-                for what, value, limit, reason in figures
-            ]
-    except EmptyWindowError as error:
-        why = str(error)
-    if why is not None:
-        level, at = Level.INSUFFICIENT_DATA, whole.window
-        return Verdict(source, name, chosen.name, None, limit, level, why, at), 1.0
-    first, worst = verdicts[0], max(verdicts, key=lambda one: one.ratio)
-    speaks = first.ratio <= 1 and worst.ratio >= max(_NEAR, first.ratio)
-    return (worst if speaks else first), surprise
+    span = next((one for one in spans if _usable(one, name) >= config.min_rows), spans[-1])
+    threshold = reference.thresholds.get(name)
+    if threshold is not None and threshold.whole_window:
+        span = spans[-1]
+    if spans[0].profile.rows and not _usable(spans[0], name):
+        span = spans[0]  # nothing new is known of it
+    new = span.profile.columns.get(name)
+    chosen = suited(config.statistic, edges)
+    why = _incomparable(edges.kind, old, new, span.profile.rows, config.min_rows)
+    if why is None and threshold is None:
+        why = f"the reference is too short to calibrate: it needs {FEWEST_BUCKETS} buckets"
+    if why is None and new is not None and threshold is not None:
+        try:
+            return _compared(reference, span, name, threshold, config)
+        except EmptyWindowError as error:
+            why = str(error)
+    return _unknown(source, name, chosen.name, why or "", span.window)
 
 
-def _with_evidence(found: Sequence[tuple[Verdict, float]]) -> Iterator[Verdict]:
-    """Add to each verdict of drift its q-value among the features.
+def _usable(span: _Span, name: str) -> int:
+    column = span.profile.columns.get(name)
+    return 0 if column is None else column.usable
 
-    Benjamini and Hochberg (1995), J. R. Stat. Soc. B 57:289. Evidence only: limits decide.
+
+def _unknown(source: str, name: str, what: str, why: str, window: Window) -> Verdict:
+    return Verdict(source, name, what, None, None, Level.INSUFFICIENT_DATA, why, window)
+
+
+def _compared(
+    reference: Reference, span: _Span, name: str, threshold: Threshold, config: MonitorConfig
+) -> Verdict:
+    """Return the verdict of the measure that is farthest beyond its limit; else of the distance."""
+    edges, old = reference.edges.columns[name], reference.profile.columns[name]
+    new = span.profile.columns[name]
+    expected, likes = reference.usual(name, span.starts, config)
+    chosen = statistic(threshold.statistic)
+    bounds = [one for side in (old, new) for one in (side.minimum, side.maximum) if one is not None]
+    positions = edges.positions(min(bounds, default=None), max(bounds, default=None))
+    value = distance(chosen, edges, expected[:-1] * likes, new.counts, positions)
+    effect, limit = threshold.effect(value), threshold.limit(new.usable, likes)
+    unlike = reference.unlike(span.starts[0], config) if len(span.starts) == 1 else ""
+    coarse = bool(unlike) or threshold.whole_window
+    change = None if coarse else threshold.shares.worst(expected, likes, extended(new))
+    if unlike:
+        limit = max(limit, _UNLIKE)
+    single = threshold.decisive(limit, threshold.by_distance)
+    moved = _moved(threshold, expected, new.counts)
+    verdict = Verdict(
+        source=PREDICTIONS if name == PREDICTION and config.service else config.kind,
+        feature=name,
+        statistic=chosen.name,
+        value=value,
+        threshold=threshold.value(limit),
+        level=Level.DRIFT if effect > limit else Level.OK,
+        reason=_reason(edges, old, new, change, expected)
+        + _history(threshold, threshold.by_distance, effect, limit, unlike, config),
+        window=span.window,
+        impact=reference.impact(name, value),
+        side=1 if moved >= 0 else -1,
+        decisive=threshold.value(single) if single < SHIFTS[-1] else sys.float_info.max,
+        times=effect / limit,
+    )
+    candidates = [verdict]
+    if threshold.by_shift is not None:
+        least = threshold.shift_limit(threshold.by_shift, new.usable, likes)
+        least = max(least, _UNLIKE) if unlike else least
+        candidates.append(
+            replace(
+                verdict,
+                statistic=SHIFT,
+                value=abs(moved),
+                threshold=least,
+                level=Level.DRIFT if abs(moved) > least else Level.OK,
+                reason=_reason(edges, old, new, None, expected)
+                + _history(threshold, threshold.by_shift, abs(moved), least, unlike, config),
+                decisive=threshold.decisive(least, threshold.by_shift),
+                times=abs(moved) / least,
+            )
+        )
+    if change is not None and change.ratio > _NEAR:
+        unseen = change.first == edges.bins - 1 and edges.kind not in ORDERED
+        candidates.append(
+            replace(
+                verdict,
+                statistic=change.name,
+                value=change.change,
+                threshold=change.allowed,
+                level=Level.DRIFT if change.ratio > 1 else Level.OK,
+                reason=f"{_seen(edges, change)}, limit {_points(change.allowed)}",
+                side=change.side,
+                decisive=threshold.decisive_change(change, single, unseen=unseen),
+                times=None,
+            )
+        )
+    return max(candidates, key=_weight)
+
+
+def _weight(verdict: Verdict) -> tuple[int, bool, float]:
+    """Order the measures of a feature: by rung of the ladder, the configured distance first.
+
+    Among those within their limits the nearest to it comes first, and a share only if it is near.
     """
-    surprises = np.array([surprise for _, surprise in found])
-    order = np.argsort(surprises)
-    many = len(found)
-    rising = surprises[order] * many / np.arange(1, many + 1)
-    q = np.empty(many)
-    q[order] = np.minimum.accumulate(rising[::-1])[::-1]
-    for (verdict, _), one in zip(found, q, strict=True):
-        shown = "below 1e-6" if one < 1e-6 else f"{min(one, 1.0):.2g}"  # noqa: PLR2004 - as said
-        drifted = verdict.level is Level.DRIFT
-        yield replace(verdict, reason=f"{verdict.reason}; q {shown}") if drifted else verdict
+    far = abs(verdict.evidence or 0.0)
+    rung = sum(far > times for _, _, times in LADDER)
+    first = verdict.statistic not in {SHIFT, *SHARES}
+    return rung, first and (rung > 0 or far > _NEAR), far if rung or far > _NEAR else float(first)
+
+
+def _moved(threshold: Threshold, expected: Floats, counts: npt.NDArray[Any]) -> float:
+    """Return how far a bucket's rows lie from where they are expected, in sd; 0 without order."""
+    if not threshold.scores:
+        return 0.0
+    return float((counts / counts.sum() - expected[:-1]) @ np.array(threshold.scores))
+
+
+def _history(
+    threshold: Threshold,
+    straying: Straying,
+    effect: float,
+    limit: float,
+    unlike: str,
+    config: MonitorConfig,
+) -> str:
+    """Say how far that is, and how far the reference's own buckets went."""
+    if unlike:
+        return f"; {effect:.2g} sd off ordinary days: the reference has no {unlike}"
+    what = "days" if config.bucket == timedelta(days=1) else "buckets"
+    return (
+        f"; {effect:.2g} sd off its like, in {threshold.buckets} {what} never more than "
+        f"{straying.farthest:.2g}, limit {limit:.2g}"
+    )
 
 
 def _incomparable(  # noqa: PLR0911 - one return per reason
@@ -281,33 +331,52 @@ def _incomparable(  # noqa: PLR0911 - one return per reason
     return None
 
 
-def _explained(edges: ColumnEdges, old: ColumnProfile, new: ColumnProfile) -> str:
-    """Say in one line what moved: the mean, or the category whose share moved most."""
+def _reason(
+    edges: ColumnEdges,
+    old: ColumnProfile,
+    new: ColumnProfile,
+    change: ShareChange | None,
+    expected: Floats,
+) -> str:
+    """Say in one line what moved: a share that is most of it, the mean, or a category."""
+    apart = float(np.abs(new.counts / new.usable - expected[:-1]).sum()) / 2
+    if new.infinities / new.usable > old.infinities / old.usable + apart / 2:
+        was = _percent(old.infinities / old.usable)
+        return f"{_percent(new.infinities / new.usable)} of rows are infinite, was {was}"
+    most_of_it = change is not None and change.ratio > 1 and change.change > apart / 2
+    if change is not None and most_of_it and change.name not in {EMPTY, OUTSIDE}:
+        return _seen(edges, change)
     if edges.personal:
         return "its values are personal and not shown"
     if edges.kind in ORDERED and old.sd is not None and new.sd is not None:
         what = {Kind.TEXT: "mean length", Kind.TIMESTAMP: "mean time"}.get(edges.kind, "mean")
         return f"{what} {new.mean:.4g}, was {old.mean:.4g} (sd {new.sd:.3g}, was {old.sd:.3g})"
-    shares = new.counts / new.usable, old.counts / old.usable
+    shares = new.counts / new.usable, expected[:-1]
     most = int(np.argmax(np.abs(shares[0] - shares[1])))
     name = repr(edges.categories[most]) if most < len(edges.categories) else "other values"
     return f"share of {name} {shares[0][most]:.3f}, was {shares[1][most]:.3f}"
 
 
-def _seen(edges: ColumnEdges, look: Look, span: _Span) -> str:
+def _seen(edges: ColumnEdges, change: ShareChange) -> str:
     """Say in one line which share changed, and how."""
-    if look.name == EMPTY:
-        return f"nulls {_percent(look.was)} -> {_percent(look.share)}{span.words}"
-    if edges.kind in ORDERED:
-        where = {LOW_TAIL: "low tail", HIGH_TAIL: "high tail"}.get(look.name, "one cell")
+    if change.name == EMPTY:
+        return f"nulls {_percent(change.was)} -> {_percent(change.share)}"
+    if change.name == OUTSIDE:
+        where = "the outer fifth of the reference"
+    elif edges.kind in ORDERED:
+        where = {LOW_TAIL: "low tail", HIGH_TAIL: "high tail"}.get(change.name, "one cell")
         if not edges.personal:
-            where += f" ({stretch(edges, look.first, look.stop)})"
-    elif look.first < len(edges.categories):
-        where = "one category" if edges.personal else repr(edges.categories[look.first])
+            where += f" ({stretch(edges, change.first, change.stop)})"
+    elif change.first < len(edges.categories):
+        where = "one category" if edges.personal else repr(edges.categories[change.first])
     else:
         where = "categories that the reference lacks"
-    return f"{_percent(look.share)} of rows in {where}{span.words}, was {_percent(look.was)}"
+    return f"{_percent(change.share)} of rows in {where}, was {_percent(change.was)}"
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"  # noqa: PLR2004
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.2g} points"

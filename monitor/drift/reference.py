@@ -10,7 +10,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from itertools import pairwise
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +18,13 @@ import pyarrow as pa
 from steadfeast import featurestore
 from steadfeast.featurestore.errors import ManifestError, NotFoundError, SteadfeastError
 from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
-from steadfeast.monitor.drift.calibration import Series, calibrate, calibrate_latest
-from steadfeast.monitor.drift.clustering import clusterings
+from steadfeast.monitor.drift.calendar import Calendar
+from steadfeast.monitor.drift.calibration import Expected, calibrate
 from steadfeast.monitor.drift.data_facts import DataFacts
 from steadfeast.monitor.drift.distances import statistic
 from steadfeast.monitor.drift.multivariate.domain_classifier import Usual
-from steadfeast.monitor.drift.shares import extended
-from steadfeast.monitor.drift.thresholds import Calibration, seasonal, weekday
+from steadfeast.monitor.drift.shares import extended, shares_of
+from steadfeast.monitor.drift.thresholds import Threshold
 from steadfeast.monitor.performance.estimated import Estimator
 from steadfeast.monitor.profiles.binning import EVENT_TIMES, Edges, edges_of
 from steadfeast.monitor.profiles.profile import Profile, Window, profile, total
@@ -41,16 +40,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.drift.clustering import Clustering
-    from steadfeast.monitor.drift.distances import Statistic
 
-CLUSTER_ROWS = 50_000
-_WINDOW, _LATEST = 0.5, 1.0
-"""Shares of a feature's false alarms for its two spans, as simulated days want them (tuning seeds
-of `benchmarks/detection.py`). More than 1 together: one often is over when the other is, limits
-know their noise from few windows and err to the quiet side, and looks of a day share theirs by
-squares. Less for the window, whose episodes last for as long as it holds what opened them."""
-VERSION = 2
+VERSION = 3
 """Of a stored reference: with another one, its limits mean something else and are measured anew."""
 
 PREDICTION = "prediction"
@@ -94,13 +85,10 @@ class Reference:
         window: From the first to the last row, by event time.
         edges: Binning of each feature.
         profile: Counts over `edges`.
-        thresholds: Limit per feature for a window with as many rows as the reference's, in the
-            unit of the feature's statistic. A feature that could not be calibrated has none.
         performance: What the model measured on its hold-out, by metric name.
-        calibration: Per feature with a threshold, the limits for a whole window.
-        latest: The same for a window's last part; for features whose reference is long enough.
-        weekdays: The reference by day of the week, from `snapshot.weekday`, 7 profiles; none
-            where there are too few days to tell them apart.
+        thresholds: The limits of each feature that could be calibrated.
+        expected: What buckets are expected to look like, by the calendar: of features, and of
+            what the model said; empty with too few.
         columns: Every column of the training set: features, keys, label.
         quietest: Fewest rows in any whole bucket of the reference.
         scored_uri: Path of the rows with the model's predictions; empty without any.
@@ -117,11 +105,9 @@ class Reference:
     window: Window
     edges: Edges
     profile: Profile
-    thresholds: Mapping[str, float]
     performance: Mapping[str, float] = field(default_factory=dict)
-    calibration: Mapping[str, Calibration] = field(default_factory=dict)
-    latest: Mapping[str, Calibration] = field(default_factory=dict)
-    weekdays: tuple[Profile, ...] = ()
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
+    expected: tuple[Expected, ...] = ()
     columns: tuple[str, ...] = ()
     quietest: int = 0
     scored_uri: str = ""
@@ -136,18 +122,27 @@ class Reference:
         """The watched features, in the training set's order."""
         return tuple(self.edges.columns)
 
-    def by_weekday(self, feature: str) -> npt.NDArray[np.int64] | None:
-        """Return `extended` counts of `feature` by day of the week, shape (7, bins + 1).
+    def usual(
+        self, feature: str, starts: Sequence[datetime], config: MonitorConfig
+    ) -> tuple[npt.NDArray[np.float64], float]:
+        """Return the shares of `feature` to expect, and as how many rows they are good.
 
-        None where they are not told apart.
+        Args:
+            feature: Which.
+            starts: Of the buckets that are judged; without any, all of the reference is expected.
+            config: The monitor.
         """
-        held = [one.columns[feature] for one in self.weekdays if feature in one.columns]
-        return np.array([extended(one) for one in held]) if held else None
+        found = next((one for one in self.expected if feature in one.shares), None)
+        if found is None or not starts:
+            column = self.profile.columns[feature]
+            return shares_of(extended(column)), float(column.usable)
+        calendar = Calendar(config.bucket, config.calendar, found.terms)
+        return found.of(feature, calendar.design(starts))
 
-    def limit(self, feature: str, rows: int) -> float | None:
-        """Return the threshold of `feature` for a window of `rows` usable rows, if it has one."""
-        found = self.calibration.get(feature)
-        return self.thresholds.get(feature) if found is None else found.limit(rows)
+    def unlike(self, start: datetime, config: MonitorConfig) -> str:
+        """Return of which kind the day of a bucket is that the reference has none of, or ""."""
+        terms = self.expected[0].terms if self.expected else ()
+        return Calendar(config.bucket, config.calendar, terms).unlike(start)
 
     def impact(self, feature: str, value: float) -> float | None:
         """Return effect x importance of a distance; None when either is not known.
@@ -155,10 +150,10 @@ class Reference:
         The effect is the shift in standard deviations of a normal feature that `value` stands
         for, the importance the feature's share of all that the model would lose.
         """
-        found, whole = self.calibration.get(feature), sum(self.importance.values())
+        found, whole = self.thresholds.get(feature), sum(self.importance.values())
         if found is None or feature not in self.importance or not whole:
             return None
-        return found.shift(value) * self.importance[feature] / whole
+        return found.effect(value) * self.importance[feature] / whole
 
     def to_json(self) -> str:
         """Return JSON text from which `from_json` makes an equal reference."""
@@ -170,11 +165,9 @@ class Reference:
             "window": self.window.to_json(),
             "edges": self.edges.to_json(),
             "profile": json.loads(self.profile.to_json()),
-            "thresholds": dict(self.thresholds),
             "performance": dict(self.performance),
-            "calibration": {name: asdict(one) for name, one in self.calibration.items()},
-            "latest": {name: asdict(one) for name, one in self.latest.items()},
-            "weekdays": [json.loads(one.to_json()) for one in self.weekdays],
+            "thresholds": {name: asdict(one) for name, one in self.thresholds.items()},
+            "expected": [one.to_json() for one in self.expected],
             "columns": list(self.columns),
             "quietest": self.quietest,
             "scored_uri": self.scored_uri,
@@ -212,13 +205,10 @@ class Reference:
                 "window": Window.from_json(data["window"]),
                 "edges": edges,
                 "profile": Profile.from_json(json.dumps(data["profile"]), edges),
-                **{
-                    scale: {name: Calibration.from_json(one) for name, one in data[scale].items()}
-                    for scale in ("calibration", "latest")
+                "thresholds": {
+                    name: Threshold.from_json(one) for name, one in data["thresholds"].items()
                 },
-                "weekdays": tuple(
-                    Profile.from_json(json.dumps(one), edges) for one in data["weekdays"]
-                ),
+                "expected": tuple(map(Expected.from_json, data["expected"])),
                 "columns": tuple(data["columns"]),
                 # What follows came later; a reference that lacks it is none the worse.
                 "estimator": Estimator.from_json(data["estimator"])
@@ -329,18 +319,14 @@ def reference_of_rows(
     found = list(by_bucket(read_columns(con, data, watched, in_order=True), edges, config.bucket))
     if not found:
         return None
-    sample = _sample(con, data, (*watched, *keys), sum(one.rows for _, one in found))
-    chosen, clusters = statistic(config.statistic), clusterings(sample, edges, keys)
-    return reference_of(found, edges, config, chosen, clusters=clusters, **told)
+    return reference_of(found, edges, config, **told)
 
 
 def reference_of(
     found: Sequence[tuple[datetime, Profile]],
     edges: Edges,
     config: MonitorConfig,
-    chosen: Statistic,
     *,
-    clusters: Mapping[str, Clustering] = MappingProxyType({}),
     uri: str = "",
     contract: str = "",
     model_version: str = "",
@@ -355,8 +341,6 @@ def reference_of(
         found: Start and profile of each bucket with rows, at least one, by time.
         edges: What the profiles are over.
         config: The monitor.
-        chosen: The statistic that decides.
-        clusters: How shares vary with the entities, from `monitor.drift.clustering`.
         uri: Copied into the reference, like all that follow.
         contract: See `Reference`.
         model_version: See `Reference`.
@@ -367,37 +351,8 @@ def reference_of(
     """
     whole = total((one for _, one in found), edges)
     start, last = found[0][0], found[-1][0]
-    held = dict(found)
-    empty = Profile.empty(edges)
-    series = [
-        held.get(start + i * config.bucket, empty)
-        for i in range((last - start) // config.bucket + 1)
-    ]
-    weekdays = np.array([weekday(start + i * config.bucket) for i in range(len(series))])
-    same_weekdays = seasonal(config, weekdays[[one.rows > 0 for one in series]])
-    share = config.false_alarms_per_year / max(1, len(edges.columns) + beside)
-    calibration, latest = {}, {}
-    for done, (name, one) in enumerate(edges.columns.items()):
-        if tell is not None:
-            tell(done, len(edges.columns))
-        counts = Series.of(name, series, weekdays, clusters.get(name))
-        column = whole.columns[name]
-        # Both looks at a feature make one verdict: they share its chances of a false alarm.
-        short = calibrate_latest(
-            one, counts, column, config=config, chosen=chosen, alarms_per_year=_LATEST * share
-        )
-        window = calibrate(
-            one,
-            counts,
-            column,
-            config=config,
-            chosen=chosen,
-            alarms_per_year=share if short is None else _WINDOW * share,
-        )
-        if window is not None:
-            calibration[name] = window
-            if short is not None:
-                latest[name] = short
+    expected, thresholds = calibrate(found, edges, config, beside=beside, tell=tell)
+    filled = (last - start) // config.bucket + 1 == len(found)
     return Reference(
         uri=uri,
         contract=contract,
@@ -405,18 +360,12 @@ def reference_of(
         window=Window(start, last + config.bucket, whole.rows),
         edges=edges,
         profile=whole,
-        thresholds={name: one.limit(one.rows) for name, one in calibration.items()},
         performance=dict(performance or {}),
-        calibration=calibration,
-        latest=latest,
-        weekdays=tuple(
-            total((one for one, day in zip(series, weekdays, strict=True) if day == number), edges)
-            for number in range(7)
-            if same_weekdays
-        ),
+        thresholds=thresholds,
+        expected=() if expected is None else (expected,),
         columns=columns,
         # The first and the last bucket may be cut by where the training set begins and ends.
-        quietest=min((one.rows for one in series[1:-1]), default=0),
+        quietest=min((one.rows for _, one in found[1:-1]), default=0) if filled else 0,
     )
 
 
@@ -428,20 +377,6 @@ def read_columns(
     order = f' ORDER BY "{EVENT_TIMESTAMP}"' if in_order else ""
     query = f'SELECT {listed}, "{EVENT_TIMESTAMP}" AS "{_AT}" FROM read_parquet($path){order}'
     return con.sql(query, params={"path": str(data)}).to_arrow_reader()
-
-
-def _sample(
-    con: duckdb.DuckDBPyConnection, data: Path, columns: Sequence[str], rows: int
-) -> pa.Table:
-    """Read about `CLUSTER_ROWS` rows, the same whatever their order."""
-    present = con.sql("FROM read_parquet($path)", params={"path": str(data)}).columns
-    listed = ", ".join(
-        '"' + name.replace('"', '""') + '"' for name in dict.fromkeys(columns) if name in present
-    )
-    return con.sql(
-        f"SELECT {listed} FROM read_parquet($path) AS r WHERE hash(r) % $rows < $wanted",
-        params={"path": str(data), "rows": max(rows, CLUSTER_ROWS), "wanted": CLUSTER_ROWS},
-    ).to_arrow_table()
 
 
 _AT = EVENT_TIMES[0]

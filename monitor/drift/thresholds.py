@@ -1,14 +1,17 @@
-"""The limits of one feature: what was measured, what may be, and what a window is compared with.
+"""The limits of one feature: how far it may be from its like, and how a distance is measured.
 
-Above `monitor.drift.shares`; `monitor.drift.calibration` measures them on a reference and says how.
-Pure.
+Above `monitor.drift.shares`; `monitor.drift.calibration` measures them on a reference. Pure.
+
+Statistics saturate: PSI of a shift by 6 standard deviations is hardly above that of 4. So each
+value is read as the shift, in standard deviations of a normal feature over the same bins, that
+would give it: its *effect*. Effects are what is compared, with each other and over time; in the
+statistic's own unit only the value itself is shown and its limit.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,114 +19,140 @@ import numpy.typing as npt
 from scipy import special
 
 from steadfeast.monitor.drift.distances import Statistic, statistic
-from steadfeast.monitor.drift.shares import Tolerance
+from steadfeast.monitor.drift.false_alarms import decisive
+from steadfeast.monitor.drift.persistence import DECISIVE
+from steadfeast.monitor.drift.shares import EMPTY, Ends, ShareLimits
 from steadfeast.monitor.profiles.binning import ORDERED, ColumnEdges
-from steadfeast.monitor.sources.snapshot import EPOCH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
-    from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.profiles.profile import ColumnProfile
+    from steadfeast.monitor.drift.shares import ShareChange
+
+SHIFT = "shift"
+"""Name of the measure that is where a feature's rows lie."""
 
 SHIFTS = (0.0, *np.geomspace(0.001, 10, 64).tolist())
 """Read in straight lines between: from far below any floor, because PSI rises with the square."""
-_MIN_SAME_WEEKDAYS = 4
-_DAY = timedelta(days=1)
+_SHIFT_SCORE = 2.5
+"""Standard deviations of counting that a shift may be off."""
+_CLEARLY_EMPTY = 0.02
+"""Least change of the empty rows, or of new values, that a single bucket may be an alarm for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """How one feature's threshold came about.
+class Straying:
+    """How far a feature goes by itself, in standard deviations.
+
+    Attributes:
+        spread: Of the reference's buckets, beyond counting, corrected for what so few hide.
+        most: What is reached as often as was promised.
+        single: What a single bucket reaches as often as was promised.
+        farthest: The most in the reference, each bucket compared with the others.
+    """
+
+    spread: float
+    most: float
+    single: float
+    farthest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """How far one feature may be from its like.
 
     Attributes:
         statistic: Name of the statistic that is used for this feature.
-        mean: Mean squared distance of a block of the reference to the rest of it, as a shift
-            in standard deviations of a normal feature.
-        factor: How many times that mean a window may be off.
-        sampling: Times `1 / rows`, what counting alone may add at most, in the same terms.
-        directions: Effective number of the directions that make the largest distances.
-        varying: Share of `mean` that is theirs, above 0 to 1; the rest is always there.
-        blocks: Whole blocks in the reference.
-        rows: Rows of a block, in the middle.
+        floor: Least effect that is worth an alarm, in standard deviations.
+        by_distance: How far the feature strays by itself, by the statistic.
+        by_shift: The same by where its rows lie; None without an order.
+        counting: Times `1 / rows`, what counting adds to a squared effect at most.
+        buckets: Of the reference.
+        rows: Of a bucket, in the middle.
+        memory: Correlation of one bucket with the next, 0 to 1.
+        whole_window: Whether the window is judged rather than its last bucket: a feature that is
+            the calendar itself, such as the day of the week, says nothing within a day.
         curve: Value of the statistic at each of `SHIFTS`, ascending.
-        floor: Least shift that is worth an alarm, in standard deviations.
-        memory: Correlation of one stretch with the next, 0 to 1; 0 where they overlap.
-        looks: How far single shares may change.
+        scores: Where each bin lies, in sd of a normal feature; empty without an order.
+        shares: How far single shares may change.
     """
 
     statistic: str
-    mean: float
-    factor: float
-    sampling: float
-    directions: float
-    varying: float
-    blocks: int
-    rows: float
-    curve: tuple[float, ...]
     floor: float
+    by_distance: Straying
+    by_shift: Straying | None
+    counting: float
+    buckets: int
+    rows: float
     memory: float
-    looks: Tolerance
+    whole_window: bool
+    curve: tuple[float, ...]
+    scores: tuple[float, ...]
+    shares: ShareLimits
 
-    def limit(self, rows: float) -> float:
-        """Return the threshold for a window of `rows` usable rows, in the statistic's unit."""
-        fewer = max(0.0, 1 / rows - 1 / self.rows) if rows else 0.0
-        squared = max(self.factor * self.mean, self.floor**2) + self.sampling * fewer
-        return float(np.interp(math.sqrt(squared), SHIFTS, self.curve))
+    def limit(self, rows: float, expected_rows: float = math.inf) -> float:
+        """Return the largest effect by distance that is no drift, in sd.
 
-    def shift(self, value: float) -> float:
+        Args:
+            rows: With a value, of what is judged.
+            expected_rows: That what it is compared with is as good as.
+        """
+        sampling = self.counting * (1 / rows + 1 / expected_rows) if rows else 0.0
+        return math.sqrt(max(self.floor, self.by_distance.most) ** 2 + sampling)
+
+    def decisive(self, limit: float, straying: Straying) -> float:
+        """Return the effect from which on a single bucket is an alarm, in sd."""
+        return float(decisive(*map(np.array, (limit, self.floor, straying.single))))
+
+    def shift_limit(self, straying: Straying, rows: float, expected_rows: float) -> float:
+        """Return the largest shift that is no drift, in sd. Arguments as in `limit`."""
+        sampling = _SHIFT_SCORE**2 * (1 / rows + 1 / expected_rows)
+        return math.sqrt(max(self.floor, straying.most) ** 2 + sampling)
+
+    def decisive_change(self, change: ShareChange, effect: float, *, unseen: bool) -> float:
+        """Return the change of a share from which on a single bucket is an alarm.
+
+        Args:
+            change: Of which share.
+            effect: That is decisive: what it would move between the halves of a normal feature.
+            unseen: Whether it is the share of values that the reference lacks.
+        """
+        if change.name == EMPTY or unseen:
+            return max(DECISIVE * change.allowed, _CLEARLY_EMPTY)
+        return max(DECISIVE * change.allowed, float(2 * special.ndtr(effect / 2) - 1))
+
+    def effect(self, value: float) -> float:
         """Return the shift of a normal feature that would give `value`, in sd, 0 to 10."""
         return float(np.interp(value, self.curve, SHIFTS))
 
-    def surprise(self, value: float) -> float:
-        """Return the chance of such a value or a larger one where nothing happened, 0 to 1."""
-        if not self.mean:
-            return 0.0 if value > self.curve[0] else 1.0
-        freedom = 1.5 * self.directions * max(self.blocks - 1, 1)
-        above = max(0.0, self.shift(value) ** 2 / self.mean - 1 + self.varying) / self.varying
-        return float(special.fdtrc(self.directions, freedom, above))
+    def value(self, effect: float) -> float:
+        """Return the value of the statistic at an effect."""
+        return float(np.interp(effect, SHIFTS, self.curve))
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Calibration:
+    def from_json(cls, data: Mapping[str, Any]) -> Threshold:
         """Return what `dataclasses.asdict` was called on, after its way through JSON."""
-        looks: dict[str, Any] = {
-            key: tuple(one) if isinstance(one, list) else one for key, one in data["looks"].items()
-        }
-        return cls(**{**data, "curve": tuple(data["curve"]), "looks": Tolerance(**looks)})
+        shares = data["shares"]
+        listed = {key: tuple(shares[key]) for key in ("spread", "times")}
+        made = ShareLimits(**{**shares, **listed, "ends": Ends(**shares["ends"])})
+        by_shift = data["by_shift"]
+        return cls(
+            **{
+                **data,
+                **{key: tuple(data[key]) for key in ("curve", "scores")},
+                "by_distance": Straying(**data["by_distance"]),
+                "by_shift": None if by_shift is None else Straying(**by_shift),
+                "shares": made,
+            }
+        )
 
 
-def suited(chosen: Statistic, edges: ColumnEdges) -> Statistic:
-    """Return `chosen`, or what stands in for it on a column whose bins have no order."""
+def suited(name: str, edges: ColumnEdges) -> Statistic:
+    """Return the statistic of this name, or what stands in for it on bins without an order."""
+    chosen = statistic(name)
     if chosen.ordered and edges.kind not in ORDERED:
         return statistic("total_variation")
     return chosen
-
-
-def compare(
-    chosen: Statistic,
-    edges: ColumnEdges,
-    reference: ColumnProfile,
-    current: ColumnProfile,
-    expected: npt.NDArray[Any] | None = None,
-) -> float:
-    """Return the distance of two profiles of one column, in the unit of `chosen`.
-
-    Args:
-        chosen: The statistic.
-        edges: Of both.
-        reference: Of the column.
-        current: Of the column.
-        expected: Counts to compare with rather than all of the reference's, shape (bins,).
-
-    Raises:
-        EmptyWindowError: A side has no usable counts.
-    """
-    bounds = [reference.minimum, current.minimum, reference.maximum, current.maximum]
-    held = [bound for bound in bounds if bound is not None]
-    positions = edges.positions(min(held, default=None), max(held, default=None))
-    counts = reference.counts if expected is None else expected
-    return distance(chosen, edges, counts, current.counts, positions)
 
 
 def distance(
@@ -149,8 +178,8 @@ def distance(
         reference, current = edges.coarse(reference), edges.coarse(current)
         positions = np.arange(len(reference), dtype=np.float64)
     # A bin that nobody is in is no bin: with a prior it would count where sizes differ.
-    held = (reference + current) > 0
-    return chosen.measure(reference[held], current[held], positions[held])
+    filled = (reference + current) > 0
+    return chosen.measure(reference[filled], current[filled], positions[filled])
 
 
 def distances(
@@ -182,41 +211,40 @@ def distances(
     return np.asarray(chosen.measured(reference, current, positions))
 
 
-def weekday(start: datetime) -> int:
-    """Return the day of the week of a bucket that starts at `start`, UTC; a Thursday is 0."""
-    return (start - EPOCH) // _DAY % 7
+def effect_curve(
+    chosen: Statistic,
+    edges: ColumnEdges,
+    counts: npt.NDArray[Any],
+    likes: float,
+    rows: float,
+    positions: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Return the distance of `rows` rows to `likes` for each of `SHIFTS` of a normal feature.
 
-
-def latest_length(config: MonitorConfig) -> timedelta:
-    """Return how much of a window is judged by itself as its last part: a day of a week."""
-    return config.bucket * max(1, config.window // config.bucket // 7)
-
-
-def seasonal(config: MonitorConfig, weekdays: npt.NDArray[np.int64]) -> bool:
-    """Say whether the last part of a window is compared with the same weekdays.
-
-    Args:
-        config: The monitor.
-        weekdays: Of the reference's buckets that have rows.
+    The bins' shares are taken for stretches of a normal axis, which then moves either way; bins
+    without order are taken as they come. Ascends strictly, so that it can be inverted.
     """
-    if config.bucket > _DAY or latest_length(config) % _DAY:
-        return False
-    enough = _MIN_SAME_WEEKDAYS * (_DAY // config.bucket)
-    return bool((np.bincount(weekdays, minlength=7) >= enough).all())
+    # Summed as whole numbers: an empty bin at either end then has no width at all.
+    ends = special.ndtri(np.cumsum(counts)[:-1] / counts.sum())
+    moved = special.ndtr(ends + np.multiply.outer((-1, 1), SHIFTS)[..., None])
+    shares = np.diff(moved, prepend=0, append=1, axis=-1).reshape(-1, len(counts))
+    usual = likes / counts.sum() * counts
+    found = distances(chosen, edges, usual, rows * shares, positions)
+    rising = np.maximum.accumulate(found.reshape(2, -1).mean(axis=0))
+    # Saturated parts rise by a hair.
+    return np.asarray(rising + 1e-12 * max(rising[-1], 1e-12) * np.arange(len(SHIFTS)))
 
 
-def mixed(by_weekday: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return the reference's counts for buckets of certain weekdays, shape (bins + 1,).
+def normal_scores(edges: ColumnEdges, counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return where each bin lies in sd of a normal feature, mean 0 and sd 1 over `counts`.
 
-    Args:
-        by_weekday: `extended` counts of the reference, shape (7, bins + 1).
-        rows: Current rows by weekday, shape (7,), any scale.
+    Empty without an order, or where all rows are in one bin. After van der Waerden (1952).
     """
-    has = by_weekday.sum(axis=1)
-    weight = np.where(has > 0, rows, 0)
-    if not weight.sum():
-        whole: npt.NDArray[np.float64] = by_weekday.sum(axis=0).astype(np.float64)
-        return whole
-    share = weight / weight.sum() / np.maximum(has, 1)
-    found: npt.NDArray[np.float64] = (share @ by_weekday) * has[weight > 0].sum()
+    shares = counts / max(1, counts.sum())
+    if edges.kind not in ORDERED or shares.max(initial=0) >= 1:
+        return np.empty(0)
+    middle = np.clip(np.cumsum(shares) - shares / 2, 1e-4, 1 - 1e-4)
+    scores = special.ndtri(middle)
+    scores -= shares @ scores
+    found: npt.NDArray[np.float64] = scores / math.sqrt(shares @ scores**2)
     return found

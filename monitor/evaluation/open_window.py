@@ -15,7 +15,6 @@ from steadfeast.monitor.drift import segments
 from steadfeast.monitor.drift.data_quality import figures, freshness
 from steadfeast.monitor.drift.detector import detect
 from steadfeast.monitor.drift.multivariate.detector import SOURCE
-from steadfeast.monitor.drift.thresholds import latest_length
 from steadfeast.monitor.evaluation.window import Measurer, judged, lost, rows_of, types_of
 from steadfeast.monitor.profiles.distribution import distributions
 from steadfeast.monitor.profiles.profile import Profile, Window, profile, total
@@ -104,23 +103,19 @@ class OpenMeasurer(Measurer):
         snapshots = [one.snapshot for one in found]
         before = self._kept(monitor, start, open_[0].start)
         whole = total((one.profile for one in found), reference.edges)
-        latest: list[tuple[datetime, Profile]] = []
         if before:
             last = before[-1]
             counted = self._counted(monitor, last, key, reference)
-            sealed, latest = self._window(
+            whole += self._window(
                 monitor, config, before[:-1], counted, last.bucket, key, reference
             )
-            whole = sealed + whole
-        latest += [(one.snapshot.bucket.start, one.profile) for one in found]
-        since = end - latest_length(config)
         window = Window(start, end, whole.rows)
         first = before[0].bucket.start if before else open_[0].start
         live, estimated, split = self._model(
             monitor, config, window, [*before, *snapshots], reference, key, whole
         )
         verdicts = detect(
-            reference, whole, window, config, latest=[one for one in latest if one[0] >= since]
+            reference, whole, window, config, bucket=(open_[-1].start, found[-1].profile)
         )
         evaluation = Evaluation(
             monitor=monitor,

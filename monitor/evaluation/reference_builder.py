@@ -47,7 +47,7 @@ STUCK_SECONDS = 3600.0
 _REFERENCE_FIELDS: dict[str, Any] = {
     **dict.fromkeys(
         ("bucket", "window", "min_rows", "statistic", "features", "false_alarms_per_year",
-         "episode", "segments", "scored"),
+         "false_alarm_days_per_year", "smallest_change", "calendar", "segments", "scored"),
         True,
     ),
     "performance": {"metric"},

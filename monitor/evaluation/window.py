@@ -22,7 +22,6 @@ from steadfeast.monitor.drift.data_quality import figures, freshness, incidents,
 from steadfeast.monitor.drift.detector import Level, detect
 from steadfeast.monitor.drift.multivariate.detector import Relations
 from steadfeast.monitor.drift.reference import PREDICTION
-from steadfeast.monitor.drift.thresholds import latest_length
 from steadfeast.monitor.evaluation.surroundings import Surroundings
 from steadfeast.monitor.performance.realized import judge, predictions
 from steadfeast.monitor.profiles.binning import Kind as ColumnKind
@@ -146,7 +145,7 @@ class Measurer:
         snapshot = frozen(self._con, source, bucket, path, types=types_of(reference))
         current = profile(rows_of(snapshot, reference), reference.edges)
         before = self._kept(monitor, start, bucket.start)
-        whole, latest = self._window(monitor, config, before, current, bucket, key, reference)
+        whole = self._window(monitor, config, before, current, bucket, key, reference)
         first = before[0].bucket.start if before else bucket.start
         window = Window(start, bucket.end, whole.rows)
         ages = freshness(self._con, snapshot)
@@ -162,7 +161,7 @@ class Measurer:
             monitor, config, window, [*before, snapshot], reference, key, whole
         )
         verdicts = judged(
-            detect(reference, whole, window, config, latest=latest),
+            detect(reference, whole, window, config, bucket=(bucket.start, current)),
             window,
             first,
             lost(before, key),
@@ -264,10 +263,10 @@ class Measurer:
         bucket: Bucket,
         key: str,
         reference: Reference,
-    ) -> tuple[Profile, list[tuple[datetime, Profile]]]:
-        """Return the profile of the window, and those of its latest buckets, with their starts.
+    ) -> Profile:
+        """Return the profile of the window.
 
-        Buckets that nobody can count any more are not in either.
+        Buckets that nobody can count any more are not in it.
         """
         sums = self._held(monitor, key, reference).whole
         earlier = _placed(before, config)
@@ -279,14 +278,7 @@ class Measurer:
             ]
             return total([*parts, current] if number == last else parts, reference.edges)
 
-        whole = sums.total(min(earlier, default=last), last + 1, one)
-        since = bucket.end - latest_length(config)
-        latest = [
-            (kept.bucket.start, sums.total(number, number + 1, one))
-            for number, (kept, *_) in earlier.items()
-            if kept.bucket.start >= since and not _gone(kept, key)
-        ]
-        return whole, [*latest, (bucket.start, current)]
+        return sums.total(min(earlier, default=last), last + 1, one)
 
     def _counted(self, monitor: str, kept: Kept, key: str, reference: Reference) -> Profile:
         """Return a frozen bucket's profile over `reference`; empty if nobody can count it."""
@@ -440,7 +432,7 @@ def lost(before: Sequence[Kept], key: str) -> int:
 def judged(
     verdicts: list[Verdict], window: Window, first: datetime, dropped: int
 ) -> tuple[Verdict, ...]:
-    """Withhold judgement on a window that lacks buckets or rows."""
+    """Withhold judgement on a window that lacks buckets or rows; a bucket is judged by itself."""
     if first > window.start:
         reason = f"the window is not full: rows are there from {first:%Y-%m-%dT%H:%MZ} on"
     elif dropped:
@@ -448,4 +440,9 @@ def judged(
     else:
         return tuple(verdicts)
     level = Level.INSUFFICIENT_DATA
-    return tuple(replace(one, level=level, value=None, reason=reason) for one in verdicts)
+    return tuple(
+        replace(one, level=level, value=None, reason=reason)
+        if one.window.start <= window.start
+        else one
+        for one in verdicts
+    )

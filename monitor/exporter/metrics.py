@@ -29,7 +29,8 @@ from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.drift.distances import STATISTICS
 from steadfeast.monitor.drift.multivariate.detector import NAMES
 from steadfeast.monitor.drift.segments import MOST, OTHERS
-from steadfeast.monitor.drift.shares import WEIGHTS
+from steadfeast.monitor.drift.shares import SHARES
+from steadfeast.monitor.drift.thresholds import SHIFT
 from steadfeast.monitor.performance.estimated import ESTIMATED
 from steadfeast.monitor.profiles.distribution import MOST_BARS
 
@@ -217,7 +218,7 @@ def distance(statistic: str, unit: str) -> Described:
         DRIFT_OPENED,
     ):  # somebody's statistic "ratio"
         name += "_distance"
-    what = "Change of a share" if statistic in WEIGHTS else "Distance"
+    what = "Change of a share" if statistic in SHARES else "Distance"
     if statistic in NAMES:
         what = "Excess over what is usual between the reference's windows"
     return _gauge(
@@ -315,7 +316,8 @@ METRICS: Mapping[str, Described] = {
         _gauge(REFERENCE_END, _EVENT_TIME, "monitor", "End of the reference."),
         _gauge(REFERENCE_ROWS, "rows", "monitor", "Rows in the reference."),
         *(distance(one.name, one.unit) for one in STATISTICS.values()),
-        *(distance(name, "") for name in (*WEIGHTS, *NAMES)),
+        distance(SHIFT, "sd"),
+        *(distance(name, "") for name in (*SHARES, *NAMES)),
         _gauge(
             DRIFT_THRESHOLD,
             "the statistic's",
@@ -565,7 +567,7 @@ SPARSE: Mapping[str, str] = {
     },
     **{
         distance(name, "").name: "for features whose verdict it decided"
-        for name in (*STATISTICS, *WEIGHTS)
+        for name in (*STATISTICS, SHIFT, *SHARES)
     },
     **{distance(name, "").name: "for monitors with `multivariate: true`" for name in NAMES},
 }

@@ -36,7 +36,6 @@ from steadfeast.monitor.drift.data_facts import (
     quarantined_share,
     unique_columns,
 )
-from steadfeast.monitor.drift.distances import statistic
 from steadfeast.monitor.drift.multivariate.detector import looks, related
 from steadfeast.monitor.drift.reference import (
     PREDICTION,
@@ -60,7 +59,6 @@ if TYPE_CHECKING:
 
     from steadfeast.monitor.config.schema import MonitorConfig
     from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.profiles.profile import ColumnProfile
     from steadfeast.monitor.sources.quarantine import Quarantined
     from steadfeast.monitor.sources.source import Source
 
@@ -143,7 +141,6 @@ def reference_from(
         list(by_bucket(in_order, edges, config.bucket)),
         edges,
         config,
-        statistic(config.statistic),
         beside=len(reference.features) + looks(config),
     )
     merged = Edges({**reference.edges.columns, **edges.columns})
@@ -157,9 +154,6 @@ def reference_from(
             truth, prediction = both["label"].to_numpy(), both[PREDICTION].to_numpy()
             expected, _ = measured(measures, Sample(truth, prediction))
         estimator = fit(unseen, merged, task)
-    # Scored rows may be too few to tell weekdays apart where the training set does.
-    days = {i: one.columns for i, one in enumerate(said.weekdays if reference.weekdays else ())}
-    no_columns: Mapping[str, ColumnProfile] = {}
     whole = replace(
         reference,
         edges=merged,
@@ -170,12 +164,7 @@ def reference_from(
             {**reference.profile.types, **said.profile.types},
         ),
         thresholds={**reference.thresholds, **said.thresholds},
-        calibration={**reference.calibration, **said.calibration},
-        latest={**reference.latest, **(said.latest if days or not said.weekdays else {})},
-        weekdays=tuple(
-            Profile(merged, one.rows, {**one.columns, **days.get(i, no_columns)}, one.types)
-            for i, one in enumerate(reference.weekdays)
-        ),
+        expected=(*reference.expected, *said.expected),
         performance={**expected, **reference.performance},
         scored_uri=str(scored),
         importance=_importance(scored),

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats as sp
 
-from steadfeast.monitor.drift.distances import statistic
+from steadfeast.monitor.drift.detector import detect
 from steadfeast.monitor.drift.reference import reference_of
 from steadfeast.monitor.profiles.binning import edges_of
-from steadfeast.monitor.profiles.profile import ColumnProfile, Profile
+from steadfeast.monitor.profiles.profile import ColumnProfile, Profile, Window
 from support.drift_world import CONFIG, DAY, T0
 
 
@@ -36,4 +36,12 @@ def normal_edges(columns):
 
 def made(edges, days, config=CONFIG, name="psi"):
     series = [(T0 + i * DAY, one) for i, one in enumerate(days)]
-    return reference_of(series, edges, config, statistic(name))
+    return reference_of(series, edges, config.model_copy(update={"statistic": name}))
+
+
+def judge(reference, day, number, config=CONFIG):
+    """Verdicts on one day, by the name of the feature; `number` is how many days after `T0`."""
+    start = T0 + number * DAY
+    window = Window(start - 6 * DAY, start + DAY, day.rows)
+    found = detect(reference, day, window, config, bucket=(start, day))
+    return sorted(found, key=lambda one: one.feature)

@@ -8,14 +8,14 @@ reference as a window will be, and what is usual is their mean. A window may be 
 
     sqrt(factor) x the spread of the reference's windows, and what fewer rows add,
 
-where `monitor.drift.false_alarms` makes the factor of `false_alarms_per_year`, which the two share
-with the features. So rows of one entity, restless days and the classifier's own optimism are in
+where the factor is that of Student's t for their share of `false_alarms_per_year`, over windows
+that do not overlap. So rows of one entity, restless days and the classifier's own optimism are in
 what is usual. A verdict's value is how far the AUC, or the share of variance that is left over, is
-beyond the usual; persistence of k in n windows and everything after it are as for a feature.
+beyond the usual; persistence and everything after it are as for a feature.
 
 Rows are needed, not profiles: a sample of `WINDOW_ROWS` of the window's snapshots, the same
 whenever it is drawn, and a sample of the training set. Where either is gone the verdict says so.
-A window is judged once per `limits.latest_length`, a seventh of it or a bucket; buckets in between
+A window is judged once per seventh of its length, or each bucket; buckets in between
 repeat the verdict, and the limits allow for that.
 """
 
@@ -30,12 +30,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from scipy import special
 
 from steadfeast.featurestore.errors import UserError
 from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
-from steadfeast.monitor.drift.calibration import MIN_BLOCKS
 from steadfeast.monitor.drift.detector import Level, Verdict
-from steadfeast.monitor.drift.false_alarms import Plan, factor
 from steadfeast.monitor.drift.multivariate.balancing import Pair, Rows, joinable, paired, rows_of
 from steadfeast.monitor.drift.multivariate.domain_classifier import (
     Reconstruction,
@@ -44,7 +43,6 @@ from steadfeast.monitor.drift.multivariate.domain_classifier import (
     reconstructed,
     told_apart,
 )
-from steadfeast.monitor.drift.thresholds import latest_length
 from steadfeast.monitor.profiles.profile import Window
 from steadfeast.monitor.sources.snapshot import AT, EPOCH
 
@@ -65,6 +63,7 @@ NAMES = {CLASSIFIER: "(told apart)", RECONSTRUCTION: "(reconstruction)"}
 WINDOW_ROWS, REFERENCE_ROWS = 1_500, 3_000
 SAMPLE_ROWS = 50_000
 MOST_WINDOWS = 24
+_FEWEST_WINDOWS = 3
 _TOP = 3
 _NEAR = 0.8
 _MICROSECOND = timedelta(microseconds=1)
@@ -115,7 +114,7 @@ def usual_of(sample: Rows, config: MonitorConfig, alarms_per_year: float) -> dic
     length, bucket = _micros(config.window), _micros(config.bucket)
     numbers = sample.micros // bucket
     blocks = len(np.unique(numbers)) * bucket / length
-    if not len(sample) or blocks < MIN_BLOCKS:
+    if not len(sample) or blocks < _FEWEST_WINDOWS:
         return {}
     first, last = int(numbers.min()), int(numbers.max())
     span = length // bucket
@@ -129,11 +128,11 @@ def usual_of(sample: Rows, config: MonitorConfig, alarms_per_year: float) -> dic
         for name, one in _measured(pair, seed=start).items():
             found[name].append((one.value, one.rows, one.per_row))
     freedom = 1.5 * (blocks - 1)
-    plan = _plan(config)
+    year = timedelta(days=365.25) / config.window
     made = {}
     for name, windows in found.items():
         values, rows, per_row = np.array(windows).T
-        if len(values) < MIN_BLOCKS:
+        if len(values) < _FEWEST_WINDOWS:
             continue
         # The windows overlap: as many are independent as there are whole ones.
         spread = values.std() * math.sqrt(blocks / (blocks - 1) * (1 + 1 / blocks))
@@ -142,7 +141,7 @@ def usual_of(sample: Rows, config: MonitorConfig, alarms_per_year: float) -> dic
         made[name] = Usual(
             value=float(values.mean()),
             spread=float(spread),
-            factor=factor(directions=1, freedom=freedom, alarms_per_year=alarms, plan=plan),
+            factor=float(special.stdtrit(freedom, 1 - min(0.4, alarms / year / 2)) ** 2),
             per_row=float(per_row.mean()),
             rows=float(np.median(rows)),
             windows=int(blocks),
@@ -330,7 +329,7 @@ class Relations:
         """
         if not config.multivariate:
             return []
-        stride = latest_length(config)
+        stride = _stride(config)
         end = EPOCH + (snapshot.bucket.end - EPOCH) // stride * stride
         known = self._last.get(monitor)
         if known is None or known[:2] != (key, end):
@@ -397,20 +396,9 @@ class Relations:
         return self._buckets[at]
 
 
-def _plan(config: MonitorConfig) -> Plan:
-    """Return how the looks come: a verdict that is repeated counts as often as it is."""
-    stride = latest_length(config)
-    plan = Plan.of(config)
-    repeats = stride // config.bucket
-    per_window = max(1, min(config.window // stride, 24))
-    return replace(
-        plan,
-        per_window=per_window,
-        per_year=plan.per_year / plan.per_window * per_window,
-        k=math.ceil(plan.k / repeats),
-        n=math.ceil(plan.n / repeats),
-        close=math.ceil(plan.close / repeats),
-    )
+def _stride(config: MonitorConfig) -> timedelta:
+    """Return how often a window is judged: a day of a week, or each bucket."""
+    return config.bucket * max(1, config.window // config.bucket // 7)
 
 
 def _micros(length: timedelta) -> int:

@@ -55,7 +55,8 @@ def test_what_moved_is_drift_and_says_how(reference):
     assert [name for name, one in found.items() if one.level is Level.DRIFT] == ["x"]
     x = found["x"]
     assert next(iter(found)) == "x"
-    assert x.ratio == x.value / x.threshold > 3
+    assert x.value > x.threshold
+    assert x.ratio > 3
     mean, was = np.mean(current["x"].to_numpy()), reference.profile.columns["x"].mean
     assert x.reason.startswith(f"mean {mean:.4g}, was {was:.4g} (sd ")
 
@@ -75,9 +76,12 @@ def test_a_new_category_is_drift_and_is_named(reference):
     new = np.where(np.arange(2100) % 8 == 0, "new", current["kind"].to_numpy(zero_copy_only=False))
     found = verdicts(reference, replaced(current, "kind", pa.array(new)))["kind"]
     assert found.level is Level.DRIFT
-    assert found.reason == "share of other values 0.125, was 0.000; q below 1e-6"
+    assert found.reason == (
+        "13 % of rows in categories that the reference lacks, was 0 %; 1.4 sd off its like, "
+        "in 42 days never more than 0.19, limit 0.17"
+    )
     flags = replaced(current, "flag", pa.array(np.arange(2100) % 2 == 0))
-    assert verdicts(reference, flags)["flag"].reason.startswith("share of 'false' 0.500, was 0.")
+    assert verdicts(reference, flags)["flag"].reason.startswith("50 % of rows in 'true', was 30 %")
 
 
 def test_one_row_less_than_asked_for_is_too_few(reference):

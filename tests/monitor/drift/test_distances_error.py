@@ -8,7 +8,7 @@ import pytest
 from scipy import stats as sp
 
 from steadfeast.monitor.drift.distances import STATISTICS, statistic
-from steadfeast.monitor.drift.thresholds import compare
+from steadfeast.monitor.drift.thresholds import distance
 from steadfeast.monitor.profiles.binning import edges_of
 from steadfeast.monitor.profiles.profile import profile
 
@@ -48,7 +48,10 @@ def both(request, reference):
 
     def ours(feature, name):
         found = edges.columns[feature]
-        return compare(statistic(name), found, old.columns[feature], new.columns[feature])
+        sides = old.columns[feature], new.columns[feature]
+        low, high = min(one.minimum for one in sides), max(one.maximum for one in sides)
+        at = found.positions(low, high)
+        return distance(statistic(name), found, sides[0].counts, sides[1].counts, at)
 
     return raw, moved, ours
 

@@ -1,18 +1,16 @@
 """The looks at all features together, as the daemon's own evaluator takes them, day by day."""
 
 import importlib.util
-from datetime import timedelta
 
 import pyarrow as pa
 import pytest
 
-from steadfeast.monitor.config.schema import DaemonConfig, MonitorConfig
+from steadfeast.monitor.config.schema import DaemonConfig
 from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.drift.multivariate.detector import (
     NAMES,
     NoClassifierError,
     Relations,
-    _plan,
     looks,
 )
 from steadfeast.monitor.drift.reference import Reference
@@ -148,13 +146,3 @@ def test_without_scikit_learn_the_configuration_is_refused(configured, monkeypat
         with pytest.raises(NoClassifierError, match=r"steadfeast\[multivariate\]"):
             evaluator.prepare(config)
         evaluator.close()
-
-
-@pytest.mark.parametrize(
-    ("bucket", "looks_a_window", "k"),
-    [(timedelta(days=1), 7, 2), (timedelta(hours=12), 7, 1), (timedelta(hours=1), 7, 1)],
-)
-def test_a_verdict_that_is_repeated_counts_as_often_as_it_is(bucket, looks_a_window, k):
-    plan = _plan(MonitorConfig(service="s", model="m", bucket=bucket))
-    assert (plan.per_window, plan.k) == (looks_a_window, k)
-    assert plan.per_year == pytest.approx(365.25)
