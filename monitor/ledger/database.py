@@ -26,7 +26,7 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     # The tables are small, and the evaluation has work for the other threads.
     "threads": "1",
     # A checkpoint inside a commit leaves open, when it fails, whether the commit holds. So it is
-    # asked for by itself: see `Journal`.
+    # asked for by itself: see `LedgerFile`.
     "checkpoint_threshold": "1TB",
     # What was read or is not yet in the file stays in memory up to here; see also `release`.
     "memory_limit": MOST_MEMORY,
@@ -89,25 +89,6 @@ CREATE TABLE audit (
 -- A digest of each field of the last configuration.
 CREATE TABLE fields (name VARCHAR PRIMARY KEY, digest VARCHAR NOT NULL);
 """
-
-
-LATER = (
-    "CREATE TABLE IF NOT EXISTS sinks (name VARCHAR PRIMARY KEY, sequence BIGINT NOT NULL)",
-    (
-        "CREATE TABLE IF NOT EXISTS segments (monitor VARCHAR, end_time TIMESTAMPTZ, "
-        "body VARCHAR NOT NULL, PRIMARY KEY (monitor, end_time))"
-    ),
-    (
-        "CREATE TABLE IF NOT EXISTS spreads (monitor VARCHAR, end_time TIMESTAMPTZ, "
-        "reference_key VARCHAR NOT NULL, body VARCHAR NOT NULL, PRIMARY KEY (monitor, end_time))"
-    ),
-    "CREATE TABLE IF NOT EXISTS fields (name VARCHAR PRIMARY KEY, digest VARCHAR NOT NULL)",
-    (
-        "CREATE TABLE IF NOT EXISTS promotions (run_id VARCHAR, monitor VARCHAR, "
-        "noticed_at TIMESTAMPTZ NOT NULL, run BLOB NOT NULL, PRIMARY KEY (run_id, monitor))"
-    ),
-)
-"""Tables that came later than the rest of this version; a file without one is none the worse."""
 
 
 class LedgerLockedError(UserError):
@@ -236,8 +217,6 @@ def _check(con: duckdb.DuckDBPyConnection, path: Path) -> None:
     ((found,),) = con.execute("SELECT max(version) FROM version").fetchall()
     if found > VERSION:
         raise LedgerVersionError(path, found)
-    for table in LATER:
-        con.execute(table)
     for (table,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall():
         # A truncated file opens, and fails only where a missing block is read.
         con.execute(f'SELECT max(hash(t)) FROM "{table}" AS t').fetchall()

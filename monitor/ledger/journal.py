@@ -1,170 +1,39 @@
-"""The ledger's file as a journal: transactions, alerts, episodes, and what people did.
+"""What was told and done: alerts, episodes, triggers, and the audit log of what people did.
 
-Above `reading`; `deliveries` and `ledger` add what they keep in the same file, under the same
-lock and in the same transactions.
+Above `queries` and `file`; `ledger` composes it with the outbox, in the same transactions.
 """
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from threading import Condition, RLock
-from typing import TYPE_CHECKING, Any, Self
-
-import duckdb
-import structlog
+from typing import TYPE_CHECKING
 
 from steadfeast.featurestore.errors import NotFoundError
-from steadfeast.featurestore.tables.whole_files import private_folder
 from steadfeast.monitor.decisions.model import Alert
 from steadfeast.monitor.ledger import queries
 from steadfeast.monitor.ledger.codec import dump, load
-from steadfeast.monitor.ledger.database import LedgerWriteError, connect, fault, lock, release
 from steadfeast.monitor.ledger.state import AuditEntry, EpisodeRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from steadfeast.monitor.decisions.model import TriggerState
+    from steadfeast.monitor.ledger.file import LedgerFile
     from steadfeast.monitor.ledger.state import TriggerRecord
-
-log = structlog.get_logger(__name__)
-
-CHECKPOINT_BYTES = 4 * 1024 * 1024
-"""Size of the write-ahead log at which it is moved into the file; memory holds it till then."""
 
 
 class Journal:
-    """The daemon's DuckDB file; safe to share between threads.
+    """Alerts, episodes, triggers and the audit log in one ledger file.
 
-    Methods whose name begins with `add_` are called inside `transaction()`.
+    Methods whose name begins with `add_` are called inside a transaction.
 
-    Attributes:
-        changed: Notified after each commit.
+    Args:
+        file: The ledger's.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Open or create the ledger in `folder`.
-
-        Raises:
-            LedgerLockedError: Another process holds it.
-            LedgerVersionError: It is of a newer version.
-            LedgerBrokenError: It cannot be read.
-        """
-        private_folder(folder)
-        self._holder = lock(folder)
-        self._path = folder / "monitor.duckdb"
-        self._wal = self._path.with_suffix(".duckdb.wal")
-        self._checkpoint_bytes = CHECKPOINT_BYTES
-        self._problem = ""
-        try:
-            self._con = connect(self._path)
-        except BaseException:
-            os.close(self._holder)
-            raise
-        self._lock = RLock()
-        self._nested = False
-        self.changed = Condition(self._lock)
-
-    def close(self) -> None:
-        """Write everything into the one file and let it go."""
-        with self._lock:
-            self._con.close()
-            os.close(self._holder)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commit everything written inside together, or nothing; may be nested.
-
-        Raises:
-            LedgerWriteError: It could not be written, and nothing of it is there.
-        """
-        with self._lock:
-            if self._nested:
-                yield
-                return
-            self._con.execute("BEGIN")
-            self._nested = True
-            try:
-                yield
-                fault("before_commit")
-                self._commit()
-            except BaseException:
-                self._rolled_back()
-                with suppress(duckdb.Error):  # a commit that failed is rolled back already
-                    self._con.execute("ROLLBACK")
-                raise
-            finally:
-                self._nested = False
-            self._problem = ""
-            self._committed()
-            self.changed.notify_all()
-            self._checkpoint()
-        fault("after_commit")
-
-    @property
-    def problem(self) -> str:
-        """Why the last commit failed; empty when it did not."""
-        return self._problem
-
-    def probe(self) -> None:
-        """Write again after a commit that failed, to see whether there is room now.
-
-        Raises:
-            LedgerWriteError: There is none.
-        """
-        if self._problem:
-            with self.transaction():
-                # A row that says nothing: what changes nothing would not be written.
-                self._rows("DELETE FROM version WHERE version = 0")
-                self._rows("INSERT INTO version VALUES (0)")
-
-    def _commit(self) -> None:
-        try:
-            self._con.execute("COMMIT")
-        except duckdb.Error as error:
-            failed = LedgerWriteError(self._path, str(error))
-            self._problem = str(failed)
-            if isinstance(error, duckdb.FatalException):
-                self._reopen()
-            raise failed from error
-
-    def _checkpoint(self) -> None:
-        """Move what was committed from the log into the file, now and then."""
-        if not self._wal.exists() or self._wal.stat().st_size < self._checkpoint_bytes:
-            return
-        try:
-            self._con.execute("CHECKPOINT")
-            self._checkpoint_bytes = CHECKPOINT_BYTES
-            release(self._con)
-        except duckdb.Error as error:
-            # Nothing is lost, the log has it; tried again once that has grown as much again.
-            self._checkpoint_bytes += CHECKPOINT_BYTES
-            log.warning("checkpoint_failed", reason=str(error).partition("\n")[0])
-            self._reopen()
-
-    def _reopen(self) -> None:
-        """Open the file anew: after a failure of its own DuckDB wants nothing else."""
-        with suppress(duckdb.Error):
-            self._con.close()
-        self._con = connect(self._path)
-        self._rolled_back()
-        self._committed()
-
-    def _rolled_back(self) -> None:
-        """Forget what was read or written inside the transaction."""
-
-    def _committed(self) -> None:
-        """Forget what was read before the transaction."""
+    def __init__(self, file: LedgerFile) -> None:
+        self._lock, self._rows, self._transaction = file.lock, file.rows, file.transaction
 
     def add_alerts(self, alerts: Sequence[Alert]) -> None:
         """Give each alert the next sequence and keep it."""
@@ -198,7 +67,7 @@ class Journal:
 
     def sent(self, sink: str) -> int:
         """Return up to which alert `sink` has got them; a new one starts with the next alert."""
-        with self.transaction():
+        with self._transaction():
             last = self.last_sequence()
             self._rows("INSERT INTO sinks VALUES (?, ?) ON CONFLICT DO NOTHING", sink, last)
             ((sequence,),) = self._rows("SELECT sequence FROM sinks WHERE name = ?", sink)
@@ -220,11 +89,11 @@ class Journal:
         Raises:
             NotFoundError: There is no such episode.
         """
-        with self.transaction():
+        with self._transaction():
             record = self.episode(episode)
             if not record.acknowledged_by:
                 record = replace(record, acknowledged_by=actor)
-                self._rewrite(record)
+                self.rewrite(record)
                 self.add_audit(actor, "acknowledge", episode, comment)
             return record
 
@@ -286,7 +155,8 @@ class Journal:
         with self._lock:
             return bool(self._rows("SELECT 1 FROM episodes WHERE episode_id = ?", episode))
 
-    def _rewrite(self, record: EpisodeRecord) -> None:
+    def rewrite(self, record: EpisodeRecord) -> None:
+        """Replace what is kept of an episode; inside a transaction."""
         self._rows(
             "UPDATE episodes SET closed = ?, body = ? WHERE episode_id = ?",
             not record.open,
@@ -318,16 +188,3 @@ class Journal:
         """Say whether a request is of a trigger of ours."""
         with self._lock:
             return bool(self._rows("SELECT 1 FROM triggers WHERE request_id = ?", request))
-
-    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        return self._con.execute(query, list(values)).fetchall()
-
-    def _count(self, name: str, monitor: str, label: str = "", amount: int = 1) -> None:
-        self._rows(
-            "INSERT INTO counters VALUES ($1, $2, $3, $4) "
-            "ON CONFLICT DO UPDATE SET total = total + $4",
-            name,
-            monitor,
-            label,
-            amount,
-        )

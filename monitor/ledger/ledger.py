@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from steadfeast.featurestore.tables.locations import kept_path
 from steadfeast.monitor.decisions.model import ModelHistory, Outcome, PolicyState
@@ -20,7 +20,9 @@ from steadfeast.monitor.drift.reference import Reference, ReferenceVersionError
 from steadfeast.monitor.drift.segments import Segment
 from steadfeast.monitor.ledger import messages, queries
 from steadfeast.monitor.ledger.codec import dump, load
-from steadfeast.monitor.ledger.outbox import Deliveries, Following, Message
+from steadfeast.monitor.ledger.file import LedgerFile
+from steadfeast.monitor.ledger.journal import Journal
+from steadfeast.monitor.ledger.outbox import Following, Message, Outbox
 from steadfeast.monitor.ledger.queries import Held, Kept
 from steadfeast.monitor.ledger.state import EpisodeRecord, MonitorState, PastWindow, State
 from steadfeast.monitor.profiles.distribution import Distribution
@@ -38,11 +40,18 @@ if TYPE_CHECKING:
 __all__ = ["Following", "Held", "Kept", "Ledger", "Message", "MonitorState", "State"]
 
 
-class Ledger(Deliveries):
+class Ledger:
     """The daemon's DuckDB file; safe to share between threads.
 
-    Methods whose name begins with `add_` are called inside `transaction()`. See `Journal` for
-    alerts and people, and `Deliveries` for the outbox.
+    It holds what monitors go on from, their buckets and windows, and a journal and an outbox in the
+    same file, whose methods are its own too. Methods whose name begins with `add_` are called
+    inside `transaction()`.
+
+    Attributes:
+        file: The connection, its lock and transactions.
+        journal: Alerts, episodes, triggers and the audit log.
+        outbox: Messages to deliver and runs to follow.
+        changed: Notified after each commit.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,15 +62,46 @@ class Ledger(Deliveries):
             LedgerVersionError: It is of a newer version.
             LedgerBrokenError: It cannot be read.
         """
-        super().__init__(folder)
+        self.file = file = LedgerFile(folder)
+        self.journal = journal = Journal(file)
+        self.outbox = outbox = Outbox(file, journal)
+        self._lock, self._rows, self._count = file.lock, file.rows, file.count
         self._held: dict[str, Held] = {}
         self._state: State | None = None
         self._monitors: dict[str, MonitorState] = {}
+        file.on_rollback.append(self._held.clear)
+        file.on_commit.append(self._forget_state)
+        self.transaction, self.probe, self.close = file.transaction, file.probe, file.close
+        self.changed = file.changed
+        self.add_alerts, self.alerts = journal.add_alerts, journal.alerts
+        self.alerts_before, self.last_sequence = journal.alerts_before, journal.last_sequence
+        self.sent, self.add_sent = journal.sent, journal.add_sent
+        self.acknowledge, self.add_audit = journal.acknowledge, journal.add_audit
+        self.audit, self.last_audit = journal.audit, journal.last_audit
+        self.fields, self.keep_fields = journal.fields, journal.keep_fields
+        self.episode, self.has_episode = journal.episode, journal.has_episode
+        self.triggers, self.trigger = journal.triggers, journal.trigger
+        self.asked_for = journal.asked_for
+        self.pending, self.attempted, self.delivered = (
+            outbox.pending,
+            outbox.attempted,
+            outbox.delivered,
+        )
+        self.following, self.run_event = outbox.following, outbox.run_event
+        self.add_promotion, self.revive = outbox.add_promotion, outbox.revive
 
-    def _rolled_back(self) -> None:
-        self._held.clear()
+    def __enter__(self) -> Self:
+        return self
 
-    def _committed(self) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def problem(self) -> str:
+        """Why the last commit failed; empty when it did not."""
+        return self.file.problem
+
+    def _forget_state(self) -> None:
         self._state = None
 
     # What a monitor goes on from
@@ -286,10 +326,10 @@ class Ledger(Deliveries):
                 self._count("decisions", monitor, "no_pipeline")
         for episode in decision.changed:
             record = self.episode(episode.episode_id)
-            self._rewrite(replace(record, members=episode.members, summary=episode.summary))
+            self.journal.rewrite(replace(record, members=episode.members, summary=episode.summary))
         for closed in decision.closed:
             record = self.episode(closed.episode.episode_id)
-            self._rewrite(
+            self.journal.rewrite(
                 replace(
                     record,
                     closed_at=closed.at,

@@ -16,11 +16,13 @@ from steadfeast.monitor.decisions.model import (
     TriggerState,
 )
 from steadfeast.monitor.ledger import messages
-from steadfeast.monitor.ledger.journal import Journal
 from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from steadfeast.monitor.ledger.file import LedgerFile
+    from steadfeast.monitor.ledger.journal import Journal
 
 SEVERITIES = {
     "promoted": Severity.INFO,
@@ -53,8 +55,17 @@ class Following:
     sequence: int
 
 
-class Deliveries(Journal):
-    """The journal with its outbox."""
+class Outbox:
+    """Messages to deliver and runs to follow, in one ledger file.
+
+    Args:
+        file: The ledger's.
+        journal: Of the same file; gets the alerts.
+    """
+
+    def __init__(self, file: LedgerFile, journal: Journal) -> None:
+        self._lock, self._rows, self._transaction = file.lock, file.rows, file.transaction
+        self._journal = journal
 
     def pending(self) -> list[Message]:
         """Return what is to deliver, oldest first."""
@@ -67,7 +78,7 @@ class Deliveries(Journal):
 
     def attempted(self, request: str, *, dead: str = "") -> None:
         """Count a delivery that failed; with a reason, give the message up."""
-        with self.transaction():
+        with self._transaction():
             self._rows(
                 "UPDATE outbox SET attempts = attempts + 1, state = ? WHERE request_id = ?",
                 "dead" if dead else "pending",
@@ -83,7 +94,7 @@ class Deliveries(Journal):
 
     def delivered(self, request: str, run: Run) -> None:
         """Keep the run that the pipeline answered with."""
-        with self.transaction():
+        with self._transaction():
             self._rows(
                 "UPDATE outbox SET attempts = attempts + 1, state = 'delivered' "
                 "WHERE request_id = ?",
@@ -120,7 +131,7 @@ class Deliveries(Journal):
             note: What else there is to say about the end.
         """
         ended = run.state in messages.ENDED
-        with self.transaction():
+        with self._transaction():
             self._rows(
                 "UPDATE triggers SET run = ?, run_sequence = ?, run_ended = ? WHERE request_id = ?",
                 run.SerializeToString(),
@@ -151,8 +162,8 @@ class Deliveries(Journal):
         Raises:
             NotDecidableError: It was not given up.
         """
-        with self.transaction():
-            state = self.trigger(request).state
+        with self._transaction():
+            state = self._journal.trigger(request).state
             if state is not TriggerState.DEAD:
                 raise NotDecidableError(request, f"was not given up: it is {state}")
             self._rows(
@@ -174,8 +185,8 @@ class Deliveries(Journal):
         *,
         resolved: bool = False,
     ) -> None:
-        trigger = self.trigger(request)
-        episodes = [self.episode(one) for one in trigger.episode_ids]
+        trigger = self._journal.trigger(request)
+        episodes = [self._journal.episode(one) for one in trigger.episode_ids]
         alert = Alert(
             kind,
             severity,
@@ -186,4 +197,4 @@ class Deliveries(Journal):
             tuple(verdict for one in episodes for verdict in one.features),
             resolved,
         )
-        self.add_alerts([alert])
+        self._journal.add_alerts([alert])

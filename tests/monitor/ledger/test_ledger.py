@@ -38,7 +38,7 @@ from steadfeast.monitor.ledger.database import (
     LedgerVersionError,
     LedgerWriteError,
 )
-from steadfeast.monitor.ledger.journal import CHECKPOINT_BYTES
+from steadfeast.monitor.ledger.file import CHECKPOINT_BYTES
 from steadfeast.monitor.ledger.ledger import Held, Ledger
 from steadfeast.monitor.performance.realized import Performance
 from steadfeast.monitor.profiles.binning import Edges
@@ -288,12 +288,10 @@ def test_a_damaged_file_is_refused(tmp_path: Path):
         assert ledger.last_sequence() == 400
 
 
-def test_a_ledger_from_before_keeps_promotions_too(tmp_path: Path):
-    """Its file lacks the table; those of our own triggers are with the triggers."""
+def test_a_promotion_that_no_trigger_asked_for_is_kept_once(tmp_path: Path):
+    """Those of our own triggers are with the triggers."""
     with Ledger(tmp_path) as ledger:
         fire(ledger)
-    with duckdb.connect(str(tmp_path / "monitor.duckdb")) as con:
-        con.execute("DROP TABLE promotions")
     run = pb.Run(run_id="7", request_id="by hand", model_version="2", metrics={"roc_auc": 0.7})
     for _ in range(2):
         with Ledger(tmp_path) as ledger:
@@ -332,21 +330,21 @@ def test_a_checkpoint_that_fails_loses_nothing(tmp_path: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Ledger(tmp_path) as ledger:
         ledger.hold("w", Held(WINDOW.end))
-        ledger._checkpoint_bytes = 1
-        resource.setrlimit(resource.RLIMIT_FSIZE, (ledger._path.stat().st_size, hard))
+        ledger.file._checkpoint_bytes = 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ledger.file.path.stat().st_size, hard))
         try:
             for number in range(3):
                 with ledger.transaction():
                     ledger.add_audit("ann", "approve", f"r{number}", "go")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert ledger._checkpoint_bytes > CHECKPOINT_BYTES
-        assert ledger._wal.stat().st_size > 0
+        assert ledger.file._checkpoint_bytes > CHECKPOINT_BYTES
+        assert ledger.file._wal.stat().st_size > 0
         assert len(ledger.audit(0, 10)) == 3
         assert ledger.held("w").watermark == WINDOW.end
-        ledger._checkpoint_bytes = 1
+        ledger.file._checkpoint_bytes = 1
         ledger.hold("w", Held(WINDOW.end + DAY))
-        assert not ledger._wal.exists()
+        assert not ledger.file._wal.exists()
         assert not ledger.problem
     with Ledger(tmp_path) as ledger:
         assert ledger.held("w").watermark == WINDOW.end + DAY
@@ -356,7 +354,7 @@ def test_a_commit_that_fails_is_not_there_and_says_so(tmp_path: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Ledger(tmp_path) as ledger:
         ledger.hold("w", Held(WINDOW.end))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (ledger._wal.stat().st_size, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ledger.file._wal.stat().st_size, hard))
         try:
             for _ in range(2):
                 with pytest.raises(LedgerWriteError, match=r"monitor.duckdb: cannot be written"):

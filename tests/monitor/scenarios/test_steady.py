@@ -18,7 +18,7 @@ from steadfeast.monitor.config.schema import DaemonConfig
 from steadfeast.monitor.drift import segments
 from steadfeast.monitor.evaluation import reference_builder, window
 from steadfeast.monitor.evaluation.evaluator import Evaluator
-from steadfeast.monitor.ledger import journal
+from steadfeast.monitor.ledger import file
 from steadfeast.monitor.ledger.ledger import Ledger
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from support.monitor_world import DAY, START, TRAINED_DAYS, serve, train
@@ -178,7 +178,7 @@ def test_one_thread_builds_every_reference(tmp_path, monkeypatch):
 
 def test_of_the_file_nothing_is_held_after_a_checkpoint(world, monkeypatch):
     world.live(4)
-    con = world.ledger._con
+    con = world.ledger.file.con
     limit = con.execute("SELECT current_setting('memory_limit')").fetchone()
     for table in ("windows", "buckets", "spreads"):
         con.execute(f'SELECT max(hash(t)) FROM "{table}" AS t').fetchall()
@@ -188,7 +188,7 @@ def test_of_the_file_nothing_is_held_after_a_checkpoint(world, monkeypatch):
         world.ledger.add_audit("a", "cause", "s", "r")
     assert held(con) < 2**20
     assert con.execute("SELECT current_setting('memory_limit')").fetchone() == limit
-    assert world.ledger._checkpoint_bytes == journal.CHECKPOINT_BYTES
+    assert world.ledger.file._checkpoint_bytes == file.CHECKPOINT_BYTES
     assert world.live(1) == 1
 
 
