@@ -183,7 +183,7 @@ class Ledger:
             snapshot.rows,
             snapshot.watermark,
             snapshot.sha256,
-            kept_path(snapshot.path, self._path.parent),
+            kept_path(snapshot.path, self.file.path.parent),
             frozen_at,
             key,
             profile.to_json(),
@@ -194,7 +194,7 @@ class Ledger:
     def buckets(self, monitor: str, start: datetime, end: datetime, *, but: str = "") -> list[Kept]:
         """Return the frozen buckets inside [start, end), in order; none of reference key `but`."""
         with self._lock:
-            return queries.buckets(self._rows, self._path.parent, monitor, start, end, but=but)
+            return queries.buckets(self._rows, self.file.path.parent, monitor, start, end, but=but)
 
     def profile(self, monitor: str, kept: Kept) -> str:
         """Return the profile of a frozen bucket, as JSON."""

@@ -183,7 +183,7 @@ def test_of_the_file_nothing_is_held_after_a_checkpoint(world, monkeypatch):
     for table in ("windows", "buckets", "spreads"):
         con.execute(f'SELECT max(hash(t)) FROM "{table}" AS t').fetchall()
     assert held(con) > 2**20
-    monkeypatch.setattr(world.ledger, "_checkpoint_bytes", 1)
+    monkeypatch.setattr(world.ledger.file, "_checkpoint_bytes", 1)
     with world.ledger.transaction():
         world.ledger.add_audit("a", "cause", "s", "r")
     assert held(con) < 2**20
