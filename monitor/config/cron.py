@@ -18,6 +18,8 @@ _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _SOONEST = timedelta(minutes=1)
 FIELDS = 5
 
+_EPOCH_YEAR, _CYCLE_YEARS = 1970, 400
+
 
 def parse(line: str) -> CronTrigger:
     """Return what `line` means.
@@ -72,8 +74,11 @@ def _parsed(line: str) -> CronTrigger:
 
 
 def _next(trigger: CronTrigger, after: datetime) -> datetime | None:
-    at: datetime | None = trigger.get_next_fire_time(None, after + timedelta(microseconds=1))
-    return at
+    # APScheduler knows no time before 1970; the calendar, days of the week too, repeats itself.
+    shift = _CYCLE_YEARS if after.year < _EPOCH_YEAR else 0
+    start = after.replace(year=after.year + shift) + timedelta(microseconds=1)
+    at: datetime | None = trigger.get_next_fire_time(None, start)
+    return at if at is None or not shift else at.replace(year=at.year - shift)
 
 
 def _weekdays(field: str) -> str:

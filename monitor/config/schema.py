@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -123,10 +124,18 @@ class EpisodeConfig(Section):
 
 
 class BudgetConfig(Section):
-    """At most `runs` triggers per model in any stretch of length `per`."""
+    """What retraining may cost.
+
+    Attributes:
+        runs: At most so many for a model in any stretch of length `per`. A run whose model was
+            refused counts by what it cost: half, or nothing where nothing was fitted.
+        per: Length of the stretch.
+        reserve: More runs, which only a drop in performance may use.
+    """
 
     runs: PositiveInt = 12
     per: Duration = timedelta(days=365)
+    reserve: NonNegativeInt = 2
 
 
 class PerformanceConfig(Section):
@@ -195,6 +204,8 @@ class MonitorConfig(Section):
         cooldown: Least time between two triggers for the model.
         retry_after: How long after a trigger whose run promoted nothing the same drift asks again,
             with newer data.
+        refresh: When to retrain though nothing is wrong: `auto` once enough has become known that a
+            refit is worth it, a length of time (`30d`), or `never`.
         approval: `auto`, or `manual`: a person decides each trigger.
         schedule: When to retrain though nothing drifted, as a cron line in UTC. A time that comes
             while the daemon is away counts once it is back, but only the last of several.
@@ -229,6 +240,7 @@ class MonitorConfig(Section):
     cooldown: Duration = timedelta(days=7)
     budget: BudgetConfig = BudgetConfig()
     retry_after: Duration = timedelta(days=28)
+    refresh: Literal["auto", "never"] | Duration = "auto"
     approval: Literal["auto", "manual"] = "auto"
     schedule: Cron | None = None
     causes: tuple[Annotated[dict[str, str], Field(min_length=1)], ...] = ()

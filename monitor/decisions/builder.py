@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.decisions.model import Evaluation
     from steadfeast.monitor.drift.detector import Verdict
+    from steadfeast.monitor.profiles.profile import Window
 
 NAMESPACE = UUID("5d1c3a52-6f0e-5b6e-9d0a-0b8f6f0f2a77")
 """Namespace of every id derived here; changing it would fire open episodes again."""
@@ -164,16 +166,24 @@ class Draft:
 
     # Retraining
 
-    def situation(self, at: datetime, config: MonitorConfig, history: ModelHistory) -> Situation:
+    def situation(
+        self,
+        at: datetime,
+        config: MonitorConfig,
+        history: ModelHistory,
+        known: Window | None = None,
+    ) -> Situation:
         """Return what a retraining is decided on."""
         blocked = self.state.blocked(at - config.window)
-        return Situation(at, tuple(self.state.episodes.values()), blocked, history)
+        return Situation(at, tuple(self.state.episodes.values()), blocked, history, known)
 
-    def ask(self, at: datetime, config: MonitorConfig, history: ModelHistory) -> None:
-        """Decide about a retraining on the open evidence, as things stand at `at`."""
+    def ask(self, evaluation: Evaluation, config: MonitorConfig) -> None:
+        """Decide about a retraining on the open evidence, as things stand after a window."""
         if config.pipeline is None:
             return
-        judgement = judge(self.situation(at, config, history), config)
+        at, history = evaluation.window.end, evaluation.history
+        fitted_on = evaluation.reference_window
+        judgement = judge(self.situation(at, config, history, fitted_on), config)
         if judgement is None:
             return
         request = self.state.request

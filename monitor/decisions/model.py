@@ -98,11 +98,30 @@ class NotDecidableError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
+class PastRun:
+    """A retraining that was fired.
+
+    Attributes:
+        at: Event time at which.
+        cost: In runs: 1 with a model that serves, less for one that ended before the last fit.
+        promoted: Whether its model serves, or may come to serve.
+        gain: How much better its model was than the one that served, in the measure's unit.
+        error: Standard error of the gain; both are None where nothing was compared.
+    """
+
+    at: datetime
+    cost: float = 1.0
+    promoted: bool = True
+    gain: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelHistory:
     """What concerns a model beyond the one monitor that is evaluated.
 
     Attributes:
-        fired: Event times at which triggers for the model fired, from all of its monitors.
+        runs: Retrainings that were fired, from all of its monitors, by time.
         running: Request id of a trigger for the model that is not yet answered, or whose run is
             under way; empty if there is none.
         blocked: Why another monitor of the model blocks its retraining; empty if none does.
@@ -110,7 +129,7 @@ class ModelHistory:
             or that no pipeline took.
     """
 
-    fired: tuple[datetime, ...] = ()
+    runs: tuple[PastRun, ...] = ()
     running: str = ""
     blocked: str = ""
     without_promotion: frozenset[str] = frozenset()

@@ -29,6 +29,7 @@ from steadfeast.monitor.decisions.model import (
     Request,
     Severity,
 )
+from steadfeast.monitor.decisions.refresh import due
 from steadfeast.monitor.decisions.retraining import Judgement, forbidden
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
     from steadfeast.monitor.config.schema import MonitorConfig
     from steadfeast.monitor.drift.data_quality import Incident
+
+
+REFRESH = "refresh"
+"""What the cause of a model that is due begins with."""
 
 
 def decide(state: PolicyState, evaluation: Evaluation, config: MonitorConfig) -> Decision:
@@ -51,7 +56,8 @@ def decide(state: PolicyState, evaluation: Evaluation, config: MonitorConfig) ->
     _triage(draft, evaluation)
     Episodes(draft, evaluation, config).decide()
     draft.notify(at)
-    draft.ask(at, config, evaluation.history)
+    _refresh(draft, evaluation, config)
+    draft.ask(evaluation, config)
     return draft.decision(at)
 
 
@@ -94,21 +100,12 @@ def take(state: PolicyState, cause: Cause, standing: Evaluation, config: Monitor
         config: Of the monitor.
     """
     draft, at = Draft(standing.monitor, state), standing.window.end
-    opened = Episode(
-        episode_id=episode_id(standing.monitor, cause.kind, *cause.identity),
-        kind=cause.kind,
-        window=standing.window,
-        reference_window=standing.reference_window,
-        members=(),
-        contract=standing.contract,
-        cause=cause.summary,
-    )
     if cause.kind is Kind.SCHEDULE:
         for episode in state.episodes.values():
             if episode.kind is Kind.SCHEDULE:
                 draft.close(episode, at, "the next scheduled time has come")
-    draft.open(opened)
-    draft.ask(at, config, standing.history)
+    draft.open(_from_outside(cause, standing))
+    draft.ask(standing, config)
     return draft.decision(at)
 
 
@@ -132,10 +129,11 @@ def approve(
     """
     draft = Draft(monitor, state)
     waiting, at = _waiting(state, request)
-    outcome, reason = forbidden(draft.situation(at, config, history), config)
+    evidence = _evidence(draft, waiting)
+    outcome, reason = forbidden(draft.situation(at, config, history), config, evidence)
     if outcome is not None:
         raise NotDecidableError(request, f"may not fire now: {outcome}: {reason}")
-    draft.settle(request, Judgement(Outcome.FIRED, "", _evidence(draft, waiting)), at)
+    draft.settle(request, Judgement(Outcome.FIRED, "", evidence), at)
     return draft.decision(at)
 
 
@@ -162,6 +160,37 @@ def move_reference(state: PolicyState, monitor: str, reason: str) -> Decision:
         draft.close(episode, at, reason)
     draft.state = replace(draft.state, recent={})
     return draft.decision(at)
+
+
+def _refresh(draft: Draft, evaluation: Evaluation, config: MonitorConfig) -> None:
+    """Open a cause when the model is due for a refit, once for what it was fitted on."""
+    if config.pipeline is None:
+        return
+    at, known, runs = evaluation.window.end, evaluation.reference_window, evaluation.history.runs
+    why = due(at, known, runs, config)
+    cause = Cause(
+        Kind.SCHEDULE, (REFRESH, known.end.isoformat(), str(len(runs))), f"{REFRESH}: {why}"
+    )
+    opened = _from_outside(cause, evaluation)
+    for episode in draft.state.episodes.values():
+        is_refresh = episode.kind is Kind.SCHEDULE and episode.cause.startswith(REFRESH)
+        if is_refresh and (not why or episode.episode_id != opened.episode_id):
+            draft.close(episode, at, "another run has answered it")
+    if why and opened.episode_id not in draft.state.episodes:
+        draft.open(opened)
+
+
+def _from_outside(cause: Cause, standing: Evaluation) -> Episode:
+    """Return the episode of a cause that is not seen in the data."""
+    return Episode(
+        episode_id=episode_id(standing.monitor, cause.kind, *cause.identity),
+        kind=cause.kind,
+        window=standing.window,
+        reference_window=standing.reference_window,
+        members=(),
+        contract=standing.contract,
+        cause=cause.summary,
+    )
 
 
 def _triage(draft: Draft, evaluation: Evaluation) -> None:

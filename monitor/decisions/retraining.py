@@ -5,6 +5,10 @@ open episodes: drift, a drop in performance, a scheduled time, another system's 
 asks once; it asks again when the run that answered it ended without a promotion `retry_after` ago,
 or when it got decisively worse. So a refusal ends nothing, and a second drift is a cause of its
 own.
+
+Evidence is weighed by what it costs the model. A drop in performance asks at once. Drift asks at
+once where effect times importance is heavy; lighter drift, with `refresh: auto`, asks when enough
+has become known for another fit to differ, and drift of what the model hardly leans on never does.
 """
 
 from __future__ import annotations
@@ -12,13 +16,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from steadfeast.monitor.decisions import refresh
 from steadfeast.monitor.decisions.model import Episode, Kind, ModelHistory, Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.config.schema import BudgetConfig, MonitorConfig
+    from steadfeast.monitor.decisions.model import PastRun
+    from steadfeast.monitor.profiles.profile import Window
 
+HEAVY, LIGHT = 0.5, 0.02
+"""Effect times importance of all that drifts: as the shift, in standard deviations, of a feature
+that is all that the model leans on. From the first on drift asks at once; below the second it does
+not ask."""
 _ORDER = (Kind.PERFORMANCE, Kind.DRIFT, Kind.ALERT, Kind.SCHEDULE)
 
 
@@ -31,12 +43,15 @@ class Situation:
         episodes: Open ones.
         blocked: Why broken data of the monitor forbid it; empty if none do.
         history: What happened to the model before.
+        known: From the oldest to the newest example that the model was fitted on; None if nothing
+            says so.
     """
 
     at: datetime
     episodes: tuple[Episode, ...]
     blocked: str
     history: ModelHistory
+    known: Window | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +75,7 @@ def judge(situation: Situation, config: MonitorConfig) -> Judgement | None:
     asking = [one for one in standing if asks(one, situation, config)]
     if not asking:
         return None
-    outcome, reason = forbidden(situation, config)
+    outcome, reason = forbidden(situation, config, asking)
     if outcome is None and config.approval == "manual":
         outcome, reason = Outcome.WAITING, "waits for a person"
     others = [one for one in standing if one not in asking]
@@ -69,6 +84,8 @@ def judge(situation: Situation, config: MonitorConfig) -> Judgement | None:
 
 def asks(episode: Episode, situation: Situation, config: MonitorConfig) -> bool:
     """Return whether an episode that stands asks for a retraining, for the first time or again."""
+    if episode.kind is Kind.DRIFT and not _weighs(situation, config):
+        return False
     answer = episode.answer
     if answer is None:
         return True
@@ -79,21 +96,80 @@ def asks(episode: Episode, situation: Situation, config: MonitorConfig) -> bool:
     return situation.at >= answer.at + config.retry_after
 
 
-def forbidden(situation: Situation, config: MonitorConfig) -> tuple[Outcome | None, str]:
-    """Return what forbids the model's retraining and why, broken data first, or None."""
+def forbidden(
+    situation: Situation, config: MonitorConfig, evidence: Sequence[Episode]
+) -> tuple[Outcome | None, str]:
+    """Return what forbids the model's retraining and why, broken data first, or None.
+
+    Args:
+        situation: All that is known.
+        config: Of the monitor.
+        evidence: Episodes that ask for it: a drop in performance may use the budget's reserve.
+    """
     history, at = situation.history, situation.at
     broken = situation.blocked or history.blocked
     if broken:
         return Outcome.BLOCKED, broken
     if history.running:
         return Outcome.RUNNING, f"trigger {history.running} for the model is under way"
-    if history.fired and at < max(history.fired) + config.cooldown:
-        until = max(history.fired) + config.cooldown
-        return Outcome.COOLDOWN, f"cooldown until {until.day} {until:%b %Y %H:%M} UTC"
-    spent = sum(time > at - config.budget.per for time in history.fired)
-    if spent >= config.budget.runs:
-        return Outcome.BUDGET, f"{spent} triggers within {config.budget.per.days} days"
-    return None, ""
+    last = max((run.at for run in history.runs), default=None)
+    if last is not None and at < last + config.cooldown:
+        return Outcome.COOLDOWN, f"cooldown until {_moment(last + config.cooldown)}"
+    urgent = any(one.kind is Kind.PERFORMANCE for one in evidence)
+    reason = _over_budget(at, history.runs, config.budget, urgent=urgent)
+    return (Outcome.BUDGET, reason) if reason else (None, "")
+
+
+def _weighs(situation: Situation, config: MonitorConfig) -> bool:
+    """Return whether the drift that stands is worth a retraining now."""
+    verdicts = [
+        member.verdict
+        for one in situation.episodes
+        if one.kind is Kind.DRIFT and one.standing
+        for member in one.members
+        if member.open
+    ]
+    impacts = [one.impact for one in verdicts if one.impact is not None]
+    weight = sum(impacts)
+    if len(impacts) == len(verdicts) and weight < LIGHT:
+        return False
+    if config.refresh != "auto" or situation.known is None or weight >= HEAVY:
+        return True
+    runs = situation.history.runs
+    return bool(refresh.due(situation.at, situation.known, runs, config, drifting=True))
+
+
+def _over_budget(
+    at: datetime, runs: Sequence[PastRun], budget: BudgetConfig, *, urgent: bool
+) -> str:
+    """Return since when the budget is used and when it allows the next run; empty if it does."""
+    used = sorted((run for run in runs if run.at > at - budget.per), key=lambda run: run.at)
+    spent = sum(run.cost for run in used)
+    allowed = budget.runs + (budget.reserve if urgent else 0)
+    if spent <= allowed - 1:
+        return ""
+    left = spent
+    for run in used:
+        left -= run.cost
+        if left <= allowed - 1:
+            break
+    next_one = run.at + budget.per
+    reserve = budget.runs + budget.reserve - spent
+    if urgent:
+        more = ", the reserve among them" if budget.reserve else ""
+    else:
+        more = "; a performance drop would use the reserve" if reserve >= 1 else ""
+    return (
+        f"{spent:g} of {allowed} runs used since {_day(used[0].at)}, next on {_day(next_one)}{more}"
+    )
+
+
+def _moment(at: datetime) -> str:
+    return f"{at.day} {at:%b %Y %H:%M} UTC"
+
+
+def _day(at: datetime) -> str:
+    return f"{at.day} {at:%b %Y}"
 
 
 def _rank(episode: Episode) -> tuple[int, float, str]:

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
 from steadfeast.featurestore.tables.locations import kept_path
-from steadfeast.monitor.decisions.model import ModelHistory, Outcome, PolicyState
+from steadfeast.monitor.decisions.model import ModelHistory, Outcome, PastRun, PolicyState
+from steadfeast.monitor.decisions.refresh import gain_of
 from steadfeast.monitor.drift.data_quality import Figures, Freshness, Incident
 from steadfeast.monitor.drift.detector import Verdict
 from steadfeast.monitor.drift.reference import Reference, ReferenceVersionError
@@ -160,7 +161,10 @@ class Ledger:
             if state == "pending" or (state == "delivered" and not ended)
         ]
         return ModelHistory(
-            fired=tuple(row[1].astimezone(UTC) for row in rows),
+            runs=tuple(
+                _past(at.astimezone(UTC), Run.FromString(run) if ended else None)
+                for _, at, _, ended, run in rows
+            ),
             running=under_way[0] if under_way else "",
             without_promotion=frozenset(
                 request
@@ -391,3 +395,19 @@ class Ledger:
         if before is None or before.watermark != held.watermark:
             self._monitors[name] = queries.monitor(self._rows, name, config, held)
         return self._monitors[name]
+
+
+def _past(at: datetime, run: Run | None) -> PastRun:
+    """Return a retraining as later ones are decided by; one that has not ended costs a whole run.
+
+    A run of ours that ended without a model was fitted once of twice if its model was judged, and
+    not at all if its data were refused.
+    """
+    if run is None:
+        return PastRun(at)
+    gain, error = gain_of(
+        (gate.difference, gate.low, gate.high) for gate in run.gates if gate.HasField("difference")
+    )
+    if messages.was_promoted(run):
+        return PastRun(at, 1.0, True, gain, error)
+    return PastRun(at, 0.5 if run.metrics else 0.0, False, gain, error)

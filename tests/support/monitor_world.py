@@ -61,6 +61,7 @@ monitor:
       bucket: 1d
       window: 3d
       cooldown: 7d
+      refresh: never
       min_rows: 100
       performance: {{metric: auc, min_labels: 100, max_drop: 0.1}}
       episode: {{k: 2, n: 3, close: 2}}

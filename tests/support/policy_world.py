@@ -24,6 +24,7 @@ def config(**changes) -> MonitorConfig:
         "window": 3 * DAY,
         "cooldown": 7 * DAY,
         "episode": EpisodeConfig(k=2, n=3, close=2),
+        "refresh": "never",
     }
     return MonitorConfig(**given | changes)
 

@@ -18,6 +18,7 @@ from steadfeast.monitor.decisions.model import (
     ModelHistory,
     NotDecidableError,
     Outcome,
+    PastRun,
     PolicyState,
     TriggerState,
 )
@@ -43,7 +44,7 @@ def feed(
     for day, ratios, *rest in days:
         broken = bool(rest and rest[0])
         history = ModelHistory(
-            fired=tuple(one.at for one in fired),
+            runs=tuple(PastRun(one.at, promoted=not refused) for one in fired),
             without_promotion=frozenset(one.request_id for one in fired if refused),
         )
         shown = evaluation(day, ratios, broken=broken, history=history, groups=groups or {})
@@ -286,7 +287,7 @@ def test_broken_data_of_a_feature_say_nothing_about_its_drift():
 
 
 def test_the_budget_is_of_any_stretch():
-    cfg = config(cooldown=timedelta(0), budget=BudgetConfig(runs=1, per=20 * DAY))
+    cfg = config(cooldown=timedelta(0), budget=BudgetConfig(runs=1, per=20 * DAY, reserve=0))
     shown = []
     for first in (1, 11, 21):
         shown += [*days(first, first + 4, x=2), *days(first + 5, first + 9, x=0)]
@@ -361,7 +362,7 @@ def test_a_person_decides():
     _, later = feed(days(6, 6, x=2), cfg, rejected.state)
     assert outcomes(later) == []
     with pytest.raises(NotDecidableError, match="cooldown"):
-        approve(state, "w", request, cfg, ModelHistory(fired=(START + DAY,)))
+        approve(state, "w", request, cfg, ModelHistory(runs=(PastRun(START + DAY),)))
     with pytest.raises(NotDecidableError, match="broken"):
         approve(state, "w", request, cfg, ModelHistory(blocked="broken"))
 

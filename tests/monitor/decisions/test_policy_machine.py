@@ -18,6 +18,7 @@ from steadfeast.monitor.decisions.model import (
     ModelHistory,
     NotDecidableError,
     Outcome,
+    PastRun,
     PolicyState,
 )
 from steadfeast.monitor.decisions.policy import (
@@ -49,7 +50,7 @@ class AnyHistory(RuleBasedStateMachine):
         super().__init__()
         self.config = config(
             cooldown=self.COOLDOWN * DAY,
-            budget=BudgetConfig(runs=self.BUDGET, per=self.PER * DAY),
+            budget=BudgetConfig(runs=self.BUDGET, per=self.PER * DAY, reserve=0),
             schedule="0 6 * * 1",
         )
         self.states = {"a": PolicyState(), "b": PolicyState()}
@@ -73,7 +74,7 @@ class AnyHistory(RuleBasedStateMachine):
         other = "b" if monitor == "a" else "a"
         blocked = "broken there" if self.is_broken(other) else ""
         return ModelHistory(
-            fired=tuple(at for at, _ in self.fired),
+            runs=tuple(PastRun(at) for at, _ in self.fired),
             running=next(iter(self.running), ""),
             blocked=blocked,
             without_promotion=frozenset(self.refused),

@@ -179,7 +179,7 @@ def test_the_life_of_a_trigger(tmp_path: Path):
     with Ledger(tmp_path) as ledger:
         fire(ledger)
         assert ledger.history("m").running == "r1"
-        assert ledger.history("other").fired == ()
+        assert ledger.history("other").runs == ()
         ledger.attempted("r1")
         ledger.delivered("r1", run)
         assert ledger.pending() == []
@@ -190,7 +190,7 @@ def test_the_life_of_a_trigger(tmp_path: Path):
         ledger.run_event("r1", run, 4)
         assert ledger.following() == []
         assert ledger.history("m").running == ""
-        assert ledger.history("m").fired == (WINDOW.end,)
+        assert [one.at for one in ledger.history("m").runs] == [WINDOW.end]
         trigger = ledger.trigger("r1")
         assert (trigger.attempts, trigger.run) == (2, run)
         assert "worse" in ledger.alerts_before(1)[0].summary

@@ -1,0 +1,115 @@
+"""When a model is due to be fitted anew although nothing is wrong. Pure; bottom of `decisions`.
+
+A refit pays by what has become known since the last one, compared with what the model knew: the
+tenth week of data is worth more than the hundredth. So a model is due when its known stretch has
+grown by a share of itself, soon while it is young and ever more seldom. How seldom is decided by
+what its refits have been worth: each run compares the refitted model with the one that serves, on
+the same rows, and these differences are pooled over the last runs. While they show a gain, a model
+is due as often as the budget allows in the long run; while they show none, it is left alone longer.
+Drift makes it due sooner too, and alone is no reason to fit again on what is known already.
+
+Measured on real data in `benchmarks/retraining.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime, timedelta
+
+    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.decisions.model import PastRun
+    from steadfeast.monitor.profiles.profile import Window
+
+YOUNG = 0.22
+"""Growth of what is known, as a share, at which a young model is due."""
+OLD = 0.10
+"""And at which an old one is, whatever its refits were worth."""
+POOLED = 6
+"""Comparisons that are pooled, the newest."""
+CLEAR, LIKELY = 2.0, 1.0
+"""Standard errors by which the pooled gain is above 0: refits pay clearly, or probably."""
+_PACE_LIKELY, _PACE_UNSURE, _PACE_LONGEST = 1.25, 1.5, 3.0
+"""Longest time between two refits, in multiples of the budget's even pace."""
+_TO_ERROR = 1.75
+"""Half of an interval of 90 % over about a dozen blocks, in standard errors."""
+
+
+def gain_of(
+    compared: Iterable[tuple[float | None, float | None, float | None]],
+) -> tuple[float | None, float | None]:
+    """Return gain and standard error of a run; None where nothing was compared.
+
+    Args:
+        compared: Of each of its gates the difference to the model that serves, and the ends of its
+            interval; the first that has them counts.
+    """
+    for difference, low, high in compared:
+        if difference is None or low is None or high is None:
+            continue
+        error = (high - low) / 2 / _TO_ERROR
+        if math.isfinite(error) and error > 0:
+            return difference, error
+    return None, None
+
+
+def worth(runs: Sequence[PastRun]) -> float:
+    """Return the pooled gain of the last refits, in standard errors; 0 with fewer than two."""
+    known = [(one.gain, one.error) for one in runs if one.gain is not None and one.error]
+    last = known[-POOLED:]
+    if len(last) < 2:  # noqa: PLR2004 - one comparison is no evidence
+        return 0.0
+    errors = math.sqrt(sum((error or 0.0) ** 2 for _, error in last))
+    return sum(gain or 0.0 for gain, _ in last) / errors
+
+
+def due(
+    at: datetime,
+    known: Window,
+    runs: Sequence[PastRun],
+    config: MonitorConfig,
+    *,
+    drifting: bool = False,
+) -> str:
+    """Return why the model is due at `at`, in one line; empty if it is not.
+
+    Args:
+        at: Now, in event time.
+        known: From the oldest to the newest example that the model was fitted on.
+        runs: Earlier retrainings, by time.
+        config: Of the monitor.
+        drifting: Whether a drift stands.
+    """
+    refresh = config.refresh
+    if refresh == "never" or known.end <= known.start:
+        return ""
+    newest, last = at, known.end
+    if config.performance is not None:
+        newest -= config.performance.label_delay
+    if runs and not runs[-1].promoted and at < runs[-1].at + config.retry_after:
+        return ""
+    if runs and runs[-1].promoted:  # a reference that is configured does not move with the model
+        last = max(last, runs[-1].at - (at - newest))
+    grown, length = newest - last, last - known.start
+    said = f"{grown.days} days of examples are new"
+    if refresh != "auto":
+        return f"{said}, and refresh is {refresh.days} days" if grown >= refresh else ""
+    wait, why = _wait(length, worth(runs), config.budget.per / config.budget.runs, drifting)
+    if grown < wait:
+        return ""
+    return f"{said}, {grown / length:.0%} of what the model knew; {why}"
+
+
+def _wait(length: timedelta, gain: float, even: timedelta, drifting: bool) -> tuple[timedelta, str]:
+    """Return by how much the known stretch has to grow, and what the last refits were worth."""
+    young = YOUNG * length
+    if gain >= CLEAR:
+        return min(young, even), "its last refits were clearly better"
+    if gain >= LIKELY or drifting:
+        why = "its last refits were probably better" if gain >= LIKELY else "there is drift"
+        return min(young, _PACE_LIKELY * even), why
+    longest = min(max(OLD * length, _PACE_UNSURE * even), _PACE_LONGEST * even)
+    return min(young, longest), "its last refits were not shown to be better"
