@@ -168,6 +168,10 @@ def training_set(
     entities: Annotated[Path, typer.Option(help="Parquet: keys, event_timestamp, the label.")],
     label: Annotated[str, typer.Option(help="Column of the label.")] = "",
     as_known_at: Annotated[str, typer.Option(help="Nothing known later may count.")] = "",
+    event_time_only: Annotated[
+        bool | None,
+        typer.Option(help="Rows count from their event time on, whenever they became known."),
+    ] = None,
     config: Config = DEFAULT,
     as_json: Json = False,
 ) -> None:
@@ -182,6 +186,7 @@ def training_set(
             service,
             label=label or None,
             as_known_at=_time(as_known_at) if as_known_at else None,
+            event_time_only=event_time_only,
         )
     path = built.path / "manifest.json"
     if as_json:

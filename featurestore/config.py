@@ -85,9 +85,12 @@ class TrainingConfig(Section):
     Attributes:
         pin: "copy" keeps the source rows that a training set used, so that it replays whatever
             becomes of the source; "hash" keeps the hashes of the files, which say that it changed.
+        event_time_only: Source rows count from their event time on, whenever they became known:
+            for sources that were filled afterwards, whose created column says when that was.
     """
 
     pin: Literal["copy", "hash"] = "copy"
+    event_time_only: bool = False
 
 
 class StoreConfig(Section):
@@ -98,7 +101,7 @@ class StoreConfig(Section):
         data: Folder that Steadfeast writes to: `served/`, `labels/`, `training/`, `pins/`,
             `contracts/`.
         log: How the served log is kept.
-        training: What is kept for replay.
+        training: What counts in training sets, and what is kept for replay.
     """
 
     repo: FilePath

@@ -15,6 +15,7 @@ from threading import RLock
 from time import time_ns
 from typing import TYPE_CHECKING, Self
 
+import pyarrow as pa
 from feast import FeatureService, FeatureStore
 from google.protobuf.message import DecodeError
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ from pydantic import ValidationError
 from steadfeast.featurestore.audit.audit import AuditReport, audit
 from steadfeast.featurestore.config import StoreConfig, load_section
 from steadfeast.featurestore.definitions.catalog import Catalog, LiveChange
+from steadfeast.featurestore.definitions.contract import by_event_time
 from steadfeast.featurestore.errors import ConfigError, NotFoundError, RequestError
 from steadfeast.featurestore.materialization.materializer import Materializer, Standing
 from steadfeast.featurestore.offline.entities import Rows, arrow_table
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from types import TracebackType
 
-    import pyarrow as pa
     from feast import FeatureView
 
     from steadfeast.featurestore.definitions.bundle import Bundle
@@ -180,6 +181,7 @@ class Store:
         *,
         label: str | None = None,
         as_known_at: datetime | None = None,
+        event_time_only: bool | None = None,
     ) -> TrainingSet:
         """Join `service` to an entity frame at each row's own time, and keep it with a manifest.
 
@@ -190,6 +192,9 @@ class Store:
             service: The feature service, or its name.
             label: Which of the columns is the label.
             as_known_at: Knowledge time: nothing after it may count.
+            event_time_only: Source rows count from their event time on, whenever they became
+                known; for sources that were filled afterwards. Contract and manifest say so. As
+                `store.training.event_time_only` says, when absent.
 
         Raises:
             NotFoundError: There is no such service.
@@ -197,17 +202,23 @@ class Store:
             FutureKnowledgeError: Rows or labels lie after `as_known_at`.
         """
         bundle = self.bundle(name_of(service))
-        self.catalog.keep(bundle.contract)
+        settings, contract = self.config.training, bundle.contract
+        if event_time_only is None:
+            event_time_only = settings.event_time_only
+        if event_time_only:
+            contract = by_event_time(contract)
+        self.catalog.keep(contract)
         return training_set.build(
             self.feast,
             bundle.plan,
             bundle.executors,
             entities,
-            contract=bundle.contract.sha256,
+            contract=contract.sha256,
             folder=self.data / "training",
-            pins=self.data / "pins" if self.config.training.pin == "copy" else None,
+            pins=self.data / "pins" if settings.pin == "copy" else None,
             label=label,
             as_known_at=as_known_at,
+            event_time_only=event_time_only,
         )
 
     def replay(self, manifest: Path) -> pa.Table:

@@ -24,6 +24,7 @@ from steadfeast.featurestore.definitions.checks import check_views
 from steadfeast.featurestore.definitions.code import late_imports_of
 from steadfeast.featurestore.definitions.contract import (
     Contract,
+    by_event_time,
     describe,
     describe_source,
     difference,
@@ -212,8 +213,8 @@ class Catalog:
             ContractMismatchError: The contract was never applied here, or its definitions no
                 longer make it.
         """
-        now = self._bundles.get(service)
-        if now is not None and contract == now.contract.sha256:
+        now = self._of_now(service, contract)
+        if now is not None:
             return now
         with self._lock:
             found = self._restored(service, contract)
@@ -273,8 +274,16 @@ class Catalog:
         live = definitions.on_demand_views(self._repo) if plan.on_demand else {}
         return _bundle(plan, live, self._repo, self._repo)
 
+    def _of_now(self, service: str, contract: str) -> Bundle | None:
+        """Return `service` as it is now under `contract`, if that is how it is."""
+        now = self._bundles.get(service)
+        return None if now is None else _under(now, contract)
+
     def _beside(self, service: str, contract: str) -> Bundle | list[str]:
         """Return what serves a contract of before from what is online, or why nothing does."""
+        now = self._of_now(service, contract)
+        if now is not None:
+            return now
         before = self._restored(service, contract)
         if not isinstance(before, Bundle):
             return before
@@ -318,11 +327,20 @@ class Catalog:
                     found = _bundle(plan, views, self._repo, kept.code)
         except (SteadfeastError, ImportError, OSError) as error:
             return [f"its definitions cannot be read: {error}"]
-        if found.contract.sha256 != contract:
+        under = _under(found, contract)
+        if under is None:
             there = self.kept_contract(contract)
             lines = difference(there, found.contract)
             return ["its definitions make another contract here", *lines]
-        return found
+        return under
+
+
+def _under(bundle: Bundle, contract: str) -> Bundle | None:
+    """Return the bundle under its contract, or that of training by event time; None if neither."""
+    if contract == bundle.contract.sha256:
+        return bundle
+    other = by_event_time(bundle.contract)
+    return replace(bundle, contract=other) if contract == other.sha256 else None
 
 
 def _bundle(

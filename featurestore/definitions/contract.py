@@ -36,6 +36,7 @@ _UNIMPORTANT_IN_SOURCES = ("name", "description", "tags", "owner", "project", "m
 
 _EFFECTS = {
     "libraries": "may change values: another version executes the joins or the code",
+    "knowledge": "changes values of training sets, and none that is served",
     "layout": "does not change values by itself: the online store must be written anew",
 }
 
@@ -147,6 +148,11 @@ def _input(view: str, feature: str) -> str | list[str]:
     """Return one text per input, or a pair where that text could mean another input too."""
     pair = [view, feature]
     return pair if any("__" in name for name in pair) else "__".join(pair)
+
+
+def by_event_time(contract: Contract) -> Contract:
+    """Return the contract of training sets in which event times alone decide what was known."""
+    return Contract({**contract.description, "knowledge": "event time alone"})
 
 
 def difference(a: Contract, b: Contract) -> list[str]:

@@ -36,16 +36,19 @@ def reads_files(config: RepoConfig) -> bool:
     return str(getattr(config.offline_store, "type", "")).startswith("steadfeast.")
 
 
-def used_rows(config: RepoConfig, view: FeatureView, entities: pa.Table, path: Path) -> int:
+def used_rows(
+    config: RepoConfig, view: FeatureView, entities: pa.Table, path: Path, *, as_known: bool = True
+) -> int:
     """Write the source rows that a join to `entities` uses to a Parquet file; return how many.
 
-    The same rows make the same bytes. Rows count from their created time on, as in training sets.
+    The same rows make the same bytes.
 
     Args:
         config: The repository's configuration.
         view: The feature view with its projection.
         entities: Keys under the projection's names and `event_timestamp`.
         path: The file.
+        as_known: Rows count from their created time on, as in training sets.
 
     Raises:
         SourceError: The source is missing, unreadable or lacks a column.
@@ -55,7 +58,7 @@ def used_rows(config: RepoConfig, view: FeatureView, entities: pa.Table, path: P
     with session(config, remote=is_remote(source.path)) as connection:
         bound = bind(connection, config.repo_path, view, names)
         with reading(bound.name, bound.source.location):
-            span = won(connection, read_entities(entities, connection), bound, as_known=True)
+            span = won(connection, read_entities(entities, connection), bound, as_known=as_known)
             target = sql.literal(str(path))
             copied = connection.execute(
                 f"COPY ({sql.used(bound.view, span)}) TO {target} "
@@ -63,6 +66,26 @@ def used_rows(config: RepoConfig, view: FeatureView, entities: pa.Table, path: P
             ).fetchall()
     rows: int = copied[0][0]
     return rows
+
+
+def unknown_then(config: RepoConfig, view: FeatureView, entities: pa.Table) -> int:
+    """Count the entity rows for which a view had a row by its event time, but none known then.
+
+    Raises:
+        SourceError: The source is missing, unreadable or lacks a column.
+    """
+    source: Any = view.batch_source
+    if not source.created_timestamp_column or not entities.num_rows:
+        return 0
+    with session(config, remote=is_remote(source.path)) as connection:
+        bound = bind(connection, config.repo_path, view, [])
+        with reading(bound.name, bound.source.location):
+            frame, counts = read_entities(entities, connection), []
+            for as_known in (False, True):
+                won(connection, frame, bound, as_known=as_known)
+                found = connection.execute("SELECT count(DISTINCT i) FROM won").fetchall()
+                counts.append(int(found[0][0]))
+    return counts[0] - counts[1]
 
 
 def pinned(view: FeatureView, path: Path) -> FeatureView:

@@ -69,6 +69,9 @@ class Manifest:
         columns: Name -> `{type, nulls, ...}`; `pii` is true of those tagged so.
         commit: Git commit of the definitions, with "+changes" when files differ; empty without git.
         libraries: Versions of what executed.
+        event_time_only: Rows counted from their event time on, whenever they became known.
+        unknown_then: View -> entity rows that have no value of it because every row that was due
+            by its event time became known later; none with `event_time_only`.
     """
 
     id: str
@@ -86,6 +89,8 @@ class Manifest:
     columns: Mapping[str, Mapping[str, Any]]
     commit: str
     libraries: Mapping[str, str]
+    event_time_only: bool = False
+    unknown_then: Mapping[str, int] = field(default_factory=dict)
     pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -107,7 +112,8 @@ class Manifest:
             raise ManifestError(path, f"is not JSON: {error}") from error
         names = {item.name for item in fields(cls)}
         if isinstance(raw, dict):
-            raw.setdefault("pins", {})  # those of before pins have none
+            for name, nothing in (("pins", {}), ("event_time_only", False), ("unknown_then", {})):
+                raw.setdefault(name, nothing)  # older ones lack what came later
         if not isinstance(raw, dict) or set(raw) != names:
             odd = sorted(names.symmetric_difference(raw)) if isinstance(raw, dict) else []
             raise ManifestError(path, f"is not a manifest; fields at fault: {', '.join(odd)}")
@@ -139,6 +145,18 @@ class TrainingSet:
     def label(self) -> str | None:
         """Name of the label column."""
         return self.manifest.label
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing of it, one sentence each."""
+        return tuple(
+            f"{rows} of {self.manifest.rows} rows have no value of view {view}: what was due by "
+            "its event time became known after the row's event_timestamp. If the source was "
+            "filled afterwards, and its created column says when that was, ask for event times "
+            "alone: training_set(..., event_time_only=True), --event-time-only, or "
+            "store.training.event_time_only"
+            for view, rows in self.manifest.unknown_then.items()
+        )
 
     @property
     def entities(self) -> pa.Table:

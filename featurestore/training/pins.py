@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from steadfeast.featurestore.offline.pins import can_pin, pinned, used_rows
+import pyarrow.compute as pc
+
+from steadfeast.featurestore.offline.pins import can_pin, pinned, unknown_then, used_rows
+from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
 from steadfeast.featurestore.tables.hashing import hash_file
 from steadfeast.featurestore.tables.whole_files import finish, half_file
 
@@ -27,7 +31,12 @@ if TYPE_CHECKING:
 
 
 def make_pins(
-    config: RepoConfig, plan: ServicePlan, entities: pa.Table, folder: Path
+    config: RepoConfig,
+    plan: ServicePlan,
+    entities: pa.Table,
+    folder: Path,
+    *,
+    as_known: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Copy what a join of `plan` to `entities` uses into `folder`.
 
@@ -42,11 +51,41 @@ def make_pins(
         if not can_pin(config, view.view):
             continue
         with half_file(folder / view.name) as half:
-            rows = used_rows(config, view.view, entities, half)
+            rows = used_rows(config, view.view, entities, half, as_known=as_known)
             digest, size = hash_file(half), half.stat().st_size
             finish(half, pin_path(folder, digest))
         pins[view.name] = {"sha256": digest, "rows": rows, "bytes": size}
     return pins
+
+
+def lost_to_knowledge(
+    config: RepoConfig, plan: ServicePlan, entities: pa.Table, features: pa.Table
+) -> dict[str, int]:
+    """Return view -> entity rows without a value of it because none was known yet.
+
+    Only rows that have no value at all of a view are looked at again.
+
+    Args:
+        config: Feast's configuration.
+        plan: The service.
+        entities: The entity frame.
+        features: What was joined to it.
+
+    Raises:
+        SourceError: A source cannot be read.
+    """
+    lost = {}
+    for view in plan.views:
+        if not can_pin(config, view.view):
+            continue
+        there = [features[out.name].is_valid() for out in plan.outputs if out.view == view.name]
+        rows = entities.select([*view.keys.values(), EVENT_TIMESTAMP])
+        if there:
+            rows = rows.filter(pc.invert(reduce(pc.or_, there)))
+        count = unknown_then(config, view.view, rows)
+        if count:
+            lost[view.name] = count
+    return lost
 
 
 def pin_path(folder: Path, sha256: str) -> Path:

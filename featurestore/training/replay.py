@@ -73,7 +73,7 @@ def replay(feast: FeatureStore, catalog: Catalog, pins: Path, path: Path) -> pa.
     # A source may have been written while it was read: then it was hashed after the pin was made.
     for chosen in (needed, there) if needed != there else (needed,):
         try:
-            table = _computed(feast, bundle, before.entities, chosen)
+            table = _computed(feast, bundle, before, chosen)
         except SourceError as error:
             lost.append(str(error))
             continue
@@ -86,13 +86,17 @@ def replay(feast: FeatureStore, catalog: Catalog, pins: Path, path: Path) -> pa.
 
 
 def _computed(
-    feast: FeatureStore, bundle: Bundle, entities: pa.Table, paths: Mapping[str, Path]
+    feast: FeatureStore, bundle: Bundle, before: TrainingSet, paths: Mapping[str, Path]
 ) -> pa.Table:
     plan = over_pins(bundle.plan, paths)
-    frame = training_set.entity_table(plan, entities)
-    return training_set.beside(
-        entities, training_set.point_in_time(feast, plan, bundle.executors, frame)
+    features = training_set.point_in_time(
+        feast,
+        plan,
+        bundle.executors,
+        training_set.entity_table(plan, before.entities),
+        event_time_only=before.manifest.event_time_only,
     )
+    return training_set.beside(before.entities, features)
 
 
 def _altered(

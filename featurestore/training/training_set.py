@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ from steadfeast.featurestore.tables.hashing import (
 )
 from steadfeast.featurestore.tables.whole_files import whole_folder
 from steadfeast.featurestore.training.manifest import DATA, MANIFEST, Manifest, TrainingSet
-from steadfeast.featurestore.training.pins import make_pins, over_pins, pin_path
+from steadfeast.featurestore.training.pins import lost_to_knowledge, make_pins, over_pins, pin_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
     from steadfeast.featurestore.definitions.on_demand import Executor
     from steadfeast.featurestore.definitions.plan import ServicePlan
+
+log = logging.getLogger("steadfeast")
 
 KNOWN_AT = "known_at"
 _ROW = "__steadfeast_row"
@@ -105,6 +108,8 @@ def point_in_time(
     plan: ServicePlan,
     executors: Sequence[Executor],
     entities: pa.Table,
+    *,
+    event_time_only: bool = False,
 ) -> pa.Table:
     """Return the features of each entity row as they were known at its `event_timestamp`.
 
@@ -113,12 +118,14 @@ def point_in_time(
         plan: The service.
         executors: One per on-demand view of the plan.
         entities: What `entity_table` returns.
+        event_time_only: A source row counts from its event time on, whenever it became known.
 
     Returns:
         The features alone, in the order of the rows and of the service.
     """
     rows = entities.num_rows
-    stored = _stored(store, plan, entities) if plan.views and rows else _nothing(plan)
+    known = not event_time_only
+    stored = _stored(store, plan, entities, known) if plan.views and rows else _nothing(plan)
     requests = {name: entities.column(name).combine_chunks() for name in plan.requests}
     computed: dict[tuple[str, str], pa.Array] = {}
     for executor in executors:
@@ -131,7 +138,7 @@ def point_in_time(
 
 
 def _stored(
-    store: FeatureStore, plan: ServicePlan, entities: pa.Table
+    store: FeatureStore, plan: ServicePlan, entities: pa.Table, as_known: bool
 ) -> dict[tuple[str, str], pa.Array]:
     """Join the stored views. Only keys, time and row number travel, so no type can suffer."""
     spine = entities.select([*plan.keys, EVENT_TIMESTAMP])
@@ -146,7 +153,7 @@ def _stored(
         store.registry,
         store.project,
         full_feature_names=True,
-        filter_by_created_timestamp=True,
+        filter_by_created_timestamp=as_known,
     )
     joined = job.to_arrow()
     joined = joined.take(pc.sort_indices(joined.column(_ROW)))
@@ -188,6 +195,7 @@ def build(
     pins: Path | None,
     label: str | None = None,
     as_known_at: datetime | None = None,
+    event_time_only: bool = False,
 ) -> TrainingSet:
     """Build a training set and write it to `folder/<id>/`, whole or not at all.
 
@@ -203,6 +211,7 @@ def build(
         pins: Where the source rows that they use are kept; None to hash the sources only.
         label: Which of the entity columns is the label.
         as_known_at: Nothing after this time may count.
+        event_time_only: A source row counts from its event time on, whenever it became known.
 
     Raises:
         EntityRowsError: A column is missing or wrong.
@@ -213,10 +222,16 @@ def build(
         raise EntityRowsError(plan.name, label, "is the label, and missing")
     if as_known_at is not None:
         _refuse_future(frame, as_known_at)
-    made = {} if pins is None else make_pins(store.config, plan, frame, pins)
+    known = not event_time_only
+    made = {}
+    if pins is not None:
+        made = make_pins(store.config, plan, frame, pins, as_known=known)
     chosen = {} if pins is None else {v: pin_path(pins, pin["sha256"]) for v, pin in made.items()}
-    features = point_in_time(store, over_pins(plan, chosen), executors, frame)
+    features = point_in_time(
+        store, over_pins(plan, chosen), executors, frame, event_time_only=event_time_only
+    )
     table = beside(frame, features)
+    lost = lost_to_knowledge(store.config, plan, frame, features) if known else {}
     content = {
         "service": plan.name,
         "contract": contract,
@@ -231,10 +246,15 @@ def build(
         "columns": profile(table, personal_columns(plan)),
         "commit": code_commit(Path(store.repo_path)),
         "libraries": libraries(),
+        "event_time_only": event_time_only,
+        "unknown_then": lost,
     }
     identity = sha256_of(json.dumps(content, sort_keys=True).encode())[:16]
     manifest = Manifest(id=identity, created_at=datetime.now(UTC).isoformat(), pins=made, **content)
-    return TrainingSet(table, manifest, _write(table, manifest, folder))
+    built = TrainingSet(table, manifest, _write(table, manifest, folder))
+    for note in built.notes:
+        log.warning("training set %s: %s", identity, note)
+    return built
 
 
 def beside(entities: pa.Table, features: pa.Table) -> pa.Table:
