@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from feast import FeatureStore, OnDemandFeatureView
 from feast.repo_operations import apply_total, get_repo_files
 
-from steadfeast.featurestore.errors import DefinitionsError
+from steadfeast.featurestore.errors import DefinitionsError, RefusedDefinitionError
 from steadfeast.featurestore.tables.whole_files import TemporaryFolder
 
 if TYPE_CHECKING:
@@ -49,6 +49,12 @@ def apply(config: RepoConfig, repo: Path) -> str:
         warnings.filterwarnings("ignore", "On demand feature view", RuntimeWarning)
         try:
             apply_total(config, repo, skip_source_validation=False)
+        except KeyError as error:  # what Feast says of a Set(Json)
+            kind = str(error.args[0])
+            if not kind.endswith(("_SET", "_LIST")):
+                raise
+            subject, problem = "a field of the definitions", f"is {kind}, which Feast cannot keep"
+            raise RefusedDefinitionError(subject, problem) from error
         finally:
             os.chdir(before)
     return said.getvalue()

@@ -2,7 +2,7 @@
 
 Below the stores. This is Feast's slow path, a message per value; `Store.online_features` goes
 round it. What a `Value` cannot hold is lost here and nowhere else: a timestamp is whole seconds,
-and a null inside a list becomes Feast's default for its type.
+a null inside a list becomes Feast's default for its type, and a set comes in its values' order.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def _item(value: Value) -> Any:
         content = content.unix_timestamp
     is_time = "timestamp" in kind
     if hasattr(content, "val"):
-        return [_microseconds(item) if is_time else item for item in content.val]
+        # Python's sets have no order of their own: that of strings changes with the hash seed.
+        items = sorted(content.val) if kind.endswith("_set_val") else content.val
+        return [_microseconds(item) if is_time else item for item in items]
     return _microseconds(content) if is_time else content
 
 

@@ -13,13 +13,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic_core import to_json
 
 from steadfeast.featurestore.serving.reader import Request
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from steadfeast.featurestore.definitions.plan import ServicePlan
     from steadfeast.featurestore.serving.decoder import Block, Judged
     from steadfeast.featurestore.serving.features import OnlineFeatures
@@ -114,11 +113,22 @@ def _content(plan: ServicePlan, got: OnlineFeatures, *, full_names: bool) -> dic
 
 
 def _spelt(column: pa.ChunkedArray, statuses: list[str], times: list[str]) -> dict[str, Any]:
-    values = [_plain(value) for value in column.to_pylist()]
+    values = [_nested(value, column.type) for value in column.to_pylist()]
     return {"values": values, "statuses": statuses, "event_timestamps": times}
 
 
-def _plain(value: Any) -> Any:  # noqa: PLR0911 - one per type
+def _nested(value: Any, kind: pa.DataType) -> Any:
+    """Return a value by its type: an empty map is no empty list."""
+    if value is None or not pa.types.is_nested(kind):
+        return _plain(value)
+    if pa.types.is_map(kind):
+        return {key: _nested(item, kind.item_type) for key, item in value}
+    if pa.types.is_struct(kind):
+        return {field.name: _nested(value[field.name], field.type) for field in kind}
+    return [_nested(item, kind.value_type) for item in value]
+
+
+def _plain(value: Any) -> Any:
     """Return a value as Feast's JSON has it: times in seconds, bytes in base64, NaN by name."""
     if isinstance(value, float):
         if math.isfinite(value):
@@ -128,12 +138,6 @@ def _plain(value: Any) -> Any:  # noqa: PLR0911 - one per type
         return math.floor(value.timestamp())
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
-    if isinstance(value, list):
-        if value and isinstance(value[0], tuple):  # the entries of a map
-            return {key: _plain(item) for key, item in value}
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
     return value
 
 
