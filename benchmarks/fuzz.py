@@ -260,6 +260,12 @@ def redis_server(wanted: str) -> Iterator[str]:
             server.wait()
 
 
+def _goes_on(given: argparse.Namespace, done: int, deadline: float) -> bool:
+    if given.only is not None or given.programs is not None:
+        return done < (1 if given.only is not None else given.programs)
+    return time.monotonic() < deadline
+
+
 def main() -> int:
     """Run programs until the time is over."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -268,6 +274,8 @@ def main() -> int:
     parser.add_argument("--redis", choices=("yes", "no"), default="yes")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first")
     parser.add_argument("--only", type=int, help="the program of this number alone")
+    parser.add_argument("--programs", type=int, help="as many programs, however long they take")
+    parser.add_argument("--shrink", type=float, default=60.0, help="seconds to make one smaller")
     parser.add_argument("--without", default="", help=f"events to leave out: {', '.join(EVENTS)}")
     given = parser.parse_args()
     without = {name for name in given.without.split(",") if name}
@@ -279,7 +287,7 @@ def main() -> int:
     deadline = time.monotonic() + given.seconds
     with redis_server(given.redis) as url:
         number = given.seed * 1_000_000 if given.only is None else given.only
-        while time.monotonic() < deadline:
+        while _goes_on(given, counts["programs"], deadline):
             program = Life(number, redis=bool(url), rebuild=rebuild, without=without).program()
             outcome = run(program, url)
             counts["programs"] += 1
@@ -289,14 +297,11 @@ def main() -> int:
             if outcome.problem:
                 kinds[outcome.kind] += 1
                 if kinds[outcome.kind] == 1:
-                    left = max(60.0, deadline - time.monotonic()) if not given.keep_going else 60.0
-                    program, outcome = smallest(program, outcome, url, left)
+                    program, outcome = smallest(program, outcome, url, given.shrink)
                     print(printed(program, outcome), flush=True)
                     print("# " + "-" * 96, flush=True)
                 if not given.keep_going:
                     break
-            if given.only is not None:
-                break
             number += 1
     print(
         f"seed {given.seed}: {counts['programs']} programs, {counts['steps']} steps, "

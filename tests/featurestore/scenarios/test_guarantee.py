@@ -7,9 +7,11 @@ the page to what there is.
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
 import re
 import shutil
+import zipfile
 from collections.abc import Callable  # noqa: TC003 - a dataclass
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,8 +27,8 @@ from hypothesis import strategies as st
 
 from steadfeast import OnlineFeatures, Store
 from steadfeast.featurestore.audit import report
+from steadfeast.featurestore.definitions import archive, contract
 from steadfeast.featurestore.definitions import code as code_module
-from steadfeast.featurestore.definitions import contract
 from steadfeast.featurestore.errors import ContractMismatchError, ReplayError
 from steadfeast.featurestore.materialization import materializer
 from steadfeast.featurestore.offline import binding
@@ -36,7 +38,9 @@ from steadfeast.featurestore.online import SQLiteOnlineStore, packing
 from steadfeast.featurestore.served_log import files
 from steadfeast.featurestore.served_log.log import ServedLog
 from steadfeast.featurestore.serving import assembly, decoder
+from steadfeast.featurestore.tables import whole_files
 from steadfeast.featurestore.tables.hashing import content_sha256
+from steadfeast.featurestore.tables.whole_files import write_whole
 from steadfeast.monitor.exporter.metrics import AUDIT_KINDS
 
 ROOT = Path(__file__).parents[3]
@@ -234,6 +238,12 @@ def audited(store, shop):
         found |= {f"audit {check.invariant}: {kind}" for kind in check.mismatches}
         if not check.ok and not check.mismatches:
             found.add(f"audit {check.invariant}: void")
+    half = shop.data / "pins" / ".users.0.half"
+    write_whole(half.with_name("left"), b"Zollikofen")
+    half.with_name("left").rename(half)
+    store.erase([{"user_id": 1}], apply=True)
+    if half.exists():
+        found.add("law pii: a half file is left")
     if any(city in said.to_json() for city in ("Zollikofen", "Bern")):
         found.add("law pii: shown in clear")
     return found
@@ -262,7 +272,7 @@ def trained(store, shop):
 def contracted(store, shop):
     """What happens to a contract when values change, and to a request for another."""
     found = set()
-    before = store.contract("purchase").sha256
+    before = first = store.contract("purchase").sha256
     try:
         store.online_features("purchase", asked([1]), contract="0" * 64)
         found.add("law I4: another contract was served")
@@ -277,8 +287,23 @@ def contracted(store, shop):
         after = store.contract("purchase").sha256
         if after == before:
             found.add("law I3: values changed, the contract did not")
-        before = after
-    return found
+        first, before = before if file == "features.py" else first, after
+    return found | altered(store, shop, first)
+
+
+def altered(store, shop, contract):
+    """What happens when somebody adds a line to the definitions kept with a contract."""
+    marker = shop.folder / "ran"
+    path = shop.data / "contracts" / f"{contract}.zip"
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    files["code/features.py"] += f"\nopen({str(marker)!r}, 'w').close()\n".encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    with contextlib.suppress(ContractMismatchError):
+        store.online_features("purchase", asked([1]), contract=contract)
+    return {"law I4: altered definitions ran"} if marker.exists() else set()
 
 
 def findings(shop, caught="audit law I3 I4 I5 I8"):
@@ -594,6 +619,14 @@ def malformed_vectors(patch):
     patch.setattr(ServedLog, "append", append)
 
 
+def no_sweep(patch):
+    patch.setattr(whole_files, "_is_dead", lambda _: False)
+
+
+def archive_trusted(patch):
+    patch.setattr(archive, "_intact", lambda path: path.read_bytes())
+
+
 MUTANTS = [
     Mutant("TTL one microsecond longer online", "audit I2: missing offline", ttl_longer_online),
     Mutant("TTL one microsecond shorter offline", "audit I2: missing offline", ttl_shorter_offline),
@@ -646,6 +679,8 @@ MUTANTS = [
            "law I4: another contract was served", any_contract_served),
     Mutant("a late row counts in a replay", "law I5: does not replay", training_leaks),
     Mutant("personal data is shown", "law pii: shown in clear", pii_shown),
+    Mutant("what a killed writer left is never swept", "law pii: a half file is left", no_sweep),
+    Mutant("an archive's hash is not compared", "law I4: altered definitions ran", archive_trusted),
 ]  # fmt: skip
 
 
