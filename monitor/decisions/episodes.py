@@ -183,7 +183,7 @@ class Episodes:
             recent = self._recent[name]
             since = self._at - onset(recent) * self._config.bucket
             gradual = kind is Kind.DRIFT and slow(recent)
-            group = "" if gradual else self._evaluation.groups.get(name, name)
+            group = "" if gradual else self._evaluation.groups.get(verdict.feature, name)
             key = group, gradual
             # Of one group, but with another onset: not the same event.
             if key in groups and not gradual and not self._same(groups[key][0].since, since):

@@ -146,8 +146,7 @@ class Evaluation:
         estimated: Metrics that the live model is thought to have in the window, by name.
         segments: The window in parts.
         quarantined: What could not be read of the window's last bucket.
-        groups: By `subject`, the group of features that move together in the reference; a feature
-            without an entry moves alone.
+        groups: Of each feature that moves with others in the reference, the name of the group.
     """
 
     monitor: str

@@ -23,6 +23,7 @@ from steadfeast.monitor.drift.calibration import Expected, calibrate
 from steadfeast.monitor.drift.data_facts import DataFacts
 from steadfeast.monitor.drift.distances import statistic
 from steadfeast.monitor.drift.multivariate.domain_classifier import Usual
+from steadfeast.monitor.drift.related import related
 from steadfeast.monitor.drift.shares import extended, shares_of
 from steadfeast.monitor.drift.thresholds import Threshold
 from steadfeast.monitor.performance.estimated import Estimator
@@ -97,6 +98,7 @@ class Reference:
         segments: Per column that is split by, the profile of each of its values' rows.
         joint: Per look at all features together, what is usual; empty without them.
         facts: Volumes and repeats; of a stretch of a source.
+        groups: Of each feature that moves with others of its view, the name of the group.
     """
 
     uri: str
@@ -116,6 +118,7 @@ class Reference:
     segments: Mapping[str, Mapping[str, Profile]] = field(default_factory=dict)
     joint: Mapping[str, Usual] = field(default_factory=dict)
     facts: DataFacts = field(default_factory=DataFacts)
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -179,6 +182,7 @@ class Reference:
             },
             "joint": {name: asdict(one) for name, one in self.joint.items()},
             "facts": self.facts.to_json(),
+            "groups": dict(self.groups),
         }
         return json.dumps(plain, allow_nan=False)
 
@@ -364,6 +368,7 @@ def reference_of(
         thresholds=thresholds,
         expected=() if expected is None else (expected,),
         columns=columns,
+        groups=related(found, edges),
         # The first and the last bucket may be cut by where the training set begins and ends.
         quietest=min((one.rows for _, one in found[1:-1]), default=0) if filled else 0,
     )

@@ -42,6 +42,8 @@ def related(found: Sequence[tuple[datetime, Profile]], edges: Edges) -> dict[str
     Returns:
         A group is named by the first of its features; who moves alone is left out.
     """
+    if len(found) <= FEWEST:
+        return {}
     names = [name for name, one in edges.columns.items() if one.kind in ORDERED]
     means = np.array(
         [[_mean(profile, name) for name in names] for _, profile in found], dtype=np.float64
@@ -53,7 +55,7 @@ def related(found: Sequence[tuple[datetime, Profile]], edges: Edges) -> dict[str
     changes = np.diff(means, axis=0)
     spread = changes.std(axis=0)
     known = [i for i in range(len(names)) if np.isfinite(spread[i]) and spread[i] > 0]
-    if len(changes) < FEWEST or not known:
+    if not known:
         return {}
     standard = (changes[:, known] - changes[:, known].mean(axis=0)) / spread[known]
     together = np.abs(standard.T @ standard) / len(changes) >= CORRELATED

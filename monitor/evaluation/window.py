@@ -182,6 +182,7 @@ class Measurer:
             segments=split,
             contract=reference.contract,
             model_version=reference.model_version,
+            groups=reference.groups,
             quarantined=snapshot.quarantined,
         )
         late = tuple(self._late(source, before))

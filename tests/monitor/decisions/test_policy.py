@@ -166,12 +166,12 @@ def test_what_breaks_together_is_one_notification():
     assert opened(decisions) == [(4, ("b",)), (4, ("a",)), (4, ("c",))]
     (alert,) = [one for one in decisions[-1].alerts if one.kind is AlertKind.EPISODE]
     assert len(alert.episodes) == len(decisions[-1].opened)
-    _, decisions = feed(shown, config(), groups={"served/a": "g", "served/b": "g"})
+    _, decisions = feed(shown, config(), groups={"a": "g", "b": "g"})
     assert sorted(opened(decisions)) == [(4, ("b", "a")), (4, ("c",))]
 
 
 def test_a_related_feature_joins_only_what_began_when_it_did():
-    groups = {"served/a": "g", "served/b": "g"}
+    groups = {"a": "g", "b": "g"}
     late = [*days(1, 1, a=2, b=0.1), *days(2, 5, a=2, b=2)]
     state, decisions = feed(late, config(), groups=groups)
     assert opened(decisions) == [(4, ("a",))]
@@ -184,7 +184,7 @@ def test_a_related_feature_joins_only_what_began_when_it_did():
 
 
 def test_members_of_one_episode_resolve_one_by_one():
-    groups = {"served/a": "g", "served/b": "g"}
+    groups = {"a": "g", "b": "g"}
     shown = [*days(1, 4, a=2, b=2.5), *days(5, 9, a=0.1, b=2.5)]
     state, decisions = feed(shown, config(), groups=groups)
     (episode,) = state.episodes.values()

@@ -74,6 +74,27 @@ def test_a_drift_stays_open_while_its_column_is_away(tmp_path: Path, how: str):
     assert found.verdicts["x"].level in {Level.INSUFFICIENT_DATA, Level.INCIDENT}
 
 
+def test_related_features_that_break_together_are_one_episode(tmp_path: Path):
+    """Fahrenheit and Celsius are one thing; an unrelated feature of that day is another."""
+
+    def make(rng, day, rows):
+        celsius = rng.normal(10, 5, rows) + (20 if day >= FIRST else 0)
+        return {
+            "celsius": celsius,
+            "fahrenheit": 32 + 1.8 * celsius + rng.normal(0, 0.1, rows),
+            "wind": rng.normal(0, 1, rows) + (3 if day >= FIRST else 0),
+            "calm": rng.normal(0, 1, rows),
+        }
+
+    found = watched(tmp_path, written(tmp_path, make, FIRST + 5))
+    (first, *_) = episodes(found.alerts)
+    assert len(first.episodes) == 2
+    assert {one.feature for one in first.features} == {"celsius", "fahrenheit", "wind"}
+    (together,) = [line for line in first.episodes.values() if "celsius" in line]
+    assert "fahrenheit" in together
+    assert "wind" not in together
+
+
 def test_a_second_drift_asks_for_a_retraining_of_its_own(tmp_path: Path):
     """The first drift has been answered and stands; the second one fires with both."""
 
