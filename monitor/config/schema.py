@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -23,6 +24,7 @@ from pydantic import (
 )
 
 from steadfeast.featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
+from steadfeast.featurestore.errors import ConfigError
 from steadfeast.measures import Task
 from steadfeast.monitor.config.calendar import CalendarConfig
 from steadfeast.monitor.config.cron import parse
@@ -150,7 +152,8 @@ class PerformanceConfig(Section):
             may be of several tasks.
         min_labels: Labelled rows below which there is no figure.
         max_drop: How much worse than on its hold-out the model may be, in the figure's unit.
-        label_delay: How long labels take to come in. What is measured at each bucket is the
+        label_delay: How long labels take to come in; unset means what `pipeline.models` says of
+            the model, or that they come at once. What is measured at each bucket is the
             window that ended so long before; what is estimated is always the current one.
     """
 
@@ -406,10 +409,48 @@ class DaemonConfig(Section):
         return self
 
 
+class _LabelDelay(BaseModel, extra="ignore"):
+    label_delay: Duration | None = None
+
+
+class _Pipeline(BaseModel, extra="ignore"):
+    """What the monitor reads of section `pipeline`: how long each model's labels take."""
+
+    models: dict[str, _LabelDelay] = {}
+
+
 def load(path: Path) -> tuple[DaemonConfig, StoreConfig]:
     """Read what the daemon needs of the file at `path`.
 
+    A monitor that says no `label_delay` has that of its model in section `pipeline`, in whole
+    buckets.
+
     Raises:
-        ConfigError: See `featurestore.config.load_section`.
+        ConfigError: See `featurestore.config.load_section`; or the two sections differ.
     """
-    return load_section(path, "monitor", DaemonConfig), load_section(path, "store", StoreConfig)
+    config = load_section(path, "monitor", DaemonConfig)
+    monitors = {name: _delayed(path, name, one) for name, one in config.monitors.items()}
+    return config.model_copy(update={"monitors": monitors}), load_section(
+        path, "store", StoreConfig
+    )
+
+
+def _delayed(path: Path, name: str, monitor: MonitorConfig) -> MonitorConfig:
+    """Return a monitor with the delay of its model's labels."""
+    performance = monitor.performance
+    if performance is None or not monitor.model:
+        return monitor
+    try:
+        models = load_section(path, "pipeline", _Pipeline).models
+    except ConfigError:  # there is none here, or another process has to complain of it
+        return monitor
+    delay = models.get(monitor.model, _LabelDelay()).label_delay
+    if delay is None:
+        return monitor
+    delay = -(-delay // monitor.bucket) * monitor.bucket
+    if "label_delay" in performance.model_fields_set and performance.label_delay != delay:
+        field = f"monitor.monitors.{name}.performance.label_delay"
+        problem = f"differs from pipeline.models.{monitor.model}.label_delay; give it once"
+        raise ConfigError(path, [(field, problem)])
+    known = performance.model_copy(update={"label_delay": delay})
+    return monitor.model_copy(update={"performance": known})
