@@ -102,7 +102,7 @@ def test_services_and_features_are_those_that_are_applied(tmp_path: Path):
         return {"services": {"prices": ["x", "y"], "price": ["x", "y"]}, "views": {}}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("steadfeast.monitor.evaluation.preflight._asked", applied)
+        patch.setattr("steadfeast.monitor.evaluation.applied._asked", applied)
         (tmp_path / "data" / "monitor").mkdir(parents=True)
         for _ in range(3):  # kept from the first time on
             check(path, *load(path))
