@@ -552,7 +552,7 @@ def _feast(repo: Path) -> FeatureStore:
         raise ConfigError(file, [("", "is missing; `store.repo` must be the Feast repo's folder")])
     try:
         feast = FeatureStore(repo_path=str(repo))
-        feast.registry.proto()  # type: ignore[no-untyped-call]  # reads it
+        feast.registry.proto()  # reads it
     except DecodeError as error:
         problem = (
             f"{feast.config.registry.path!r} cannot be read ({error}); put back a copy of it, or "

@@ -47,6 +47,9 @@ _MALFORMED = (
 """What making a table of vectors that are none may raise; a full disk is none of it."""
 
 
+_TEXTS = {str, np.str_}
+
+
 def checked_ids(service: str, ids: Any, rows: int) -> Any:
     """Return request ids as they were given, if they are one text a row and each another.
 
@@ -62,7 +65,7 @@ def checked_ids(service: str, ids: Any, rows: int) -> Any:
     else:
         if isinstance(ids, np.ndarray):
             ids = ids.tolist()
-        good = all(isinstance(name, str) and name for name in ids)
+        good = set(map(type, ids)) <= _TEXTS and "" not in ids
         distinct = len(set(ids)) if good and rows > 1 else rows
     if not good:
         raise LogRefusedError(service, "request ids", "must be texts, none of them empty or null")
@@ -186,10 +189,11 @@ class Served:
         return rows
 
 
-Made = "list[tuple[list[Any], pa.Table]]"
+Made = tuple[list[Any], pa.Table]
+"""Entries, and the table of them."""
 
 
-def written_together(items: list[Any]) -> tuple[Made, list[Any]]:
+def written_together(items: list[Any]) -> tuple[list[Made], list[Any]]:
     """Make one table of all entries with the same columns; return also those that make none."""
     if not items or isinstance(items[0], pa.Table):
         return [(items, pa.concat_tables(items).combine_chunks())] if items else [], []
