@@ -106,15 +106,20 @@ def materialize(
     ] = "now",
     since: Annotated[str, typer.Option(help="Start; without it, where the last call ended.")] = "",
     view: Annotated[list[str] | None, typer.Option(help="Only this view; may be repeated.")] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Replace what is online by what the sources say now.")
+    ] = False,
     config: Config = DEFAULT,
     as_json: Json = False,
 ) -> None:
     """Bring the online store to UNTIL: for each key, the newest row known by then.
 
     Rows that were written late are found too, where the source has a created column. Writes
-    never go back in time, so running it twice, or over an older span, is safe.
+    never go back in time, so running it twice, or over an older span, is safe. What was corrected
+    in place or deleted at the source comes with --rebuild. A view whose rows were lost, or were
+    made from other definitions, is filled from the start, and the command says why.
 
-    Example: steadfeast store materialize 2013-03-01 --view weather
+    Example: steadfeast store materialize 2013-03-01 --view weather --rebuild
     """
     end = datetime.now(UTC) if until == "now" else _time(until)
     with _open(config) as opened:
@@ -122,13 +127,15 @@ def materialize(
             end,
             since=_time(since) if since else None,
             views=view or (),
+            rebuild=rebuild,
             progress=sys.stderr.isatty() and not as_json,
         )
     if as_json:
         typer.echo(json.dumps(written))
         return
     for name, rows in written.items():
-        typer.echo(f"{name}: {rows} keys changed")
+        note = written.notes.get(name, "")
+        typer.echo(f"{name}: {rows} keys changed{note and f' ({note})'}")
 
 
 @store.command()

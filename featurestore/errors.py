@@ -373,6 +373,21 @@ class StoreUnavailableError(SteadfeastError):
         super().__init__(f"{store} is not available: {problem}")
 
 
+class LostRowsError(StoreUnavailableError):
+    """The online store has lost rows that it should serve, or may lose some at any time.
+
+    Attributes:
+        view: The feature view.
+    """
+
+    def __init__(self, store: str, view: str, problem: str = "") -> None:
+        self.store, self.view = store, view
+        lost = "holds no rows of it: they were lost, or the view was never applied here"
+        remedy = "run `steadfeast store apply` and `materialize`, which fills it from the start"
+        problem = problem or f"{lost}; {remedy}"
+        Exception.__init__(self, f"feature view {view!r} is not served: {store} {problem}")
+
+
 class LogUnavailableError(SteadfeastError):
     """The served log has no room in memory, and the disk takes nothing.
 

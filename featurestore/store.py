@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from threading import RLock
 from time import time_ns
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import pyarrow as pa
 from feast import FeatureService, FeatureStore
@@ -25,7 +25,7 @@ from steadfeast.featurestore.config import StoreConfig, load_section
 from steadfeast.featurestore.definitions.catalog import Catalog, LiveChange
 from steadfeast.featurestore.definitions.contract import by_event_time
 from steadfeast.featurestore.errors import ConfigError, NotFoundError, RequestError
-from steadfeast.featurestore.materialization.materializer import Materializer, Standing
+from steadfeast.featurestore.materialization import Materialized, Materializer, Standing
 from steadfeast.featurestore.offline.entities import Rows, arrow_table
 from steadfeast.featurestore.offline.ingestion import delete, ingest
 from steadfeast.featurestore.online import PackedOnlineStore
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from steadfeast.featurestore.training.manifest import TrainingSet
 
 _BRIEF_ROWS = 1000
+NEVER = -(2**63)
+"""Before every time: as long as nothing is materialized, somebody may ask as of any time."""
 
 
 class Store:
@@ -343,27 +345,36 @@ class Store:
         *,
         since: datetime | None = None,
         views: Sequence[str] = (),
+        rebuild: bool = False,
         progress: bool = False,
-    ) -> dict[str, int]:
+    ) -> Materialized:
         """Bring the online store to `until`: for each key, the newest row known by then.
 
+        A view whose rows are gone, or whose source, mapping, keys, types or features are not
+        those that its rows were made from, is filled anew from the start, and so is one that is
+        asked for from before its first row on. What is filled anew replaces what was online, in
+        one step; else rows are merged, and none replaces a newer one.
+
         Args:
-            until: Rows whose event or created time lies after it are left for later.
+            until: Rows whose event or created time lies after it are left for later. A time that
+                is yet to come means now.
             since: Read only what became known after it. Absent: where the last call for the view
                 ended, which includes rows that were written late where the source has a created
                 column; everything, on the first call.
             views: Names of feature views; all that are online when empty.
+            rebuild: Replace what is online by what the sources say now: what was corrected in
+                place or deleted there, and what was only streamed, goes.
             progress: Show a bar.
 
         Returns:
-            Feature view -> rows written.
+            Feature view -> rows written, with notes on what was unusual.
 
         Raises:
             NotFoundError: There is no such feature view.
         """
         start = None if since is None else micros(since)
         chosen = self.catalog.online_views(views)
-        return self._mover().run(chosen, start, micros(until), progress=progress)
+        return self._mover().run(chosen, start, micros(until), rebuild=rebuild, progress=progress)
 
     def ingest(self, view: str, rows: Rows, *, known_at: datetime | None = None) -> datetime:
         """Append rows to the source of a feature view, known from now on; nothing is rewritten.
@@ -416,11 +427,18 @@ class Store:
             view: Its name.
             rows: Join keys, features, and the source's timestamp and created columns.
 
+        A row that is ahead of the clock, or of what is materialized, hides nothing: it waits
+        until it is due. Too far ahead (`online_store.max_ahead_seconds`) it is left out, and so
+        are too many of one key; the audit says how many.
+
         Returns:
-            Rows written; a row that is older than what is there counts, and changes nothing.
+            Entities that changed.
         """
         chosen = self.catalog.online_views([view])[0]
-        return self._mover().write(chosen, arrow_table(rows).to_batches())
+        found = self.online.progress(self.feast.config, chosen)
+        until = None if found is None else found[1].until
+        settled = NEVER if until is None else until
+        return self._mover().write(chosen, arrow_table(rows).to_batches(), settled, None)
 
     def erase(self, entities: Rows, *, views: Sequence[str] = (), apply: bool = False) -> Erasure:
         """Say what is kept here of entities; remove it with `apply`: a right-to-erasure request.
@@ -493,11 +511,13 @@ class Store:
 
     def watermark(self, view: str) -> datetime | None:
         """Return the time up to which `view` was materialized; None before the first time."""
-        return self._mover().watermark(view)
+        return self.standing(view).until
 
     def standing(self, view: str) -> Standing:
         """Return how far a view was materialized by whatever process, and whether one is at it."""
-        return self._mover().standing(view)
+        self.catalog.online_views([view])
+        found = self.feast.registry.get_any_feature_view(view, self.feast.project)
+        return self._mover().standing(cast("FeatureView", found))
 
     @property
     def online(self) -> PackedOnlineStore:
@@ -523,7 +543,7 @@ class Store:
         with self._lock:
             if self._materializer is None:
                 self._materializer = Materializer(
-                    self.feast.config, self.online, self.data / "materialized.json"
+                    self.feast.config, self.online, self.data / "materialized.lock"
                 )
             return self._materializer
 

@@ -21,6 +21,7 @@ nothing to compare is void: it has shown nothing, and says so.
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Protocol
@@ -36,7 +37,7 @@ from steadfeast.featurestore.audit.online import compare
 from steadfeast.featurestore.audit.report import AuditReport, Check, Redactor
 from steadfeast.featurestore.audit.served import Replayed, served_against_offline
 from steadfeast.featurestore.definitions.plan import registered_views
-from steadfeast.featurestore.materialization.materializer import as_online
+from steadfeast.featurestore.materialization import as_online
 from steadfeast.featurestore.offline.session import at_most, session
 from steadfeast.featurestore.served_log.files import lineage
 from steadfeast.featurestore.tables.times import micros
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
     from steadfeast.featurestore.audit.online import Compared
     from steadfeast.featurestore.audit.served import Window
-    from steadfeast.featurestore.materialization.materializer import Standing
+    from steadfeast.featurestore.materialization import Standing
     from steadfeast.featurestore.online import PackedOnlineStore
     from steadfeast.featurestore.served_log.log import ServedLog
 
@@ -138,7 +139,8 @@ def online_against_offline(store: Audited, view: FeatureView, redactor: Redactor
         before = _at_rest(store, view.name)
         if before.until is None:
             return Check("I1", view.name, 0, note="never materialized")
-        found = _compared(store, view, before.until, redactor)
+        waiting: Counter[str] = Counter()
+        found = _compared(store, view, before.until, redactor, waiting)
         if not found.mismatches or (not before.moving and store.standing(view.name) == before):
             break
     else:
@@ -147,6 +149,10 @@ def online_against_offline(store: Audited, view: FeatureView, redactor: Redactor
     note = f"at {before.until.isoformat()}"
     if not found.rows:
         note += "; neither side holds a usable row"
+    if waiting.total():
+        note += f"; {waiting.total()} rows online are due later, and hide nothing before"
+    if before.left_out:
+        note += f"; {before.left_out} rows were left out: ahead of the clock"
     cells = found.rows * len(view.features)
     return Check(
         "I1",
@@ -167,14 +173,20 @@ def _at_rest(store: Audited, view: str) -> Standing:
     return found
 
 
-def _compared(store: Audited, view: FeatureView, until: datetime, redactor: Redactor) -> Compared:
+def _compared(
+    store: Audited,
+    view: FeatureView,
+    until: datetime,
+    redactor: Redactor,
+    waiting: Counter[str],
+) -> Compared:
     config = store.feast.config
     newest = offline.latest(config, view, None, until)
     with session(config) as connection:
         return compare(
             connection,
             view,
-            store.online.scan(config, view),
+            store.online.scan(config, view, micros(until), waiting),
             (as_online(view, batch) for batch in newest),
             micros(until),
             redactor,

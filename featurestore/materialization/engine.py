@@ -5,15 +5,17 @@ null has by then been a column of floats, and a time whole seconds. Here columns
 to packed rows as they are. In `feature_store.yaml`:
 
     batch_engine:
-      type: featurestore.materialization.engine.DuckDBComputeEngine
+      type: steadfeast.DuckDBComputeEngine
 
-Feast remembers in its registry how far each view has come. `feast materialize-incremental` also
-finds rows that were written late; `feast materialize START END` reads the event times of that
-range, and what was created since START.
+How far each view has come is kept in the online store, whatever Feast's registry says: what was
+lost or no longer matches the definitions is filled from the start. `feast materialize-incremental`
+also finds rows that were written late; `feast materialize START END` reads what became known from
+START on, and replaces what is online where nothing in the source is from before START.
 """
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from feast.infra.common.materialization_job import MaterializationJob, MaterializationTask
+
+log = logging.getLogger(__name__)
 
 
 class DuckDBComputeEngineConfig(FeastConfigBaseModel):
@@ -86,20 +90,19 @@ class DuckDBComputeEngine(ComputeEngine):
                 type(self.offline_store).__name__,
                 "does not read by columns; use steadfeast.DuckDBOfflineStore",
             )
-        until = datetime.now(UTC) if task.disable_event_timestamp else task.end_time
-        since = None if task.disable_event_timestamp else micros(_aware(task.start_time))
-        # What Feast calls incremental starts where the view's last interval ends.
-        ends = [_aware(end) for _, end in view.materialization_intervals]
-        late = bool(ends) and since == micros(max(ends))
+        now = micros(datetime.now(UTC))
+        whole = task.disable_event_timestamp
+        since = None if whole else micros(_aware(task.start_time))
+        until = now if whole else micros(_aware(task.end_time))
         with ExitStack() as open_:
             mover = open_.enter_context(closing(Materializer(self.repo_config, store, None)))
             tell: Callable[[int], object] = _silent
             if task.tqdm_builder is not None:  # the total is not known before the rows are read
                 tell = open_.enter_context(closing(task.tqdm_builder(0))).update
-            end = micros(_aware(until))
             # Feast asks for a range of event times, also of rows that were created after it.
-            known_by = max(end, micros(datetime.now(UTC)))
-            mover.move(view, since, end, late=late, tell=tell, known_by=known_by)
+            _, note = mover.step(view, since, until, rebuild=whole, tell=tell, known_by=now)
+        if note:
+            log.warning("feature view %r: %s", view.name, note)
         name = f"{view.name}-{task.start_time}-{task.end_time}"
         return LocalMaterializationJob(name, MaterializationJobStatus.SUCCEEDED)
 

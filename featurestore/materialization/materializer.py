@@ -1,53 +1,58 @@
 """From sources to the online store: each key's newest row among those that became known.
 
-Above `offline` and `online`, below `store` and `engine`, which is `feast materialize`: both move
-views by `Materializer.move`. A row is known from the later of its event time and its created
-time. Reading by event time alone, as Feast does, never sees a row that was written late; reading
-by either finds it, and the online store's order keeps it from undoing what is newer. Without a
-created column lateness cannot be seen: then a source that has changed is read again as far back
-as its rows can still be used, which is the TTL.
+Above `offline`, `online` and `definitions`, below `store` and `engine`, which is `feast
+materialize`: both move views by `Materializer.step`. A row is known from the later of its event
+time and its created time. Reading by event time alone, as Feast does, never sees a row that was
+written late; reading by either finds it, and the online store's order keeps it from undoing what
+is newer. Without a created column lateness cannot be seen: then a source that has changed is read
+again as far back as its rows can still be used, which is the TTL.
+
+How far a view has come is kept in the online store, with everything that decided its rows. What
+no longer matches is filled again from the start, beside what is served until it is complete.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import weakref
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any, TypeVar
+from time import time_ns
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME, DUMMY_ENTITY_VAL
+from feast import StreamFeatureView
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from steadfeast.featurestore.errors import SourceError
+from steadfeast.featurestore.errors import SourceError, StoreUnavailableError
+from steadfeast.featurestore.materialization.columns import as_online
+from steadfeast.featurestore.materialization.definition import changes, definition_of
+from steadfeast.featurestore.materialization.readahead import ReadAhead
 from steadfeast.featurestore.offline.binding import Bound, bind
 from steadfeast.featurestore.offline.session import session
 from steadfeast.featurestore.offline.sources import reading
+from steadfeast.featurestore.online import progress as online_progress
+from steadfeast.featurestore.online.batches import space_of
 from steadfeast.featurestore.tables import sql
-from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from steadfeast.featurestore.tables.whole_files import write_whole
+from steadfeast.featurestore.tables.times import instant, micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
     import duckdb
     from feast import FeatureView
     from feast.repo_config import RepoConfig
 
     from steadfeast.featurestore.online import PackedOnlineStore
+    from steadfeast.featurestore.online.progress import Place
 
 _BATCH_ROWS = 65_536
 _AHEAD_STEPS = 128
-Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TRIES = 3
 _COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -65,56 +70,91 @@ class Standing:
         until: Up to when; None before the first time.
         source: The state of its source then, where that is known.
         moving: Whether any process was moving views forward.
+        generation: Which filling its rows are of; empty without any.
+        left_out: Rows that the store did not take: too far ahead of the clock, or one too many.
     """
 
     until: datetime | None
     source: str | None
     moving: bool
+    generation: str = ""
+    left_out: int = 0
+
+
+class Materialized(dict[str, int]):
+    """Feature view -> entities that changed.
+
+    Attributes:
+        notes: Feature view -> why so many or so few, where there is more to say.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: dict[str, str] = {}
+
+
+class _Plan(NamedTuple):
+    """What one step does.
+
+    Attributes:
+        since: Rows that became known from then on, in µs; None for all.
+        until: Up to then, in µs.
+        anew: Whether all rows are written to a generation of their own.
+        note: What is unusual about it.
+    """
+
+    since: int | None
+    until: int
+    anew: bool
+    note: str
 
 
 class Materializer:
-    """Moves feature views forward and remembers how far each has come.
+    """Moves feature views forward.
 
     Keeps one DuckDB session, so that a small step costs its rows and not its set-up. Safe to
     share between threads; calls wait for each other.
 
     Args:
         config: Feast's configuration.
-        online: Where to write.
-        marks: File that keeps how far each view has come, and the state of its source then;
-            None when someone else remembers.
+        online: Where to write; it remembers how far each view has come.
+        lock: File by which others see that a process moves views; none when absent.
     """
 
-    def __init__(self, config: RepoConfig, online: PackedOnlineStore, marks: Path | None) -> None:
-        self._config, self._online, self._path = config, online, marks
+    def __init__(self, config: RepoConfig, online: PackedOnlineStore, lock: Path | None) -> None:
+        self._config, self._online, self._path = config, online, lock
         self._lock = RLock()
         self._open = ExitStack()
         weakref.finalize(self, self._open.close)  # also at exit, while DuckDB is still there
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._bounds: dict[str, tuple[object, Bound]] = {}
-        self._ahead: dict[str, _Ahead] = {}
-        kept = marks is not None and marks.is_file()
-        self._marks: dict[str, dict[str, Any]] = (
-            json.loads(marks.read_text(encoding="utf-8")) if marks is not None and kept else {}
-        )
+        self._ahead: dict[str, ReadAhead] = {}
 
-    def standing(self, view: str) -> Standing:
-        """Return where `view` stands for all processes, not only by what this one did."""
-        marks: dict[str, dict[str, Any]] = {}
-        moving = False
-        if self._path is not None and self._path.is_file():
-            marks = json.loads(self._path.read_text(encoding="utf-8"))
-        if self._path is not None and (lock := self._path.with_suffix(".lock")).is_file():
-            with lock.open("rb") as tried:
-                try:
-                    fcntl.flock(tried, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    moving = True
-        mark = marks.get(view)
-        if mark is None:
-            return Standing(None, None, moving=moving)
-        until = _EPOCH + timedelta(microseconds=mark["until"])
-        return Standing(until, mark["source"], moving=moving)
+    def standing(self, view: FeatureView) -> Standing:
+        """Return where `view` stands, by whichever process it was moved.
+
+        What Feast's own engine has moved stands in the registry alone.
+        """
+        moving, found = self._is_moving(), self._online.progress(self._config, view)
+        if found is None or found[1].until is None:
+            by_feast = getattr(view, "most_recent_end_time", None)
+            place, left_out = ("", 0) if found is None else (found[0].generation, found[1].left_out)
+            until = None if by_feast is None else instant(micros(by_feast))
+            return Standing(until, None, moving, place, left_out)
+        place_of, progress = found
+        until = None if progress.until is None else instant(progress.until)
+        generation = place_of.generation
+        return Standing(until, progress.source, moving, generation, progress.left_out)
+
+    def _is_moving(self) -> bool:
+        if self._path is None or not self._path.is_file():
+            return False
+        with self._path.open("rb") as tried:
+            try:
+                fcntl.flock(tried, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     @contextmanager
     def _moving(self) -> Iterator[None]:
@@ -123,7 +163,7 @@ class Materializer:
             yield
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.with_suffix(".lock").open("ab") as held:
+        with self._path.open("ab") as held:
             fcntl.flock(held, fcntl.LOCK_SH)
             yield
 
@@ -133,104 +173,210 @@ class Materializer:
             self._connection = None
             self._open.close()
 
-    def watermark(self, view: str) -> datetime | None:
-        """Return the time up to which `view` was materialized; None before the first time."""
-        mark = self._marks.get(view)
-        return None if mark is None else _EPOCH + timedelta(microseconds=mark["until"])
-
     def run(
-        self, views: Sequence[FeatureView], since: int | None, until: int, *, progress: bool
-    ) -> dict[str, int]:
+        self,
+        views: Sequence[FeatureView],
+        since: int | None,
+        until: int,
+        *,
+        rebuild: bool = False,
+        progress: bool = False,
+    ) -> Materialized:
         """Move `views` to `until`; without `since`, from where each was.
 
-        Returns:
-            Feature view -> entities that changed.
+        Args:
+            views: The feature views.
+            since: See `step`.
+            until: See `step`.
+            rebuild: See `step`.
+            progress: Show a bar.
         """
-        changed = {}
+        done = Materialized()
         columns = Progress(*_COLUMNS, transient=True, disable=not progress)
         with self._lock, self._moving(), columns as bar:
             task = bar.add_task("materialize", total=len(views), rows=0)
             for view in views:
                 bar.update(task, description=view.name, rows=0)
-                mark, state = self._marks.get(view.name), _digest(self._config, view)
-                start, late = since, False
-                if since is None and mark is not None:
-                    start = mark["until"]
-                    late = state is None or state != mark["source"]
-                changed[view.name] = self.move(
+                done[view.name], note = self.step(
                     view,
-                    start,
+                    since,
                     until,
-                    late=late,
+                    rebuild=rebuild,
                     tell=lambda rows: bar.update(task, rows=bar.tasks[0].fields["rows"] + rows),
                 )
-                reached = max(until, mark["until"]) if mark is not None else until
-                self._marks[view.name] = {"until": reached, "source": state}
+                if note:
+                    done.notes[view.name] = note
                 bar.advance(task)
-            if self._path is not None:
-                # Written last: a crash before it repeats the step, which changes nothing.
-                write_whole(self._path, json.dumps(self._marks, sort_keys=True).encode())
-        return changed
+        return done
 
-    def move(
+    def step(
         self,
         view: FeatureView,
         since: int | None,
         until: int,
         *,
-        late: bool,
+        rebuild: bool = False,
         tell: Callable[[int], object],
         known_by: int | None = None,
-    ) -> int:
-        """Write each key's greatest row of those that became known in a time range.
+    ) -> tuple[int, str]:
+        """Write each key's greatest row of those that became known up to `until`.
 
         Args:
             view: The feature view.
-            since: Microseconds, inclusive; None for all.
-            until: Microseconds, inclusive.
-            late: Where the source has no created column, look for rows that were written late.
+            since: Read only what became known from then on, in µs, inclusive; where the view
+                was, when absent. From before the first row on, what is online is replaced.
+            until: Microseconds, inclusive; now, if that is earlier.
+            rebuild: Replace what is online by what the source says.
             tell: Called with the number of rows of each batch.
-            known_by: Take rows of the range, and late ones, that were created until then, as
-                Feast does; without it only what was known by `until`.
+            known_by: Take rows of before `until` that were created later, up to this time.
 
         Returns:
-            Entities that changed.
+            Entities that changed, and what is unusual about it.
 
         Raises:
             SourceError: The source cannot be read, or a transformation stands before the view.
+            StoreUnavailableError: The store does not answer, or others replace the view as well.
         """
-        with self._lock:
-            if getattr(view, "feature_transformation", None) is not None:
-                location = getattr(view.batch_source, "name", "")
-                raise SourceError(view.name, location, "has a transformation; run it beforehand")
-            if late and since is not None:
-                bound = self._bound(view)
-                if bound.view.created is None:
-                    ttl = bound.view.ttl
-                    since = min(since, until - ttl) if ttl else None
-            with reading(view.name, getattr(view.batch_source, "name", "")):
-                if known_by is None:
-                    rows = self._newly_known(view, since, until)
-                else:
-                    at = self._bound(view).view
-                    rows = self._stream(at, _in_range(at, since, until, known_by))
-                return self.write(view, _told(rows, tell))
+        if getattr(view, "feature_transformation", None) is not None and not _streams(view):
+            location = getattr(view.batch_source, "name", "")
+            raise SourceError(view.name, location, "has a transformation; run it beforehand")
+        with self._lock, reading(view.name, getattr(view.batch_source, "name", "")):
+            definition = definition_of(view, Path(self._config.repo_path or "."))
+            for _ in range(_TRIES):
+                state = _digest(self._config, view)
+                place = self._online.open_space(self._config, space_of(self._config, view)).served
+                held = self._online.progress_at(self._config, place)
+                plan = self._plan(view, held, definition, state, since, until, rebuild=rebuild)
+                after = online_progress.Progress(definition, plan.until, state)
+                if plan.anew:
+                    changed = self._replace(view, plan, after, tell)
+                    if changed is not None:
+                        return changed, plan.note
+                    continue
+                changed = self._pull(view, plan, place, tell)
+                if known_by is not None:
+                    changed += self._pull_created_later(view, plan, known_by, tell)
+                head = self._online.head(self._config, place.space)
+                if head is not None and head.served == place:
+                    self._online.advance(self._config, place, after)
+                    return changed, plan.note
+        problem = f"feature view {view.name!r} is being replaced by others"
+        raise StoreUnavailableError("the online store", problem)
 
-    def write(self, view: FeatureView, rows: Iterable[pa.RecordBatch]) -> int:
-        """Write rows under the source's names; return how many entities changed."""
+    def _plan(
+        self,
+        view: FeatureView,
+        held: online_progress.Progress,
+        definition: Mapping[str, Any],
+        state: str | None,
+        since: int | None,
+        until: int,
+        *,
+        rebuild: bool,
+    ) -> _Plan:
+        now, mark = time_ns() // 1000, held.until
+        notes = []
+        if until > now:
+            notes.append(f"{instant(until).isoformat()} is yet to come: up to now, no further")
+            until = now
+        if mark is None:
+            return _Plan(None, until, anew=False, note=_said("filled from the start", notes))
+        anew = ""
+        if held.definition != definition:
+            anew = f"filled anew from the start: {changes(held.definition or {}, definition)}"
+        elif rebuild:
+            anew = "replaced by what the source says, as asked"
+        elif since is not None and since < mark <= until and self._covers(view, since):
+            anew = "replaced by what the source says: all of it was asked for"
+        if anew:
+            return _Plan(None, max(until, mark), anew=True, note=_said(anew, notes))
+        start = mark if since is None else min(since, mark)
+        if until < start:
+            notes.append(f"nothing to do: it is materialized to {instant(mark).isoformat()}")
+        if (state is None or state != held.source) and self._bound(view).view.created is None:
+            ttl = self._bound(view).view.ttl
+            return _Plan(
+                min(start, until - ttl) if ttl else None, until, anew=False, note=_said("", notes)
+            )
+        return _Plan(start, until, anew=False, note=_said("", notes))
+
+    def _covers(self, view: FeatureView, since: int) -> bool:
+        """Say whether the source has no row from before `since`."""
+        query = sql.earliest(self._bound(view).view, None)
+        found = self._session().execute(query).fetchall()[0][0]
+        return found is None or since <= found
+
+    def _replace(
+        self,
+        view: FeatureView,
+        plan: _Plan,
+        after: online_progress.Progress,
+        tell: Callable[[int], object],
+    ) -> int | None:
+        """Fill a generation and serve it from then on; None when others replaced it meanwhile."""
+        place, done = self._online.begin(self._config, space_of(self._config, view)), False
+        try:
+            changed = self._pull(view, plan, place, tell)
+            done = self._online.commit(self._config, place, after)
+        finally:
+            if not done:
+                self._online.abandon(self._config, place)
+        return changed if done else None
+
+    def _pull(
+        self, view: FeatureView, plan: _Plan, place: Place, tell: Callable[[int], object]
+    ) -> int:
+        rows = self._newly_known(view, plan.since, plan.until)
+        where = place if plan.anew else None
+        return self.write(view, _told(rows, tell), plan.until, where)
+
+    def _pull_created_later(
+        self,
+        view: FeatureView,
+        plan: _Plan,
+        known_by: int,
+        tell: Callable[[int], object],
+    ) -> int:
+        bound = self._bound(view).view
+        query = _created_between(bound, plan.until, known_by, plan.until)
+        if query is None:
+            return 0
+        return self.write(view, _told(self._stream(bound, query), tell), plan.until, None)
+
+    def write(
+        self,
+        view: FeatureView,
+        rows: Iterable[pa.RecordBatch],
+        settled: int | None,
+        place: Place | None,
+    ) -> int:
+        """Write rows under the source's names; return how many entities changed.
+
+        Args:
+            view: The feature view.
+            rows: Of its source.
+            settled: See `PackedOnlineStore.write_batch`.
+            place: The generation that is filled; what is served, when absent.
+        """
         waiting: list[pa.RecordBatch] = []
         changed = size = 0
         for batch in rows:
             waiting.append(batch)
             size += batch.num_rows
             if size >= _BATCH_ROWS:
-                changed += self._write(view, waiting)
+                changed += self._write(view, waiting, settled, place)
                 waiting, size = [], 0
-        return changed + (self._write(view, waiting) if size else 0)
+        return changed + (self._write(view, waiting, settled, place) if size else 0)
 
-    def _write(self, view: FeatureView, batches: list[pa.RecordBatch]) -> int:
+    def _write(
+        self,
+        view: FeatureView,
+        batches: list[pa.RecordBatch],
+        settled: int | None,
+        place: Place | None,
+    ) -> int:
         table = as_online(view, pa.Table.from_batches(batches))
-        return self._online.write_batch(self._config, view, table)
+        return self._online.write_batch(self._config, view, table, settled=settled, place=place)
 
     def _newly_known(
         self, view: FeatureView, since: int | None, until: int
@@ -253,7 +399,7 @@ class Materializer:
             return self._counted(view, bound, since, self._stream(bound.view, query))
         horizon = until + (until - since) * steps
         rows = self._table(_known_between(bound.view, since, horizon, newest=False))
-        ahead = self._ahead[view.name] = _Ahead.of(bound, since, horizon, rows)
+        ahead = self._ahead[view.name] = ReadAhead.of(bound, since, horizon, rows)
         return ahead.between(since, until)
 
     def _counted(
@@ -264,7 +410,7 @@ class Materializer:
         for batch in rows:
             count += batch.num_rows
             yield batch
-        self._ahead[view.name] = _Ahead(bound, since, since, None, count)
+        self._ahead[view.name] = ReadAhead(bound, since, since, None, count)
 
     def _stream(self, view: sql.View, query: str) -> Iterable[pa.RecordBatch]:
         if self._online.embedded and view.keys:
@@ -287,58 +433,12 @@ class Materializer:
         """Bind a view to its source; anew when the file is not the one that was looked at."""
         state = _state(self._config, view)
         known = self._bounds.get(view.name)
-        if known is not None and state is not None and known[0] == state:
+        if known is not None and state is not None and known[0] == (view, state):
             return known[1]
         names = [field.name for field in view.features]
         bound = bind(self._session(), self._config.repo_path, view, names)
-        self._bounds[view.name] = (state, bound)
+        self._bounds[view.name] = ((view, state), bound)
         return bound
-
-
-@dataclass(slots=True)
-class _Ahead:
-    """Rows of one view that became known from `start` to `end`, read before they are due.
-
-    Attributes:
-        bound: The source they were read from; another object once its file has changed.
-        start: Microseconds, inclusive.
-        end: Microseconds, inclusive.
-        rows: In the order in which they became known; None when nothing was read ahead.
-        last: Rows of the last step.
-        known: When each became known, microseconds, ascending.
-    """
-
-    bound: Bound
-    start: int
-    end: int
-    rows: pa.Table | None
-    last: int
-    known: np.ndarray[Any, np.dtype[np.int64]] | None = None
-
-    @classmethod
-    def of(cls, bound: Bound, start: int, end: int, rows: pa.Table) -> _Ahead:
-        times = [column.name for column in (bound.view.timestamp, bound.view.created) if column]
-        for name in times:  # a row without a time is never known
-            rows = rows.filter(pc.is_valid(rows.column(name)))
-        known = np.max([rows.column(name).cast(pa.int64()).to_numpy() for name in times], axis=0)
-        order = np.argsort(known, kind="stable")
-        return cls(bound, start, end, rows.take(order).combine_chunks(), 0, known[order])
-
-    def covers(self, bound: Bound, since: int, until: int) -> bool:
-        return (
-            self.rows is not None
-            and self.bound is bound
-            and self.start <= since
-            and until <= self.end
-        )
-
-    def between(self, since: int, until: int) -> list[pa.RecordBatch]:
-        if self.rows is None or self.known is None:
-            return []
-        first = int(np.searchsorted(self.known, since, side="left"))
-        stop = int(np.searchsorted(self.known, until, side="right"))
-        self.last = stop - first
-        return self.rows.slice(first, stop - first).to_batches() if stop > first else []
 
 
 def _known_between(view: sql.View, since: int, until: int, *, newest: bool) -> str:
@@ -357,40 +457,13 @@ def _known_between(view: sql.View, since: int, until: int, *, newest: bool) -> s
     return sql.everything(view, None, until)
 
 
-def _in_range(view: sql.View, since: int | None, until: int, known_by: int) -> str:
-    """Return the query of each key's greatest row of a range of event times, late ones too."""
-    if view.created is None or since is None:
-        return sql.newest(view, since, until, known_by=known_by)
-    either = " OR ".join(
-        f"({sql.within(column, since, None)})" for column in (view.timestamp, view.created)
-    )
-    view = replace(view, scan=f"(SELECT * FROM {view.scan} WHERE {either})")
+def _created_between(view: sql.View, after: int, known_by: int, until: int) -> str | None:
+    """Return the query of each key's greatest row up to `until` that became known after it."""
+    if view.created is None or known_by <= after:
+        return None
+    created = sql.within(view.created, after + 1, known_by)
+    view = replace(view, scan=f"(SELECT * FROM {view.scan} WHERE {created})")
     return sql.newest(view, None, until, known_by=known_by)
-
-
-def as_online(view: FeatureView, rows: Rows) -> Rows:
-    """Return rows of a source under the online store's names."""
-    names = online_names(view)
-    rows = rows.rename_columns([names.get(name, name) for name in rows.schema.names])
-    if view.entities == [DUMMY_ENTITY_NAME]:  # Feast's key of views without entities
-        key = pa.array([DUMMY_ENTITY_VAL] * rows.num_rows, pa.string())
-        rows = rows.append_column(DUMMY_ENTITY_ID, key)
-    return rows
-
-
-def online_names(view: FeatureView) -> Mapping[str, str]:
-    """Names of the source's time and key columns, mapped or not -> those of the online store."""
-    source = view.batch_source
-    if source is None:
-        return {}
-    names = {source.timestamp_field: EVENT_TIMESTAMP}
-    if source.created_timestamp_column:
-        names[source.created_timestamp_column] = CREATED_TIMESTAMP
-    keys = {field.name for field in view.entity_columns}
-    for column, mapped in (source.field_mapping or {}).items():
-        if mapped in names or mapped in keys:
-            names[column] = names.get(mapped, mapped)
-    return names
 
 
 def _state(config: RepoConfig, view: FeatureView) -> tuple[Any, ...] | None:
@@ -402,7 +475,7 @@ def _state(config: RepoConfig, view: FeatureView) -> tuple[Any, ...] | None:
     if not path.is_file():
         return None
     found = path.stat()
-    return id(view.batch_source), location, found.st_ino, found.st_mtime_ns, found.st_size
+    return location, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _digest(config: RepoConfig, view: FeatureView) -> str | None:
@@ -410,7 +483,16 @@ def _digest(config: RepoConfig, view: FeatureView) -> str | None:
     state = _state(config, view)
     if state is None:
         return None
-    return blake2b(repr(state[1:]).encode(), digest_size=8).hexdigest()
+    return blake2b(repr(state).encode(), digest_size=8).hexdigest()
+
+
+def _streams(view: FeatureView) -> bool:
+    """Say whether a view's transformation is of its stream: its batch source has the outcome."""
+    return isinstance(view, StreamFeatureView)
+
+
+def _said(first: str, notes: Sequence[str] = ()) -> str:
+    return "; ".join([*([first] if first else []), *notes])
 
 
 def _told(

@@ -5,6 +5,9 @@ Above `job` and `views`.
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,8 +19,11 @@ from steadfeast.featurestore.offline.retrieval import DuckDBRetrievalJob
 from steadfeast.featurestore.offline.session import session
 from steadfeast.featurestore.offline.sources import open_source, reading
 from steadfeast.featurestore.tables import sql
+from steadfeast.featurestore.tables.casting import rounds
 from steadfeast.featurestore.tables.locations import is_remote
 from steadfeast.featurestore.tables.times import micros
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -86,12 +92,58 @@ def table_of(
     )
 
 
+def known_from(view: sql.View, since: int | None) -> tuple[sql.View, int | None]:
+    """Return a view of the rows that became known from `since` on, and the event times to read.
+
+    By its event time alone, a row that is written late is never among them.
+    """
+    if view.created is None or since is None:
+        return view, since
+    either = " OR ".join(
+        f"({sql.within(column, since, None)})" for column in (view.timestamp, view.created)
+    )
+    return replace(view, scan=f"(SELECT * FROM {view.scan} WHERE {either})"), None
+
+
+@cache
+def say_what_is_not_seen(source: str) -> None:
+    """Say, once for each source, what Feast's own engine cannot see of it."""
+    log.warning(
+        "source %r has no created column: Feast's own engine never sees a row that is written "
+        "to it late. Set batch_engine: {type: steadfeast.DuckDBComputeEngine} in "
+        "feature_store.yaml, which reads it again, or name a created_timestamp_column",
+        source,
+    )
+
+
+def exact_numbers(table: pa.Table) -> pa.Table:
+    """Return a table whose whole numbers stay what they are where Feast makes floats of them.
+
+    Feast takes a column of 64-bit integers with a null for floats. Where a float cannot hold a
+    value of it, the column becomes one of decimals, which Feast turns into integers again.
+    """
+    for place, field in enumerate(table.schema):
+        column = table.column(place)
+        if rounds(column):
+            table = table.set_column(place, field.name, column.cast(pa.decimal128(20)))
+    return table
+
+
 def pulled(
     config: RepoConfig,
     data_source: DataSource,
     query: Callable[[duckdb.DuckDBPyConnection], str],
+    *,
+    exact: bool = False,
 ) -> DuckDBRetrievalJob:
-    """Return a job that runs the query, which is written now: what is wrong is said now."""
+    """Return a job that runs the query, which is written now: what is wrong is said now.
+
+    Args:
+        config: Feast's configuration.
+        data_source: What is read.
+        query: Gives the query.
+        exact: See `exact_numbers`.
+    """
     with session(config) as connection:
         text = query(connection)
 
@@ -101,7 +153,8 @@ def pulled(
         with session(config, remote=remote) as connection, reading("", data_source.name):
             relation = connection.sql(text)
             if rows is None:
-                yield relation.to_arrow_table()
+                table = relation.to_arrow_table()
+                yield exact_numbers(table) if exact else table
                 return
             reader = relation.to_arrow_reader(rows)
             yield reader.schema.empty_table()

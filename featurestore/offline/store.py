@@ -22,7 +22,13 @@ from steadfeast.featurestore.offline import feast_monitoring
 from steadfeast.featurestore.offline.binding import bind, originals, requested
 from steadfeast.featurestore.offline.entities import MissingColumnsError, read_entities
 from steadfeast.featurestore.offline.join import check_names, point_in_time, span
-from steadfeast.featurestore.offline.latest import pulled, table_of, with_dummy
+from steadfeast.featurestore.offline.latest import (
+    known_from,
+    pulled,
+    say_what_is_not_seen,
+    table_of,
+    with_dummy,
+)
 from steadfeast.featurestore.offline.retrieval import DuckDBRetrievalJob
 from steadfeast.featurestore.offline.session import session
 from steadfeast.featurestore.offline.sources import arrow_schema, is_there, open_source
@@ -176,10 +182,11 @@ class DuckDBOfflineStore(OfflineStore):
         start_date: datetime,
         end_date: datetime,
     ) -> DuckDBRetrievalJob:
-        """Return each key's newest row with an event time in the range, both ends included.
+        """Return each key's newest row of those that became known in the range, ends included.
 
-        Newest is greatest in the total order. A key that is null, or has a null part, is left
-        out: nothing can ask for it.
+        Newest is greatest in the total order. Rows with an event time in the range are among
+        them, and older ones that were created in it: Feast's own engine asks here for what it
+        is to write. A key that is null, or has a null part, is left out: nothing can ask for it.
 
         Raises:
             SourceError: The source is missing, unreadable or lacks a column.
@@ -195,10 +202,13 @@ class DuckDBOfflineStore(OfflineStore):
                 timestamp=timestamp_field,
                 created=created_timestamp_column,
             )
-            text = sql.newest(view, micros(start_date), micros(end_date), known_by=None)
+            view, since = known_from(view, micros(start_date))
+            text = sql.newest(view, since, micros(end_date), known_by=None)
             return text if view.keys else with_dummy(text)
 
-        return pulled(config, data_source, query)
+        if not created_timestamp_column:
+            say_what_is_not_seen(data_source.name)
+        return pulled(config, data_source, query, exact=True)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -213,6 +223,9 @@ class DuckDBOfflineStore(OfflineStore):
     ) -> DuckDBRetrievalJob:
         """Return all rows with an event time in the range, both ends included.
 
+        With a created column that is asked for by name, as by Feast's own engine, older rows that
+        were created in the range are among them.
+
         Raises:
             SourceError: The source is missing, unreadable or lacks a column.
         """
@@ -227,10 +240,15 @@ class DuckDBOfflineStore(OfflineStore):
                 timestamp=timestamp_field,
                 created=created_timestamp_column,
             )
-            text = sql.everything(view, micros(start_date), micros(end_date))
+            view, since = known_from(view, micros(start_date))
+            text = sql.everything(view, since, micros(end_date))
             return text if view.keys else with_dummy(text)
 
-        return pulled(config, data_source, query)
+        # Feast's own engine says "" where there is none; who reads for other ends says nothing.
+        materializes = created_timestamp_column is not None
+        if created_timestamp_column == "":
+            say_what_is_not_seen(data_source.name)
+        return pulled(config, data_source, query, exact=materializes)
 
     @staticmethod
     def offline_write_batch(

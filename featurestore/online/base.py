@@ -21,7 +21,7 @@ from steadfeast.featurestore.online.batches import ColumnStore, space_of
 from steadfeast.featurestore.online.feast_values import to_array, to_values
 from steadfeast.featurestore.online.keys import KeyCodec
 from steadfeast.featurestore.online.packing import plan_of
-from steadfeast.featurestore.rows.layout import usable
+from steadfeast.featurestore.rows.layout import NO_TIME, usable
 from steadfeast.featurestore.tables.casting import flat
 from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP, TIMESTAMP
 from steadfeast.featurestore.tables.feast_types import arrow_type
@@ -103,11 +103,12 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
         names: Sequence[str],
     ) -> feast_response.Answer:
         """Read, apply the TTL as of now, and turn into messages with their statuses."""
-        read = self._read(config, view, keys, names)
         ttl = getattr(view, "ttl", None) or timedelta(0)
         now_us = (datetime.now(UTC) - _EPOCH) // timedelta(microseconds=1)
+        read = self._read(config, view, keys, names, now_us)
         event_us = read.event_times.cast(pa.int64()).fill_null(0).to_numpy()
-        known = read.found & usable(event_us, 0, now_us)
+        created_us = read.created_times.cast(pa.int64()).fill_null(NO_TIME).to_numpy()
+        known = read.found & (event_us <= now_us) & (created_us <= now_us)
         fresh = known & usable(event_us, ttl // timedelta(microseconds=1), now_us)
         kinds = {feature.name: feature.dtype.to_value_type() for feature in view.features}
         values, statuses = {}, {}
@@ -118,6 +119,7 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
                 known if absent is None else known & ~absent,
                 fresh,
                 array.is_valid().to_numpy(zero_copy_only=False),
+                doubtful=read.doubtful,
             )
             messages = to_values(array, kinds[name])
             values[name] = [
@@ -181,15 +183,16 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
         """Make room for the views to keep, in their present layout; drop the others' rows."""
         del entities_to_delete, entities_to_keep, partial
         for view in tables_to_keep:
+            self.open_space(config, space_of(config, view))
             self._apply(config, space_of(config, view), plan_of(view).layout)
-        self._drop(config, [space_of(config, view) for view in tables_to_delete])
+        self._forget(config, [space_of(config, view) for view in tables_to_delete])
 
     def teardown(
         self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]
     ) -> None:
         """Remove everything kept for `tables`."""
         del entities
-        self._drop(config, [space_of(config, view) for view in tables])
+        self._forget(config, [space_of(config, view) for view in tables])
 
     def _is_versioned_read_supported(self) -> bool:
         return True  # `space_of` has the version

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from feast.protos.feast.types.Value_pb2 import Value
     from numpy.typing import NDArray
 
+INVALID = int(FieldStatus.INVALID)
 PRESENT = int(FieldStatus.PRESENT)
 NULL_VALUE = int(FieldStatus.NULL_VALUE)
 NOT_FOUND = int(FieldStatus.NOT_FOUND)
@@ -46,7 +47,11 @@ class Answer(NamedTuple):
 
 
 def statuses(
-    known: NDArray[np.bool_], fresh: NDArray[np.bool_], valid: NDArray[np.bool_]
+    known: NDArray[np.bool_],
+    fresh: NDArray[np.bool_],
+    valid: NDArray[np.bool_],
+    *,
+    doubtful: bool = False,
 ) -> NDArray[np.uint8]:
     """Return Feast's `FieldStatus` of n values, uint8, shape (n,).
 
@@ -54,10 +59,12 @@ def statuses(
         known: There is a row at or before the time asked for, shape (n,).
         fresh: It is within the TTL, shape (n,).
         valid: The value is not null, shape (n,).
+        doubtful: A row that is not known may have been lost.
     """
+    missing = INVALID if doubtful else NOT_FOUND
     kinds = np.where(valid, PRESENT, NULL_VALUE)
     kinds = np.where(fresh, kinds, OUTSIDE_MAX_AGE)
-    result: NDArray[np.uint8] = np.where(known, kinds, NOT_FOUND).astype(np.uint8)
+    result: NDArray[np.uint8] = np.where(known, kinds, missing).astype(np.uint8)
     return result
 
 

@@ -42,9 +42,9 @@ _REMEMBERED = 256
 
 
 class StoredLayout(NamedTuple):
-    """A layout as a store keeps it; the greatest `generation` was applied last."""
+    """A layout as a store keeps it; the greatest `number` was applied last."""
 
-    generation: int
+    number: int
     layout: Layout
 
 
@@ -53,7 +53,7 @@ Layouts = dict[bytes, StoredLayout]
 
 @dataclass(frozen=True, slots=True)
 class PackedRead:
-    """What was stored for n keys, whatever its age; the caller applies `rows.usable`.
+    """What was stored for n keys, whatever its age; the caller applies the TTL.
 
     Attributes:
         values: The columns asked for, n rows in the order of the keys; null where not found.
@@ -62,6 +62,7 @@ class PackedRead:
         found: Whether there is a row, shape (n,).
         absent: Per column, the rows whose layout does not have it, shape (n,); only columns
             for which there are such rows.
+        doubtful: Whether a row that was not found may have been lost.
     """
 
     values: pa.Table
@@ -69,6 +70,7 @@ class PackedRead:
     created_times: pa.Array
     found: NDArray[np.bool_]
     absent: Mapping[str, NDArray[np.bool_]]
+    doubtful: bool = False
 
 
 class Plan:
@@ -136,15 +138,17 @@ def supersedes(new: bytes, old: bytes, layouts: Layouts) -> bool:
         return order_of(new) > order_of(old)
     mine, theirs = layouts[layout_id(new)], layouts[layout_id(old)]
     if mine.layout.id != theirs.layout.id:
-        return mine.generation > theirs.generation
+        return mine.number > theirs.number
     names = mine.layout.schema.names
     arrays = decode(mine.layout, [old, new], names).arrays
     before, after = pa.RecordBatch.from_arrays(arrays, names=names).to_pylist()
     return bool(canonical_bytes(after) > canonical_bytes(before))
 
 
-def pack(plan: Plan, codec: KeyCodec, table: pa.Table) -> list[tuple[bytes, bytes]]:
-    """Encode the greatest row of each key that is not null.
+def pack(
+    plan: Plan, codec: KeyCodec, table: pa.Table, *, every: bool = False
+) -> list[tuple[bytes, bytes]]:
+    """Encode the greatest row of each key that is not null, or `every` such row.
 
     Raises:
         InvalidBatchError: A time is null or not a timestamp.
@@ -152,18 +156,27 @@ def pack(plan: Plan, codec: KeyCodec, table: pa.Table) -> list[tuple[bytes, byte
         UnsupportedTypeError: A value does not fit the type that the view declares.
     """
     layout, keys = plan.layout, codec.encode(table)
-    event_us = _micros(table, EVENT_TIMESTAMP, plan.name)
-    if CREATED_TIMESTAMP in table.column_names:
-        created_us = _micros(table, CREATED_TIMESTAMP, plan.name)
-    else:
-        created_us = np.full(table.num_rows, NO_TIME)
+    event_us, created_us = times(plan, table)
     columns = table.select(layout.schema.names)
-    greatest = _greatest(keys, event_us, created_us, columns)
-    if len(greatest) < table.num_rows:
-        columns, keys = columns.take(greatest), [keys[i] for i in greatest]
-        event_us, created_us = event_us[greatest], created_us[greatest]
+    if not every:
+        greatest = _greatest(keys, event_us, created_us, columns)
+        if len(greatest) < table.num_rows:
+            columns, keys = columns.take(greatest), [keys[i] for i in greatest]
+            event_us, created_us = event_us[greatest], created_us[greatest]
     rows = encode(layout, columns, event_us, created_us)
     return [(key, row) for key, row in zip(keys, rows, strict=True) if key is not None]
+
+
+def times(plan: Plan, table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return event and created times in µs, shape (n,); `NO_TIME` for no created time.
+
+    Raises:
+        InvalidBatchError: A time is no timestamp, or an event time is null.
+    """
+    event_us = _micros(table, EVENT_TIMESTAMP, plan.name)
+    if CREATED_TIMESTAMP not in table.column_names:
+        return event_us, np.full(table.num_rows, NO_TIME)
+    return event_us, _micros(table, CREATED_TIMESTAMP, plan.name)
 
 
 def _greatest(

@@ -1,10 +1,11 @@
 """The shared online store: Redis 7 or later, one server or a cluster.
 
-Above `base`. A row is the string `steadfeast:<project>:<view>:{<key>}`; the braces make an
-entity's rows of all views live on one node of a cluster. Layouts are a hash beside them. The
-server itself decides which row stays, in a Lua script that compares event and created time;
-only rows that tie in both come back, are compared here by their canonical bytes, and replace
-what was compared only if it is still there.
+Above `base`. A value is the string `steadfeast:<project>:<view>:{<key>}`, with `@<generation>`
+behind the view once it was filled anew; the braces make an entity's rows of all views live on one
+node of a cluster. Layouts are a hash beside them, and which generation is served is a string that
+each read gets with its rows, so that a server that lost them is noticed. The server itself decides
+which row stays, in a Lua script that compares event and created time; what it cannot decide comes
+back, is merged here, and replaces what was compared only if that is still there.
 """
 
 from __future__ import annotations
@@ -12,46 +13,64 @@ from __future__ import annotations
 import os
 from collections import defaultdict, deque
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from feast.repo_config import FeastConfigBaseModel
-from pydantic import NonNegativeInt, PositiveFloat, SecretStr
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, SecretStr
 
 from steadfeast.featurestore.errors import MissingExtraError, StoreUnavailableError
 from steadfeast.featurestore.online.base import PackedOnlineStore
-from steadfeast.featurestore.online.packing import Layouts, StoredLayout, supersedes
-from steadfeast.featurestore.rows.layout import ORDER_BYTES, Layout
+from steadfeast.featurestore.online.packing import Layouts, StoredLayout
+from steadfeast.featurestore.online.waiting import MARKER
+from steadfeast.featurestore.rows.layout import HEADER_BYTES, ORDER_BYTES, Layout, biased
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from feast import RepoConfig
 
+    from steadfeast.featurestore.online.progress import Place
+    from steadfeast.featurestore.online.waiting import Merge
+
 _SCRIPT_ROWS = 128  # rows per call of the script: a call blocks the server
 _PIPELINE_CALLS = 64
 _SCAN_ROWS = 2048
+_POLICY_SECONDS = 1.0
+"""How long a server's way with full memory is taken for what it was."""
 
 # Strings are compared byte by byte: Lua's own order follows the server's locale.
 _PUT = f"""
-local function compare(a, b)
-  local x, y = {{string.byte(a, 1, {ORDER_BYTES})}}, {{string.byte(b, 1, {ORDER_BYTES})}}
-  for i = 1, {ORDER_BYTES} do
+local function compare(a, from, b, start, size)
+  local x = {{string.byte(a, from, from + size - 1)}}
+  local y = {{string.byte(b, start, start + size - 1)}}
+  for i = 1, size do
     if x[i] ~= y[i] then return (x[i] or 0) - (y[i] or 0) end
   end
   return 0
 end
+local settled, plain = ARGV[1], ARGV[2] == '1'
+local function single(old)
+  return plain and string.sub(old, {ORDER_BYTES + 1}, {HEADER_BYTES}) ~= ARGV[3]
+    and compare(old, 1, settled, 1, 8) <= 0 and compare(old, 9, settled, 1, 8) <= 0
+end
 local changed, ties = 0, {{}}
 for i, key in ipairs(KEYS) do
-  local old, new = redis.call('GET', key), ARGV[i]
-  local order = old and compare(new, old) or 1
-  if order > 0 then
+  local old, new = redis.call('GET', key), ARGV[i + 3]
+  if not old then
     redis.call('SET', key, new)
     changed = changed + 1
-  elseif order == 0 and old ~= new then
-    ties[#ties + 1] = i - 1
-    ties[#ties + 1] = old
+  elseif old ~= new then
+    local order = single(old) and compare(new, 1, old, 1, {ORDER_BYTES}) or 0
+    if order > 0 then
+      redis.call('SET', key, new)
+      changed = changed + 1
+    elseif order == 0 then
+      ties[#ties + 1] = i - 1
+      ties[#ties + 1] = old
+    end
   end
 end
 return {{changed, ties}}
@@ -60,6 +79,12 @@ return {{changed, ties}}
 _REPLACE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
+
+_SWAP = """
+if redis.call('GET', KEYS[1]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[1])
 return 1
 """
 
@@ -89,6 +114,11 @@ class RedisOnlineStoreConfig(FeastConfigBaseModel):
         timeout_seconds: Limit of one attempt to connect or to get an answer.
         retries: Further attempts, with exponential backoff, when the server does not answer.
             Repeating a write does no harm.
+        max_ahead_seconds: Rows that are due further ahead of the writer's clock are left out;
+            those within wait until they are due.
+        when_lost: What to answer where rows are gone, or may be because the server's
+            `maxmemory-policy` evicts keys at will: `refuse`, or `mark`, which gives what is not
+            there the status INVALID.
     """
 
     type: Literal["steadfeast.RedisOnlineStore"] = "steadfeast.RedisOnlineStore"
@@ -101,6 +131,8 @@ class RedisOnlineStoreConfig(FeastConfigBaseModel):
     key_file: str | None = None
     timeout_seconds: PositiveFloat = 2.0
     retries: NonNegativeInt = 2
+    max_ahead_seconds: NonNegativeFloat = 86_400.0
+    when_lost: Literal["refuse", "mark"] = "refuse"
 
 
 class RedisOnlineStore(PackedOnlineStore):
@@ -110,6 +142,7 @@ class RedisOnlineStore(PackedOnlineStore):
         super().__init__()
         self._clients: dict[str, Any] = {}
         self._idle: defaultdict[tuple[int, int], deque[Any]] = defaultdict(deque)
+        self._doubts: dict[str, tuple[float, str]] = {}
 
     def release(self) -> None:
         """Close the connections."""
@@ -117,15 +150,20 @@ class RedisOnlineStore(PackedOnlineStore):
         while self._clients:
             self._clients.popitem()[1].close()
 
-    def _get(self, config: RepoConfig, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        if not keys:
-            return []
-        start = _name(space, b"")[:-1]
+    def _get(
+        self, config: RepoConfig, place: Place, keys: Sequence[bytes]
+    ) -> list[bytes | None] | None:
+        start = _name(place.name, b"")[:-1]
         names = [start + key + b"}" for key in keys]
+        names.append(_value_name(place.space, "head"))
         with self._client(config) as client:
             if config.online_store.cluster:
-                return cast("list[bytes | None]", client.mget_nonatomic(names))
-            return self._mget(client, names)
+                found = cast("list[bytes | None]", client.mget_nonatomic(names))
+            else:
+                found = self._mget(client, names)
+        head = found.pop()
+        served = head is not None and head.startswith(place.generation.encode())
+        return found if served else None
 
     def _mget(self, client: Any, names: Sequence[bytes]) -> list[bytes | None]:
         """Do what `client.mget` does, without its pool and telemetry, a third of its time."""
@@ -151,51 +189,57 @@ class RedisOnlineStore(PackedOnlineStore):
     def _put(
         self,
         config: RepoConfig,
-        space: str,
+        place: Place,
         layout: Layout,
         pairs: Sequence[tuple[bytes, bytes]],
-    ) -> int:
-        changed, ties = 0, []
+        merge: Merge,
+    ) -> int | None:
+        changed = 0
         with self._client(config) as client:
-            _keep_layout(client, space, layout, "known")
+            _keep_layout(client, place.space, layout, "known")
             size = 1 if config.online_store.cluster else _SCRIPT_ROWS
-            calls = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-            for start in range(0, len(calls), _PIPELINE_CALLS):
-                some = calls[start : start + _PIPELINE_CALLS]
-                pipeline = client.pipeline(transaction=False)
-                for call in some:
-                    names = [_name(space, key) for key, _ in call]
-                    # redis-py has no eval() on a cluster's pipeline, yet routes EVAL by its key.
-                    pipeline.execute_command(
-                        "EVAL", _PUT, len(names), *names, *[row for _, row in call]
-                    )
-                for call, (count, tied) in zip(some, pipeline.execute(), strict=True):
-                    changed += count
-                    for place, old in zip(tied[::2], tied[1::2], strict=True):
-                        ties.append((_name(space, call[place][0]), call[place][1], old))
-            if ties:
-                layouts = self._layouts(config, space)
-                changed += sum(_settle(client, layouts, *tie) for tie in ties)
+            how = (biased(merge.settled), b"1" if merge.plain else b"0", MARKER)
+            left = [(_name(place.name, key), value) for key, value in pairs]
+            while left:
+                calls = [left[i : i + size] for i in range(0, len(left), size)]
+                met: list[tuple[bytes, bytes, bytes]] = []
+                for start in range(0, len(calls), _PIPELINE_CALLS):
+                    some = calls[start : start + _PIPELINE_CALLS]
+                    pipeline = client.pipeline(transaction=False)
+                    for call in some:
+                        names, values = zip(*call, strict=True)
+                        # redis-py has no eval() on a cluster's pipeline, yet routes it by its key.
+                        pipeline.execute_command("EVAL", _PUT, len(names), *names, *how, *values)
+                    for call, (count, back) in zip(some, pipeline.execute(), strict=True):
+                        changed += count
+                        met += [
+                            (*call[at], old) for at, old in zip(back[::2], back[1::2], strict=True)
+                        ]
+                if not met:
+                    break
+                merge.layouts = self._layouts(config, place.space)
+                count, left = _settle(client, merge, met)
+                changed += count
         return changed
 
-    def _delete(self, config: RepoConfig, space: str, keys: Sequence[bytes]) -> int:
+    def _delete(self, config: RepoConfig, place: Place, keys: Sequence[bytes]) -> int:
         with self._client(config) as client:
-            return _unlink(client, (_name(space, key) for key in keys))
+            return _unlink(client, (_name(place.name, key) for key in keys))
 
-    def _pairs(self, config: RepoConfig, space: str) -> Iterator[list[tuple[bytes, bytes]]]:
-        start, seen = len(_name(space, b"")) - 1, set()  # SCAN may give a key twice
+    def _pairs(self, config: RepoConfig, place: Place) -> Iterator[list[tuple[bytes, bytes]]]:
+        start, seen = len(_name(place.name, b"")) - 1, set()  # SCAN may give a key twice
         with self._client(config) as client:
             batch: list[bytes] = []
-            for name in client.scan_iter(f"steadfeast:{space}:{{*", count=_SCAN_ROWS):
+            for name in client.scan_iter(f"steadfeast:{place.name}:{{*", count=_SCAN_ROWS):
                 if name in seen:
                     continue
                 seen.add(name)
                 batch.append(name[start:-1])
                 if len(batch) == _SCAN_ROWS:
-                    yield _present(batch, self._get(config, space, batch))
+                    yield _present(batch, self._get(config, place, batch))
                     batch = []
             if batch:
-                yield _present(batch, self._get(config, space, batch))
+                yield _present(batch, self._get(config, place, batch))
 
     def _layouts(self, config: RepoConfig, space: str) -> Layouts:
         with self._client(config) as client:
@@ -214,10 +258,52 @@ class RedisOnlineStore(PackedOnlineStore):
         with self._client(config) as client:
             _keep_layout(client, space, layout, "newest")
 
+    def _make(self, config: RepoConfig, place: Place) -> None:
+        """Do nothing: rows need no room made."""
+
+    def _remove(self, config: RepoConfig, space: str, but: Iterable[Place]) -> None:
+        places = tuple(but)
+        stay = tuple(f"steadfeast:{place.name}:{{".encode() for place in places)
+        notes = {_value_name(space, f"progress:{place.generation}") for place in places}
+        patterns = [f"steadfeast:{space}:{{*", f"steadfeast:{space}@*"]
+        with self._client(config) as client:
+            for pattern in [*patterns, f"steadfeast:{space}:progress:*"]:
+                names = client.scan_iter(pattern, count=_SCAN_ROWS)
+                gone = (n for n in names if not n.startswith(stay) and n not in notes)
+                _unlink(client, gone)
+
     def _drop(self, config: RepoConfig, spaces: Iterable[str]) -> None:
         with self._client(config) as client:
             for space in spaces:
-                _unlink(client, client.scan_iter(f"steadfeast:{space}:*", count=_SCAN_ROWS))
+                for pattern in (f"steadfeast:{space}:*", f"steadfeast:{space}@*"):
+                    _unlink(client, client.scan_iter(pattern, count=_SCAN_ROWS))
+
+    def _value(self, config: RepoConfig, space: str, name: str) -> bytes | None:
+        with self._client(config) as client:
+            return cast("bytes | None", client.get(_value_name(space, name)))
+
+    def _swap(
+        self, config: RepoConfig, space: str, name: str, old: bytes | None, new: bytes
+    ) -> bool:
+        key = _value_name(space, name)
+        with self._client(config) as client:
+            if old is None:
+                return bool(client.eval(_SWAP, 1, key, new))
+            return bool(client.eval(_REPLACE, 1, key, old, new))
+
+    def _describe(self, config: RepoConfig) -> str:
+        parts = urlsplit(config.online_store.url.get_secret_value())
+        # The address without the user's name and password.
+        return f"redis {parts.hostname}:{parts.port or 6379}{parts.path}"
+
+    def _doubt(self, config: RepoConfig) -> str:
+        url = config.online_store.url.get_secret_value()
+        until, doubt = self._doubts.get(url, (0.0, ""))
+        if monotonic() >= until:
+            with self._client(config) as client:
+                doubt = _evicts(client)
+            self._doubts[url] = monotonic() + _POLICY_SECONDS, doubt
+        return doubt
 
     @contextmanager
     def _client(self, config: RepoConfig) -> Iterator[Any]:
@@ -229,9 +315,8 @@ class RedisOnlineStore(PackedOnlineStore):
                 client = self._clients[url] = _connect(options)
             yield client
         except _errors() as error:
-            parts = urlsplit(url)  # the address without the user's name and password
-            place = f"redis {parts.hostname}:{parts.port or 6379}{parts.path}"
-            raise StoreUnavailableError(place, f"{type(error).__name__}: {error}") from error
+            problem = f"{type(error).__name__}: {error}"
+            raise StoreUnavailableError(self._describe(config), problem) from error
 
 
 @cache
@@ -280,21 +365,49 @@ def _layouts_name(space: str) -> str:
     return f"steadfeast:{space}:layouts"
 
 
+@lru_cache(maxsize=1024)
+def _value_name(space: str, name: str) -> bytes:
+    return f"steadfeast:{space}:{name}".encode()
+
+
+def _evicts(client: Any) -> str:
+    """Say how a server may drop rows of its own accord; empty when it does not, or hides it."""
+    from redis.exceptions import NoPermissionError  # noqa: PLC0415 - the extra `redis`
+
+    try:
+        found = client.info("memory")
+    except NoPermissionError:
+        return ""
+    nodes = found.values() if "maxmemory_policy" not in found else [found]
+    for node in nodes:  # of a cluster, one answer a node
+        policy = str(node.get("maxmemory_policy", ""))
+        if policy.startswith("allkeys"):
+            return (
+                f"may drop rows unasked: its maxmemory-policy is {policy}; set noeviction, or a "
+                "volatile policy (its rows never expire), or online_store.when_lost: mark"
+            )
+    return ""
+
+
 def _keep_layout(client: Any, space: str, layout: Layout, how: str) -> None:
     name = _layouts_name(space)
     client.eval(_KEEP_LAYOUT, 1, name, layout.id.hex(), layout.serialize(), how)
 
 
-def _settle(client: Any, layouts: Layouts, name: bytes, new: bytes, old: bytes) -> int:
-    """Replace a row of the same times if `new` is greater; start over if it has changed."""
-    while supersedes(new, old, layouts):
-        if client.eval(_REPLACE, 1, name, old, new):
-            return 1
-        changed, ties = client.eval(_PUT, 1, name, new)
-        if changed or not ties:
-            return int(changed)
-        old = ties[1]
-    return 0
+def _settle(
+    client: Any, merge: Merge, met: Sequence[tuple[bytes, bytes, bytes]]
+) -> tuple[int, list[tuple[bytes, bytes]]]:
+    """Merge `(name, new, old)` here; return how many changed, and what is to be tried again."""
+    tried = []
+    pipeline = client.pipeline(transaction=False)
+    for name, new, old in met:
+        value = merge(new, old)
+        if value != old:
+            tried.append((name, new))
+            pipeline.execute_command("EVAL", _REPLACE, 1, name, old, value)
+    done = pipeline.execute() if tried else []
+    again = [pair for pair, ok in zip(tried, done, strict=True) if not ok]
+    return len(tried) - len(again), again
 
 
 def _unlink(client: Any, names: Iterable[bytes]) -> int:
@@ -314,5 +427,9 @@ def _unlink_batch(client: Any, names: Sequence[bytes]) -> int:
     return sum(pipeline.execute())
 
 
-def _present(keys: Sequence[bytes], rows: Sequence[bytes | None]) -> list[tuple[bytes, bytes]]:
+def _present(
+    keys: Sequence[bytes], rows: Sequence[bytes | None] | None
+) -> list[tuple[bytes, bytes]]:
+    if rows is None:  # another generation is served by now
+        return []
     return [(key, row) for key, row in zip(keys, rows, strict=True) if row is not None]

@@ -2,8 +2,9 @@
 
 Above `base`. The file is in WAL mode, so readers, in this process or others, never wait for the
 writer and see whole batches only. A view's rows are one table `rows:<project>:<view>` of keys
-and packed rows. A connection is used by one thread at a time and reused; a forked process opens
-its own.
+and packed rows, with `@<generation>` behind it once the view was filled anew. A connection is used
+by one thread at a time and reused, as long as its file is the one under that name; a forked
+process opens its own.
 """
 
 from __future__ import annotations
@@ -11,30 +12,41 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
-from collections import defaultdict, deque
+from collections import deque
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from feast.repo_config import FeastConfigBaseModel
-from pydantic import PositiveFloat  # noqa: TC002 - pydantic reads the annotations
+from pydantic import (  # noqa: TC002 - pydantic reads the annotations
+    NonNegativeFloat,
+    PositiveFloat,
+)
 
 from steadfeast.featurestore.errors import StoreUnavailableError
 from steadfeast.featurestore.online.base import PackedOnlineStore
 from steadfeast.featurestore.online.packing import Layouts, StoredLayout, supersedes
-from steadfeast.featurestore.rows.layout import ORDER_BYTES, Layout
+from steadfeast.featurestore.online.waiting import MARKER
+from steadfeast.featurestore.rows.layout import HEADER_BYTES, ORDER_BYTES, Layout, biased
+from steadfeast.featurestore.tables.whole_files import make_private, private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from feast import RepoConfig
 
+    from steadfeast.featurestore.online.progress import Place
+    from steadfeast.featurestore.online.waiting import Merge
+
 _LAYOUTS = "steadfeast_layouts"
+_VALUES = "steadfeast_values"
 _READ_KEYS = 512  # keys per SELECT
 _STATEMENTS = 256  # kept prepared by each connection: a view has up to 55, see `_round`
 _SCAN_ROWS = 8192
+_LOOK_SECONDS = 0.02
+"""How long reads take the file for the one that it was; a write looks each time."""
 _PAGE = 8192  # bytes: twenty rows of 50 numbers, so that the tree is shallow
 _CACHE_KIB = 16 * 1024  # of each connection; SQLite's own 2 MiB hold few of the inner pages
 
@@ -46,11 +58,17 @@ class SQLiteOnlineStoreConfig(FeastConfigBaseModel):
         type: The plugin.
         path: The file; relative to the repository's folder.
         timeout_seconds: How long a write waits for another process's write.
+        max_ahead_seconds: Rows that are due further ahead of the writer's clock are left out;
+            those within wait until they are due.
+        when_lost: What to answer for a view whose rows are gone: `refuse`, or `mark`, which
+            gives nulls of status INVALID.
     """
 
     type: Literal["steadfeast.SQLiteOnlineStore"] = "steadfeast.SQLiteOnlineStore"
     path: str = "data/online.db"
     timeout_seconds: PositiveFloat = 30.0
+    max_ahead_seconds: NonNegativeFloat = 86_400.0
+    when_lost: Literal["refuse", "mark"] = "refuse"
 
 
 class SQLiteOnlineStore(PackedOnlineStore):
@@ -60,72 +78,88 @@ class SQLiteOnlineStore(PackedOnlineStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self._idle: defaultdict[tuple[str, int], deque[sqlite3.Connection]] = defaultdict(deque)
+        self._files: dict[tuple[str, int], _File] = {}
         self._paths: dict[int, tuple[object, str]] = {}
         # Feast makes plugins and drops them: `feast apply` has one of its own.
-        self._finalizer = weakref.finalize(self, _close, self._idle)
+        self._finalizer = weakref.finalize(self, _close, self._files)
 
     def release(self) -> None:
         """Close the connections that are not in use."""
-        _close(self._idle)
+        _close(self._files)
 
     def teardown(self, config: RepoConfig, tables: Sequence[object], entities: object) -> None:
         """Remove everything kept for `tables`, and close the file."""
         super().teardown(config, tables, entities)  # type: ignore[arg-type]
         self.release()
 
-    def _get(self, config: RepoConfig, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        with self._connection(config) as connection:
+    def _get(
+        self, config: RepoConfig, place: Place, keys: Sequence[bytes]
+    ) -> list[bytes | None] | None:
+        borrowed = self._connection(config)
+        with borrowed as connection:
+            if not borrowed.serves(place):
+                return None
             try:
                 if len(keys) == 1:
-                    row = connection.execute(_select_one(space), keys).fetchone()
+                    row = connection.execute(_select_one(place.name), keys).fetchone()
                     return [None if row is None else row[0]]
                 found: list[bytes | None] = []
                 for start in range(0, len(keys), _READ_KEYS):
                     some = list(keys[start : start + _READ_KEYS])
                     size = _round(len(some))
                     asked = some + some[-1:] * (size - len(some))
-                    rows = dict(connection.execute(_select(space, size), asked))
+                    rows = dict(connection.execute(_select(place.name, size), asked))
                     found += map(rows.get, range(len(some)))
             except sqlite3.OperationalError as error:
                 if not _is_missing(error):
                     raise
-                return [None] * len(keys)
+                return None
         return found
 
     def _put(
         self,
         config: RepoConfig,
-        space: str,
+        place: Place,
         layout: Layout,
         pairs: Sequence[tuple[bytes, bytes]],
-    ) -> int:
+        merge: Merge,
+    ) -> int | None:
         with self._transaction(config) as connection:
-            _create(connection, space)
-            layouts = _read_layouts(connection, space)
+            if not _exists(connection, place):
+                return None
+            layouts = _read_layouts(connection, place.space)
             if layout.id not in layouts:
-                _insert_layout(connection, space, layout, layouts)
-                layouts = _read_layouts(connection, space)
+                _insert_layout(connection, place.space, layout, layouts)
+                layouts = _read_layouts(connection, place.space)
+            merge.layouts = layouts
             connection.create_function(
                 "supersedes", 2, lambda new, old: supersedes(new, old, layouts)
             )
+            connection.create_function("merged", 2, merge)
             before = connection.total_changes
             # In the order of the B-tree: a third of the time.
-            connection.executemany(_upsert(space), sorted(pairs))
+            if merge.plain:
+                settled = biased(merge.settled)
+                triples = ((key, row, settled) for key, row in sorted(pairs))
+                connection.executemany(_upsert(place.name), triples)
+            else:
+                connection.executemany(_merge(place.name), sorted(pairs))
             return connection.total_changes - before
 
-    def _delete(self, config: RepoConfig, space: str, keys: Sequence[bytes]) -> int:
+    def _delete(self, config: RepoConfig, place: Place, keys: Sequence[bytes]) -> int:
         with self._transaction(config) as connection:
-            _create(connection, space)
+            if not _exists(connection, place):
+                return 0
             before = connection.total_changes
-            query = f"DELETE FROM {_table(space)} WHERE key = ?"
+            query = f"DELETE FROM {_table(place.name)} WHERE key = ?"
             connection.executemany(query, [(key,) for key in keys])
             return connection.total_changes - before
 
-    def _pairs(self, config: RepoConfig, space: str) -> Iterator[list[tuple[bytes, bytes]]]:
+    def _pairs(self, config: RepoConfig, place: Place) -> Iterator[list[tuple[bytes, bytes]]]:
         with self._connection(config) as connection:
             try:
-                cursor = connection.execute(f"SELECT key, row FROM {_table(space)} ORDER BY key")
+                query = f"SELECT key, row FROM {_table(place.name)} ORDER BY key"
+                cursor = connection.execute(query)
             except sqlite3.OperationalError as error:
                 if _is_missing(error):
                     return
@@ -142,30 +176,63 @@ class SQLiteOnlineStore(PackedOnlineStore):
 
     def _apply(self, config: RepoConfig, space: str, layout: Layout) -> None:
         with self._transaction(config) as connection:
-            _create(connection, space)
             layouts = _read_layouts(connection, space)
-            newest = max((item.generation for item in layouts.values()), default=0)
+            newest = max((item.number for item in layouts.values()), default=0)
             known = layouts.get(layout.id)
-            if known is None or known.generation < newest:
+            if known is None or known.number < newest:
                 _insert_layout(connection, space, layout, layouts)
+
+    def _make(self, config: RepoConfig, place: Place) -> None:
+        with self._transaction(config) as connection:
+            connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {_table(place.name)}"
+                " (key BLOB PRIMARY KEY, row BLOB NOT NULL) WITHOUT ROWID"
+            )
+
+    def _remove(self, config: RepoConfig, space: str, but: Iterable[Place]) -> None:
+        with self._transaction(config) as connection:
+            _remove(connection, space, tuple(but))
 
     def _drop(self, config: RepoConfig, spaces: Iterable[str]) -> None:
         with self._transaction(config) as connection:
             for space in spaces:
-                connection.execute(f"DROP TABLE IF EXISTS {_table(space)}")
+                _remove(connection, space, ())
                 connection.execute(f"DELETE FROM {_LAYOUTS} WHERE space = ?", (space,))
+                connection.execute(f"DELETE FROM {_VALUES} WHERE space = ?", (space,))
+
+    def _value(self, config: RepoConfig, space: str, name: str) -> bytes | None:
+        with self._connection(config) as connection:
+            return _read_value(connection, space, name)
+
+    def _swap(
+        self, config: RepoConfig, space: str, name: str, old: bytes | None, new: bytes
+    ) -> bool:
+        with self._transaction(config) as connection:
+            if _read_value(connection, space, name) != old:
+                return False
+            query = f"INSERT OR REPLACE INTO {_VALUES} VALUES (?, ?, ?)"
+            connection.execute(query, (space, name, new))
+            return True
+
+    def _describe(self, config: RepoConfig) -> str:
+        return f"online store {_path(config)}"
 
     def _connection(self, config: RepoConfig) -> _Borrowed:
         options = config.online_store
         known = self._paths.get(id(options))
         if known is None:  # the options are kept, so that no other object gets their id
             known = self._paths[id(options)] = (options, _path(config))
-        path = known[1]
-        return _Borrowed(self._idle[path, os.getpid()], path, options.timeout_seconds)
+        key = known[1], os.getpid()
+        file = self._files.get(key)
+        if file is None:
+            file = self._files.setdefault(key, _File(known[1]))
+        return _Borrowed(file, options.timeout_seconds)
 
     @contextmanager
     def _transaction(self, config: RepoConfig) -> Iterator[sqlite3.Connection]:
-        with self._connection(config) as connection:
+        borrowed = self._connection(config)
+        borrowed.look()
+        with borrowed as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -175,39 +242,110 @@ class SQLiteOnlineStore(PackedOnlineStore):
                     connection.execute("ROLLBACK")
 
 
-def _close(idle: Mapping[tuple[str, int], deque[sqlite3.Connection]]) -> None:
-    for (_, process), connections in idle.items():
-        while connections:
-            connection = connections.pop()
+def _close(files: Mapping[tuple[str, int], _File]) -> None:
+    for (_, process), file in files.items():
+        while file.idle:
+            opened = file.idle.pop()
             if process == os.getpid():  # a forked process must not touch its parent's
-                connection.close()
+                opened.connection.close()
+
+
+class _Opened(NamedTuple):
+    """A connection.
+
+    Attributes:
+        connection: SQLite's.
+        identity: Which file it has open, see `_identity`.
+        served: Generations that were seen to be served from that file.
+    """
+
+    connection: sqlite3.Connection
+    identity: tuple[int, int]
+    served: set[str]
+
+
+class _File:
+    """The database under one path, for one process.
+
+    A file that was removed or replaced lives on in its connections. So which file is there is
+    looked at again and again, and connections to another are closed.
+
+    Attributes:
+        path: It.
+        idle: Connections that nobody uses.
+        identity: Which file was there last.
+        look_at: From when on to look again, by the monotonic clock.
+    """
+
+    __slots__ = ("identity", "idle", "look_at", "path")
+
+    def __init__(self, path: str) -> None:
+        self.path, self.idle = path, deque[_Opened]()
+        self.identity, self.look_at = _identity(path), 0.0
+
+    def look(self, now: float) -> None:
+        """Take note of the file that is there."""
+        self.identity, self.look_at = _identity(self.path), now + _LOOK_SECONDS
 
 
 class _Borrowed:
     """A connection for the length of a `with`; an error of SQLite's is one of ours outside it."""
 
-    __slots__ = ("_connection", "_idle", "_path", "_timeout")
+    __slots__ = ("_file", "_opened", "_timeout")
 
-    def __init__(self, idle: deque[sqlite3.Connection], path: str, timeout_seconds: float) -> None:
-        self._idle, self._path, self._timeout = idle, path, timeout_seconds
+    def __init__(self, file: _File, timeout_seconds: float) -> None:
+        self._file, self._timeout = file, timeout_seconds
+
+    def serves(self, place: Place) -> bool:
+        """Say whether the file has this generation of a view."""
+        opened = self._opened
+        if place.generation in opened.served:
+            return True
+        head = _read_value(opened.connection, place.space, "head")
+        served = head is not None and head.startswith(place.generation.encode())
+        if served:
+            opened.served.add(place.generation)
+        return served
+
+    def look(self) -> None:
+        """Use the file that is there at this very moment."""
+        self._file.look_at = 0.0
 
     def __enter__(self) -> sqlite3.Connection:
+        file, now = self._file, monotonic()
+        if now >= file.look_at:
+            file.look(now)
         try:
-            self._connection = self._idle.pop()
+            opened = file.idle.pop()
+            while opened.identity != file.identity:
+                opened.connection.close()
+                opened = file.idle.pop()
         except IndexError:
             try:
-                self._connection = _connect(self._path, self._timeout)
-            except sqlite3.Error as error:
+                connection = _connect(file.path, self._timeout)
+            except (sqlite3.Error, OSError) as error:
                 raise self._unavailable(error) from error
-        return self._connection
+            file.look(now)
+            opened = _Opened(connection, file.identity, set())
+        self._opened = opened
+        return opened.connection
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._idle.append(self._connection)
+        self._file.idle.append(self._opened)
         if isinstance(error, sqlite3.Error):
             raise self._unavailable(error) from error
 
-    def _unavailable(self, error: sqlite3.Error) -> StoreUnavailableError:
-        return StoreUnavailableError(f"online store {self._path}", str(error))
+    def _unavailable(self, error: Exception) -> StoreUnavailableError:
+        return StoreUnavailableError(f"online store {self._file.path}", str(error))
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """Return device and inode of a file."""
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError:
+        return (0, 0)
+    return found.st_dev, found.st_ino
 
 
 def _path(config: RepoConfig) -> str:
@@ -218,7 +356,9 @@ def _path(config: RepoConfig) -> str:
 
 
 def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    private_folder(Path(path).parent)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    make_private(Path(path))  # SQLite gives the files beside it the same rights
     connection = sqlite3.connect(
         path,
         timeout=timeout_seconds,
@@ -234,6 +374,10 @@ def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
         connection.execute(
             f"CREATE TABLE IF NOT EXISTS {_LAYOUTS} (space TEXT, id BLOB, generation INTEGER,"
             " layout BLOB, PRIMARY KEY (space, id)) WITHOUT ROWID"
+        )
+        connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {_VALUES} (space TEXT, name TEXT, value BLOB,"
+            " PRIMARY KEY (space, name)) WITHOUT ROWID"
         )
     except sqlite3.Error:
         connection.close()
@@ -255,8 +399,12 @@ def _use_wal(connection: sqlite3.Connection, timeout_seconds: float) -> None:
             return
 
 
-def _table(space: str) -> str:
-    return '"rows:' + space.replace('"', '""') + '"'
+def _table(name: str) -> str:
+    return _quoted(f"rows:{name}")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _round(size: int) -> int:
@@ -266,12 +414,12 @@ def _round(size: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _select_one(space: str) -> str:
-    return f"SELECT row FROM {_table(space)} WHERE key = ?"
+def _select_one(name: str) -> str:
+    return f"SELECT row FROM {_table(name)} WHERE key = ?"
 
 
 @lru_cache(maxsize=1024)
-def _select(space: str, size: int) -> str:
+def _select(name: str, size: int) -> str:
     """Return a query of `(place, row)` of the keys that are there.
 
     A join in the order of the keys given, for IN would sort them first and give each back.
@@ -279,24 +427,60 @@ def _select(space: str, size: int) -> str:
     places = ",".join(f"({place},?)" for place in range(size))
     return (
         f"WITH asked (place, key) AS (VALUES {places}) SELECT place, row FROM asked"
-        f" CROSS JOIN {_table(space)} AS stored ON stored.key = asked.key"
+        f" CROSS JOIN {_table(name)} AS stored ON stored.key = asked.key"
     )
 
 
-def _create(connection: sqlite3.Connection, space: str) -> None:
-    connection.execute(
-        f"CREATE TABLE IF NOT EXISTS {_table(space)}"
-        " (key BLOB PRIMARY KEY, row BLOB NOT NULL) WITHOUT ROWID"
-    )
+def _exists(connection: sqlite3.Connection, place: Place) -> bool:
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return connection.execute(query, (f"rows:{place.name}",)).fetchone() is not None
 
 
-def _upsert(space: str) -> str:
+def _remove(connection: sqlite3.Connection, space: str, but: Sequence[Place]) -> None:
+    """Remove rows and progress of the generations of a space but some."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND substr(name, 1, ?) = ?"
+    start = f"rows:{space}"
+    names = [name for (name,) in connection.execute(query, (len(start), start))]
+    stay = {f"rows:{place.name}" for place in but}
+    for name in names:
+        if name not in stay and name.removeprefix(start)[:1] in {"", "@"}:
+            connection.execute(f"DROP TABLE {_quoted(name)}")
+    stay = {"head", *(f"progress:{place.generation}" for place in but)}
+    query = f"SELECT name FROM {_VALUES} WHERE space = ?"
+    for (name,) in connection.execute(query, (space,)).fetchall():
+        if name not in stay:
+            query = f"DELETE FROM {_VALUES} WHERE space = ? AND name = ?"
+            connection.execute(query, (space, name))
+
+
+def _read_value(connection: sqlite3.Connection, space: str, name: str) -> bytes | None:
+    query = f"SELECT value FROM {_VALUES} WHERE space = ? AND name = ?"
+    row = connection.execute(query, (space, name)).fetchone()
+    return None if row is None else bytes(row[0])
+
+
+@lru_cache(maxsize=256)
+def _upsert(name: str) -> str:
+    """Return how single rows that are due at ?3 are merged: seldom by Python."""
     mine = f"substr(excluded.row, 1, {ORDER_BYTES})"
     theirs = f"coalesce(substr(stored.row, 1, {ORDER_BYTES}), x'')"  # of an empty blob it is NULL
-    return f"""INSERT INTO {_table(space)} AS stored (key, row) VALUES (?, ?)
-        ON CONFLICT (key) DO UPDATE SET row = excluded.row
-        WHERE {mine} > {theirs} OR ({mine} = {theirs} AND excluded.row <> stored.row
-            AND supersedes(excluded.row, stored.row))"""
+    marker = f"substr(stored.row, {ORDER_BYTES + 1}, {HEADER_BYTES - ORDER_BYTES})"
+    later = " OR ".join(f"substr(stored.row, {start}, 8) > ?3" for start in (1, 9))
+    other = f"coalesce({marker} = x'{MARKER.hex()}' OR {later}, false)"
+    return f"""INSERT INTO {_table(name)} AS stored (key, row) VALUES (?1, ?2)
+        ON CONFLICT (key) DO UPDATE SET
+            row = CASE WHEN {other} THEN merged(excluded.row, stored.row) ELSE excluded.row END
+        WHERE CASE WHEN {other} THEN merged(excluded.row, stored.row) <> stored.row
+            WHEN {mine} > {theirs} THEN true
+            WHEN {mine} = {theirs} AND excluded.row <> stored.row
+            THEN supersedes(excluded.row, stored.row) END"""
+
+
+@lru_cache(maxsize=256)
+def _merge(name: str) -> str:
+    return f"""INSERT INTO {_table(name)} AS stored (key, row) VALUES (?, ?)
+        ON CONFLICT (key) DO UPDATE SET row = merged(excluded.row, stored.row)
+        WHERE merged(excluded.row, stored.row) <> stored.row"""
 
 
 def _read_layouts(connection: sqlite3.Connection, space: str) -> Layouts:
@@ -310,7 +494,7 @@ def _read_layouts(connection: sqlite3.Connection, space: str) -> Layouts:
 def _insert_layout(
     connection: sqlite3.Connection, space: str, layout: Layout, layouts: Layouts
 ) -> None:
-    newest = max((item.generation for item in layouts.values()), default=0)
+    newest = max((item.number for item in layouts.values()), default=0)
     connection.execute(
         f"INSERT OR REPLACE INTO {_LAYOUTS} VALUES (?, ?, ?, ?)",
         (space, layout.id, newest + 1, layout.serialize()),

@@ -193,6 +193,11 @@ def layout_id(row: bytes) -> bytes:
     return row[ORDER_BYTES:HEADER_BYTES]
 
 
+def biased(micros: int) -> bytes:
+    """Return a time in µs as rows hold it: bytes that compare as times do."""
+    return (micros - NO_TIME).to_bytes(8, "big")
+
+
 def order_of(row: bytes) -> tuple[int, int]:
     """Return the event and created time of `row` in µs; the latter is `NO_TIME` without one."""
     event, created = _ORDER.unpack_from(row)

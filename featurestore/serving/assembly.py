@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from steadfeast.featurestore.definitions.plan import ServicePlan, StoredView
     from steadfeast.featurestore.online import PackedOnlineStore, PackedRead
 
-PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = (np.uint8(code) for code in (1, 2, 3, 4))
+INVALID, PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = map(np.uint8, range(5))
 
 EntityRows: TypeAlias = pa.Table | Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
 """What a request may give: a table, a mapping for each row, or a mapping of columns.
@@ -51,7 +51,7 @@ def read(
         at: What TTLs are measured from.
     """
     reads = [
-        online.read_batch(config, view.view, view.key_table(entities), tuple(view.columns))
+        online.read_batch(config, view.view, view.key_table(entities), tuple(view.columns), at)
         for view in bundle.plan.views
     ]
     table, statuses, event_times = assemble(bundle, entities, reads, at)
@@ -151,20 +151,23 @@ def _view(
     view: StoredView, got: PackedRead, at: int | Micros
 ) -> tuple[dict[tuple[str, str], pa.Array], Codes, pa.Array]:
     """Judge one view: values that may be used at `at`, a status per row, event times."""
-    found = got.found
-    fresh = found & usable(_microseconds(got.event_times), view.ttl_us, at)
+    event_us = _microseconds(got.event_times)
+    found = got.found & (event_us <= at)
     if got.created_times.null_count < len(found):
-        # Known after `at`: only a replay of the past can meet such a row.
-        fresh &= _microseconds(got.created_times) <= at
-    states = np.where(found, np.where(fresh, PRESENT, OUTSIDE_MAX_AGE), NOT_FOUND)
+        found &= _microseconds(got.created_times) <= at
+    fresh = found & usable(event_us, view.ttl_us, at)
+    missing = INVALID if got.doubtful else NOT_FOUND
+    states = np.where(found, np.where(fresh, PRESENT, OUTSIDE_MAX_AGE), missing)
     columns = [whole(column) for column in got.values.columns]
     if not fresh.all():
         # A row that is not there is null already.
-        keep = pa.array(fresh | ~found) if found.any() else None
+        keep = pa.array(fresh | ~got.found) if got.found.any() else None
         if keep is not None and keep.false_count:
             columns = [pc.if_else(keep, column, pa.scalar(None, column.type)) for column in columns]
     values = {(view.name, name): column for name, column in zip(view.columns, columns, strict=True)}
     times = got.event_times
+    if (found < got.found).any():  # what is not due yet is not there
+        times = pc.if_else(pa.array(found), times, pa.scalar(None, times.type))
     return values, states, times if times.type == TIMESTAMP else times.cast(TIMESTAMP)
 
 

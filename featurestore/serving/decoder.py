@@ -88,12 +88,14 @@ class Judged(NamedTuple):
         fresh: Whether each may be used, shape (n,); None when all may.
         event_us: Event times in µs, shape (n,); meaningless where there is no row.
         blocks: The values, in the order of `Decoder.order`.
+        missing: Feast's `FieldStatus` of values without a row.
     """
 
     rows: Sequence[bytes | None]
     fresh: NDArray[np.bool_] | None
     event_us: NDArray[np.int64]
     blocks: list[Block]
+    missing: np.uint8 = assembly.NOT_FOUND
 
     def states(self) -> Codes:
         """Return Feast's `FieldStatus` of each row's values that are not null, shape (n,)."""
@@ -101,7 +103,7 @@ class Judged(NamedTuple):
         if self.fresh is not None:
             states[~self.fresh] = assembly.OUTSIDE_MAX_AGE
         if None in self.rows:
-            states[[row is None for row in self.rows]] = assembly.NOT_FOUND
+            states[[row is None for row in self.rows]] = self.missing
         return states
 
     def tally(self) -> NDArray[np.int64]:
@@ -168,6 +170,10 @@ class Decoder:
         event_us, created_us = times_of(data, n, stride)
         usable_now = usable(event_us, self._ttl_us, at) & (created_us <= at)
         fresh = None if usable_now.all() else usable_now
+        if fresh is not None:  # a row that is not due yet is none
+            early = np.maximum(event_us, created_us) > at
+            if early.any():
+                rows = [None if ahead else row for row, ahead in zip(rows, early, strict=True)]
         valid = validity_of(layout, data, n, stride)
 
         def block(cells: NDArray[Any], columns: NDArray[np.intp]) -> Block:
@@ -205,6 +211,8 @@ class Decoder:
         if fresh:
             return Judged(rows, None, np.array((event_us,)), blocks)
         blocks = [Block(cells, np.zeros(cells.shape, np.bool_)) for cells, _ in blocks]
+        if max(event_us, created_us) > at:
+            rows = (None,)
         return Judged(rows, np.zeros(1, np.bool_), np.array((event_us,)), blocks)
 
     def _text(self, rows: Sequence[bytes | None]) -> NDArray[np.object_]:

@@ -8,6 +8,7 @@ request all the same: what could fail later (an older layout, an on-demand view)
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +23,7 @@ from steadfeast.featurestore.serving.decoder import decoder_of
 from steadfeast.featurestore.serving.features import OnlineFeatures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from feast.repo_config import RepoConfig
     from numpy.typing import NDArray
@@ -108,6 +109,7 @@ class Request:
 
     __slots__ = (
         "_at",
+        "_doubtful",
         "_entities",
         "_judged",
         "_layouts",
@@ -134,13 +136,14 @@ class Request:
                 source.plan.codec.encode(source.view.key_table(self._entities))
                 for source in reader.sources
             ]
-        self.fetched, self._layouts = [], []
+        self.fetched, self._layouts, self._doubtful = [], [], []
         for source, some in zip(reader.sources, keys, strict=True):
-            rows, layouts = reader.online.fetch(
-                reader.config, source.view.view, source.space, some or ()
+            rows, layouts, doubtful = reader.online.fetch(
+                reader.config, source.view.view, source.space, some or (), at
             )
             self.fetched.append(rows)
             self._layouts.append(layouts)
+            self._doubtful.append(doubtful)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -162,9 +165,9 @@ class Request:
         return {} if table is None else table.to_pydict()
 
     @property
-    def kind(self) -> Reader:
-        """Requests of one reader can be settled together."""
-        return self._reader
+    def kind(self) -> Hashable:
+        """Requests of one reader can be settled together, if they doubt the same."""
+        return (self._reader, *self._doubtful)
 
     def settle(self, more: Sequence[Request] = ()) -> Columns:
         """Return the table, the statuses and the event times, by `serving`."""
@@ -173,6 +176,9 @@ class Request:
             unpack(source.plan, layouts, list(chain.from_iterable(rows)), source.names)
             for source, *rows in zip(reader.sources, *(one.fetched for one in every), strict=True)
         ]
+        if any(self._doubtful):
+            pairs = zip(reads, self._doubtful, strict=True)
+            reads = [replace(read, doubtful=doubtful) for read, doubtful in pairs]
         at: int | NDArray[np.int64] = self._at
         if more:
             at = np.repeat([one._at for one in every], [one.rows for one in every])  # noqa: SLF001
@@ -184,6 +190,11 @@ class Request:
         if self._judged is None and decoders is not None and self.rows:
             pairs = zip(decoders, self.fetched, strict=True)
             self._judged = [decoder.judge(rows, self._at) for decoder, rows in pairs]
+            if any(self._doubtful):
+                self._judged = [
+                    view._replace(missing=assembly.INVALID) if doubtful else view
+                    for view, doubtful in zip(self._judged, self._doubtful, strict=True)
+                ]
         return self._judged
 
     def in_order(self, flat: Sequence[Any]) -> Sequence[Any]:
@@ -216,7 +227,7 @@ class Request:
 
 def _entities(requests: Sequence[Request]) -> pa.Table:
     """Return the key columns of requests of one reader, one request after the other."""
-    plan = requests[0].kind.bundle.plan
+    plan = requests[0]._reader.bundle.plan  # noqa: SLF001
     pieces = []
     for listed, some in groupby(requests, lambda one: one._listed is not None):  # noqa: SLF001
         if listed:

@@ -252,19 +252,19 @@ def data_frame(table: pa.Table) -> pd.DataFrame:
     """
     frame: pd.DataFrame = table.to_pandas()
     for name, column in zip(table.column_names, table.columns, strict=True):
-        if _rounds(column):
+        if rounds(column):
             frame[name] = pd.array(column.to_pylist(), dtype=pd.Int64Dtype())
     return frame
 
 
 def numpy_array(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     """Return a column as Arrow's `to_numpy`, but exact: as objects what a float would round."""
-    if _rounds(column):
+    if rounds(column):
         return np.array(column.to_pylist(), np.object_)
     return np.asarray(flat(column).to_numpy(zero_copy_only=False))
 
 
-def _rounds(column: pa.ChunkedArray) -> bool:
+def rounds(column: pa.ChunkedArray) -> bool:
     """Tell whether whole numbers stand beside a null and are too large for a float."""
     if not column.null_count or not pa.types.is_integer(column.type):
         return False

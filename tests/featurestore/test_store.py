@@ -321,7 +321,7 @@ def test_a_stream_writes_past_materialization(shop):
         got = store.online_features("small", ask(), request_time=NOON + HOUR)
         assert got.table["spend"].to_pylist() == [9.0]
         before = store.online_features("small", ask(), request_time=NOON)
-        assert before.table["spend"].to_pylist() == [None]
+        assert before.table["spend"].to_pylist() == [4.0]
 
 
 def test_pandas_frames_are_entity_frames_too(shop):

@@ -79,14 +79,14 @@ class SmallRepo:
         pq.write_table(table, self.folder / "data" / f"{name}.parquet")
 
 
-def online(store: Store, at: datetime, keys: tuple[int, ...] = (1, 2)) -> dict[str, list[Any]]:
+def served(store: Store, at: datetime, keys: tuple[int, ...] = (1, 2)) -> dict[str, list[Any]]:
     """Return what is served of `svc` at `at`."""
     got = store.online_features("svc", [{"k": key} for key in keys], request_time=at)
     values: dict[str, list[Any]] = got.table.drop_columns(["k"]).to_pydict()
     return values
 
 
-def offline(store: Store, at: datetime, keys: tuple[int, ...] = (1, 2)) -> dict[str, list[Any]]:
+def trained(store: Store, at: datetime, keys: tuple[int, ...] = (1, 2)) -> dict[str, list[Any]]:
     """Return what training sees of `svc` at `at`."""
     frame = {"k": pa.array(keys, pa.int64()), "event_timestamp": pa.array([at] * len(keys), MICROS)}
     values: dict[str, list[Any]] = store.point_in_time("svc", pa.table(frame)).to_pydict()

@@ -359,9 +359,9 @@ def while_compared(store, monkeypatch, meanwhile):
     """Have `meanwhile` happen each time before an audit reads what is online."""
     scan = type(store.online).scan
 
-    def scanned(self, config, view):
+    def scanned(self, *arguments):
         meanwhile()
-        return scan(self, config, view)
+        return scan(self, *arguments)
 
     monkeypatch.setattr(type(store.online), "scan", scanned)
 

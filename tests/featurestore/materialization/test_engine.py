@@ -266,3 +266,30 @@ def test_killed_anywhere_and_run_again_it_ends_in_the_same_state(shop):
         assert stored(store, "users") == expected
         assert store.materialize(NOON)["users"] == 0
     assert seen == sorted(seen)
+
+
+def test_feasts_own_engine_keeps_numbers_exact_and_brings_what_was_created_late(shop, caplog):
+    """Two `type:` lines and no `batch_engine`: plain `feast materialize` and its increments."""
+    exact = 2**53 + 1
+    first = [
+        user(1, NOON - HOUR, visits=exact, spend=1.0),
+        user(2, NOON - HOUR, spend=1.0),
+        user(3, NOON - HOUR, visits=-exact, spend=1.0),
+    ]
+    late = user(4, NOON - 3 * HOUR, visits=exact, spend=4.0, written=NOON + HOUR)
+    shop.write(first, [{"item_id": "a", "at": NOON - HOUR, "price": 1.0}])
+    rows = [{"user_id": n} for n in (1, 2, 3, 4)]
+    with Store.open(shop.config) as store:
+        store.feast.materialize(NOON - 9 * HOUR, NOON)
+        shop.write([*first, late], [])
+        store.feast.materialize_incremental(NOON + 2 * HOUR)
+        assert store.standing("users").until == NOON + 2 * HOUR
+        found = stored(store, "users")
+        got = store.feast.get_online_features(["users:visits"], rows).to_dict()
+        assert got["user_id"] == [1, 2, 3, 4]
+        (check,) = [c for c in store.audit("small").checks if c.invariant == "I1"]
+        assert (check.outcome, check.cells) == ("holds", 4 * 3)
+    visits = [f"'visits': {n}" for n in (exact, None, -exact, exact)]
+    assert all(any(text in row for row in found) for text in visits)
+    assert "'items_source' has no created column" in caplog.text
+    assert "steadfeast.DuckDBComputeEngine" in caplog.text

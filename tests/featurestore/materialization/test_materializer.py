@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from steadfeast import Store
-from support.small_repo import MICROS, SmallRepo, hour, offline, online, rows
+from support.small_repo import MICROS, SmallRepo, hour, rows, served, trained
 
 BIG = 10**18
 
@@ -79,7 +79,7 @@ def test_stream_and_batch_views_are_materialized_served_and_audited(tmp_path):
         assert store.materialize(hour(2)) == {"batch": 2, "by_push": 2, "by_topic": 2}
         assert store.materialize(hour(5)) == {"batch": 1, "by_push": 1, "by_topic": 1}
         right = {"by_topic__v": [12, 22], "by_push__v": [12, 22], "batch__w": [120, 220]}
-        assert online(store, hour(5)) == offline(store, hour(5)) == right
+        assert served(store, hour(5)) == trained(store, hour(5)) == right
         checks = store.audit("svc").checks
     compared = {
         check.subject: (check.cells > 0, check.ok) for check in checks if check.invariant == "I1"

@@ -134,7 +134,7 @@ def test_every_training_set_replays_after_late_rows_backfills_and_deletes(shop, 
     shutil.rmtree(shop.data / "sources" / "users.parquet", ignore_errors=True)
     shop.write([], [])
     shutil.rmtree(shop.data / "training", ignore_errors=True)
-    for path in (*shop.data.glob("online.db*"), shop.data / "materialized.json"):
+    for path in shop.data.glob("online.db*"):
         path.unlink(missing_ok=True)
     built, history = [], []
     with Store.open(shop.config) as store:

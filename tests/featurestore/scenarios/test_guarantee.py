@@ -135,14 +135,9 @@ def emptied(store, shop, rows):
     store.served.flush()
     for path in (shop.data / "served").rglob("*.parquet"):
         path.unlink()
-    for view in ("users", "items"):
-        keys = (
-            {"user_id": pa.array(USERS)} if view == "users" else {"item_id": pa.array(["a", "b"])}
-        )
-        found = store.feast.get_feature_view(view)
-        store.online.delete_entities(store.feast.config, found, pa.table(keys))
-    store._mover()._marks.clear()
-    store._mover()._ahead.clear()
+    views = store.feast.list_feature_views()
+    store.online.teardown(store.feast.config, views, [])
+    store.online.update(store.feast.config, [], views, [], [], False)
     store.served = ServedLog(shop.data)
 
 
@@ -335,10 +330,10 @@ def writes(change):
     def plant(patch):
         right = SQLiteOnlineStore.write_batch
 
-        def write(self, config, view, batch):
+        def write(self, config, view, batch, **options):
             if view.name == "users":
                 batch = change(batch if isinstance(batch, pa.Table) else pa.table(batch))
-            return right(self, config, view, batch)
+            return right(self, config, view, batch, **options)
 
         patch.setattr(SQLiteOnlineStore, "write_batch", write)
 
@@ -369,9 +364,9 @@ def ttl_shorter_offline(patch):
 def older_overwrites(patch):
     right = SQLiteOnlineStore._put
 
-    def put(self, config, space, layout, pairs):
-        self._delete(config, space, [key for key, _ in pairs])
-        return right(self, config, space, layout, pairs)
+    def put(self, config, place, layout, pairs, merge):
+        self._delete(config, place, [key for key, _ in pairs])
+        return right(self, config, place, layout, pairs, merge)
 
     patch.setattr(SQLiteOnlineStore, "_put", put)
 

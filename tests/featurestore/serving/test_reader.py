@@ -197,6 +197,7 @@ def _moment(time):
 
 @pytest.mark.parametrize("online", ["sqlite"], indirect=True)
 def test_errors_come_with_the_request(online):
+    online.store.update(online.config, [], VIEWS, [], [], False)
     reader = Reader(online.store, online.config, _bundle([("trips", "rate")]))
     for wrong in ([{"trip": "x"}], [{"trip": 2**63}], {"trip": [1.5]}, [{}], {"tri": [1]}):
         with pytest.raises(EntityRowsError, match="'trip'"):
