@@ -1,6 +1,7 @@
 """False alarms and power: what is flagged where nothing happened, and how soon what did is seen.
 
     python benchmarks/detection.py [--quick] [--seed N] [--tuning]
+    python benchmarks/detection.py --quiet [--features N] [--known DAYS] [--rows N] [--promised N]
 
 Fifty features with a weekly season of .1 sd, day-to-day jitter of 0, .03 and .05 sd, and 1,000,
 10,000 and 100,000 rows a day. Ours runs as the daemon runs it: a reference of eight weeks is
@@ -26,6 +27,7 @@ from scipy import special
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks import quiet_worlds
 from benchmarks.detection_peers import RULES, Peers
 from benchmarks.detection_world import DAY, NAMES, NUMERIC, SHIFTS, START, World
 from benchmarks.measure import table, versions
@@ -33,7 +35,6 @@ from steadfeast.monitor.config.schema import MonitorConfig
 from steadfeast.monitor.decisions.model import Evaluation, PolicyState
 from steadfeast.monitor.decisions.policy import decide
 from steadfeast.monitor.drift.detector import Level, detect
-from steadfeast.monitor.drift.distances import statistic
 from steadfeast.monitor.drift.reference import Reference, reference_of
 from steadfeast.monitor.profiles.profile import Window, total
 
@@ -95,9 +96,7 @@ class Run:
         self.world = world
         days = world.days(0, REFERENCE_DAYS)
         series = [(START + i * DAY, one.profile()) for i, one in enumerate(days)]
-        self.reference: Reference = reference_of(
-            series, world.edges, CONFIG, statistic(CONFIG.statistic)
-        )
+        self.reference: Reference = reference_of(series, world.edges, CONFIG)
         self.peers = [
             Peers.fit([day.columns[i] for day in days], numeric=i < NUMERIC)
             for i in range(len(NAMES))
@@ -107,7 +106,7 @@ class Run:
         """Judge every window that is full.
 
         Returns:
-            For each: verdicts, whether an episode opened, and the features that lasted.
+            For each: verdicts, whether anybody was told, and the features whose drift stands.
         """
         state, found = PolicyState(), []
         profiles = [day.profile() for day in days]
@@ -115,9 +114,8 @@ class Run:
             end = START + (first + i) * DAY
             whole = total(profiles[i - WINDOW : i], self.world.edges)
             window = Window(end - WINDOW * DAY, end, whole.rows)
-            verdicts = detect(
-                self.reference, whole, window, CONFIG, latest=[(end - DAY, profiles[i - 1])]
-            )
+            last = (end - DAY, profiles[i - 1])
+            verdicts = detect(self.reference, whole, window, CONFIG, bucket=last)
             evaluation = Evaluation("m", window, self.reference.window, tuple(verdicts))
             decision = decide(state, evaluation, CONFIG)
             state = decision.state
@@ -178,8 +176,17 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer days and events")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tuning", action="store_true", help="the seeds that limits were tuned on")
+    parser.add_argument("--quiet", action="store_true", help="the quiet worlds and both promises")
+    parser.add_argument("--worlds", nargs="*", help="names of some of them")
+    parser.add_argument("--features", type=int, default=20)
+    parser.add_argument("--known", type=int, default=56, help="days of the reference")
+    parser.add_argument("--rows", type=int, default=10_000, help="a day")
+    parser.add_argument("--promised", type=float, default=4, help="notifications a year")
+    parser.add_argument("--years", type=int, default=8, help="simulated for each world")
     arguments = parser.parse_args()
     base = (TUNING if arguments.tuning else REPORTING) + arguments.seed
+    if arguments.quiet:
+        return quiet_worlds.report(arguments, base)
     runs, days, events = (1, 60, 3) if arguments.quick else (4, 120, 4)
     print(versions(["numpy", "scipy"]), "\n")
     alarms, power = [], {}

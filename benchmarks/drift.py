@@ -175,7 +175,6 @@ def ours(folder: Path, rows: int) -> dict[str, Any]:
 def keep_reference(folder: Path, rows: int) -> dict[str, Any]:
     """Profile and calibrate the reference, day by day, once."""
     from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.drift.distances import statistic
     from steadfeast.monitor.drift.reference import reference_of
     from steadfeast.monitor.profiles.binning import edges_of
     from steadfeast.monitor.profiles.profile import profile
@@ -195,7 +194,7 @@ def keep_reference(folder: Path, rows: int) -> dict[str, Any]:
         days.append(profile(held, edges))
         config = MonitorConfig(service="s", model="m")
         dated = [(START + i * DAY, one) for i, one in enumerate(days) if one.rows]
-        made = reference_of(dated, edges, config, statistic(config.statistic))
+        made = reference_of(dated, edges, config)
         (folder / f"reference-{rows}.json").write_text(made.to_json())
 
     return measured(run)

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from steadfeast.monitor.drift.calendar import MONTH_START, Calendar
+from steadfeast.monitor.drift.distances import statistic
 from steadfeast.monitor.drift.false_alarms import Comparison, Promise, Wandering, scale, wandering
 from steadfeast.monitor.drift.shares import (
     Ends,
@@ -62,6 +64,7 @@ _SURE = 6.0
 """Standard errors by which the first days of months must differ to be a kind of their own."""
 _MOST_AHEAD = 1_000
 _CALENDAR = 25
+_FLAT = 1e-6
 _WINDOWS = 1.5
 """Times that a window of a feature that is the calendar may be off what the reference's were."""
 _YEAR = timedelta(days=365.25)
@@ -236,6 +239,9 @@ def _measured(
     likes = rows * (1 / np.maximum(leverage, 1e-9) - 1)
     typical = float(np.median(likes))
     curve = effect_curve(chosen, edges, column[:-1], typical, rows, positions)
+    if curve[-1] < _FLAT:  # all rows in one bin, which no shift moves
+        chosen = statistic("total_variation")
+        curve = 2 * special.ndtr(np.array(SHIFTS) / 2) - 1
 
     def squared(reference: Floats, current: npt.NDArray[Any]) -> Floats:
         value = distances(chosen, edges, reference, current, positions)
