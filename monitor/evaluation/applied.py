@@ -110,7 +110,7 @@ def _asked(path: Path) -> dict[str, dict[str, Any]]:
 
 def describe(path: Path) -> dict[str, dict[str, Any]]:
     """Return what the store of a configuration file says is applied, as plain JSON values."""
-    from steadfeast import Store  # noqa: PLC0415 - only the process that asks needs Feast
+    from steadfeast.featurestore import Store  # noqa: PLC0415 - only the process that asks needs Feast
     from steadfeast.featurestore.offline.binding import described  # noqa: PLC0415 - the same
 
     with Store.open(path) as store:
