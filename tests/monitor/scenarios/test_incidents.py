@@ -106,7 +106,7 @@ def test_a_second_drift_asks_for_a_retraining_of_its_own(tmp_path: Path):
 
     files = written(tmp_path, make, DAYS)
     with evaluator(tmp_path, files, model="price") as (made, ledger):
-        config = made.config.monitors["m"].model_copy(update={"pipeline": "p"})
+        config = made.config.monitors["m"].model_copy(update={"pipeline": "p", "refresh": "never"})
         made.config = made.config.model_copy(update={"monitors": {"m": config}})
         fired = []
         for _ in range(DAYS):
