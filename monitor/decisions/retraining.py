@@ -9,6 +9,7 @@ own.
 Evidence is weighed by what it costs the model. A drop in performance asks at once. Drift asks at
 once where effect times importance is heavy; lighter drift, with `refresh: auto`, asks when enough
 has become known for another fit to differ, and drift of what the model hardly leans on never does.
+Where no importance is known, drift that one bucket would decide asks at once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from steadfeast.monitor.decisions import refresh
 from steadfeast.monitor.decisions.model import Episode, Kind, ModelHistory, Outcome
+from steadfeast.monitor.drift.persistence import DECISIVE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,6 +137,8 @@ def _weighs(situation: Situation, config: MonitorConfig) -> bool:
         return False
     if config.refresh != "auto" or situation.known is None or weight >= HEAVY:
         return True
+    if any(one.impact is None and abs(one.evidence or 0.0) > DECISIVE for one in verdicts):
+        return True  # nobody knows what the model leans on, and it is far off
     runs = situation.history.runs
     return bool(refresh.due(situation.at, situation.known, runs, config, drifting=True))
 

@@ -25,6 +25,7 @@ from steadfeast.monitor.decisions.model import (
 from steadfeast.monitor.decisions.policy import approve, decide, move_reference, reject
 from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.performance.realized import Performance
+from steadfeast.monitor.profiles.profile import Window
 from support.policy_world import DAY, REFERENCE, START, config, evaluation
 
 
@@ -253,6 +254,24 @@ def test_a_second_drift_fires_a_second_trigger_with_all_that_is_open():
     first, second = (t for d in decisions for t in d.triggers)
     assert first.request_id != second.request_id
     assert [one.features[0].feature for one in second.episodes] == ["b", "a"]
+
+
+def test_drift_of_unknown_weight_asks_at_once_where_it_is_decisive():
+    """The model was fitted a day ago: a little drift waits for more to be known."""
+    for ratio, asks in ((2, False), (9, True)):
+        state = PolicyState()
+        for day in range(1, 5):
+            shown = replace(evaluation(day, {"x": ratio}), reference_window=recent(day))
+            decision = decide(state, shown, config(refresh="auto"))
+            state = decision.state
+        assert state.episodes
+        assert (state.episodes.popitem()[1].answer is not None) is asks
+
+
+def recent(day: int) -> Window:
+    """A training set of two years that ended yesterday."""
+    end = START + (day - 1) * DAY
+    return Window(end - 730 * DAY, end, 100_000)
 
 
 def test_a_refusal_ends_nothing():
