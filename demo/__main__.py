@@ -97,7 +97,7 @@ def tell(repo: Path, until: datetime, share: float) -> list[Month]:
     _run([sys.executable, str(repo / "sources.py")])
 
     _heading(2, "Register with Feast, materialize to the online store")
-    from demo import replay, report  # noqa: PLC0415 - heavy; --help and mistakes come before
+    from demo import monthly, replay, report  # noqa: PLC0415 - heavy; --help comes before
     from steadfeast import Store  # noqa: PLC0415 - heavy
     from steadfeast.pipeline import config as pipeline_config  # noqa: PLC0415 - heavy
     from steadfeast.pipeline.registry.registry import Registry  # noqa: PLC0415 - heavy
@@ -129,13 +129,17 @@ def tell(repo: Path, until: datetime, share: float) -> list[Month]:
             statuses = replay.replay(
                 store, examples, daemon, replay.Champion(models, first), advance
             )
+        model = pipeline_config.load(config)[0].models[replay.MODEL]
+        refitted = monthly.monthly(config, model, START, until)
         rows = report.months(data / "served" / replay.SERVICE, data / "labels" / replay.SERVICE,
-                             first, statuses, daemon.alerts())  # fmt: skip
+                             first, refitted, statuses, daemon.alerts())  # fmt: skip
     console.print(report.render(rows))
-    live, abandoned = (report.mean_auc(rows, name) for name in ("auc_live", "auc_abandoned"))
+    live, calendar, abandoned = (report.mean_auc(rows, name) for name in report.AUCS)
     console.print(
-        f"Retrained when the data asked for it: mean AUC {live:.3f}; the first model left alone: "
-        f"{abandoned:.3f}.\nDone in {time.monotonic() - began:.0f} s; nothing is left running."
+        f"Retrained when it paid: mean AUC {live:.3f}; refitted on the first of each month: "
+        f"{calendar:.3f};\n"
+        f"the first model left alone: {abandoned:.3f}.\n"
+        f"Done in {time.monotonic() - began:.0f} s; nothing is left running."
     )
     console.print(_where_next(repo), soft_wrap=True)
     return rows

@@ -57,6 +57,7 @@ class Month:
             the cooldown or the budget until the episode was over.
         runs: Runs that ended, as `v3 promoted`.
         auc_live: Of what was served; NaN if nothing was labelled.
+        auc_monthly: Of the same rows, had the model been refitted on the first of each month.
         auc_abandoned: Of the same rows, had the first model been left alone.
     """
 
@@ -67,6 +68,7 @@ class Month:
     triggers: str
     runs: str
     auc_live: float
+    auc_monthly: float
     auc_abandoned: float
 
 
@@ -74,6 +76,7 @@ def months(
     served: Path,
     labels: Path,
     first_model: LoadedModel,
+    monthly: pa.Table,
     statuses: Sequence[monitor_pb2.GetStatusResponse],
     alerts: Sequence[monitor_pb2.Alert],
 ) -> list[Month]:
@@ -83,6 +86,7 @@ def months(
         served: Folder of the service's served log.
         labels: Folder of its labels.
         first_model: The model that was live at the start.
+        monthly: What `monthly.monthly` returns.
         statuses: The daemon's, at each week's end.
         alerts: The daemon's, all of them.
     """
@@ -92,6 +96,7 @@ def months(
     local = pc.strftime(table["request_time"].cast(pa.timestamp("s", NEW_YORK.key)), "%Y-%m")
     table = table.append_column("month", local)
     labelled = table.join(truth, "request_id", join_type="inner")
+    labelled = labelled.join(monthly, "request_id", join_type="inner")
     levels, drifts = defaultdict(set), defaultdict(list)
     for status in statuses:
         for monitor in status.monitors:
@@ -117,6 +122,7 @@ def months(
                 triggers=", ".join(f"{n} {word}" for word, n in counted.items()) or "-",
                 runs=", ".join(_run(t.run) for t in own if t.HasField("run")) or "-",
                 auc_live=_auc(known["label"], known["prediction"]),
+                auc_monthly=_auc(known["label"], known["monthly"]),
                 auc_abandoned=_auc(known["label"], known["abandoned"]),
             )
         )
@@ -131,18 +137,19 @@ def render(rows: Iterable[Month]) -> Table:
         table.add_column(heading, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(row.name, f"{row.rows:,}", row.top, row.verdict, row.triggers, row.runs,
-                      _figure(row.auc_live), _figure(row.auc_abandoned))  # fmt: skip
-    live, abandoned = (mean_auc(rows, name) for name in ("auc_live", "auc_abandoned"))
+                      *(_figure(getattr(row, name)) for name in AUCS))  # fmt: skip
     table.add_section()
     table.add_row("mean", f"{sum(row.rows for row in rows):,}", "", "", "", "",
-                  _figure(live), _figure(abandoned))  # fmt: skip
+                  *(_figure(mean_auc(rows, name)) for name in AUCS))  # fmt: skip
     return table
 
 
 COLUMNS: Mapping[str, str] = {
     "month": "left", "rows": "right", "top drifted feature": "left", "verdict": "left",
-    "trigger": "left", "run": "left", "AUC live": "right", "left alone": "right",
+    "trigger": "left", "run": "left", "AUC live": "right", "monthly": "right",
+    "left alone": "right",
 }  # fmt: skip
+AUCS = ("auc_live", "auc_monthly", "auc_abandoned")
 
 
 def mean_auc(rows: Iterable[Month], name: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -18,6 +19,7 @@ from steadfeast.backtest.replay import NoFirstModelError
 from steadfeast.backtest.report import as_json, page, table
 from steadfeast.featurestore import Store
 from steadfeast.featurestore.errors import NotFoundError
+from steadfeast.monitor.config.schema import MonitorConfig, load
 
 DAYS, PER_DAY = 365, 12
 START = datetime(2023, 1, 1, tzinfo=UTC)
@@ -179,3 +181,12 @@ def test_reports_say_the_same(verdict):
 def test_mistakes_are_named(repo, policies, more, error, text):
     with pytest.raises(error, match=re.escape(text)):
         compare(repo / "steadfeast.yaml", policies, **more)
+
+
+def test_the_guides_settings_are_the_defaults(tmp_path):
+    guide = (Path(__file__).parents[2] / "docs" / "guide" / "pipeline.md").read_text("utf-8")
+    [text] = re.findall(r"^```yaml\n(monitor:.*?)^```$", guide, re.DOTALL | re.MULTILINE)
+    path = tmp_path / "steadfeast.yaml"
+    path.write_text("store: {repo: ., data: data}\n" + text)
+    monitor = load(path)[0].monitors["sale"]
+    assert monitor == MonitorConfig(service="shop", model="sale", pipeline="training")
