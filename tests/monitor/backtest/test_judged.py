@@ -105,11 +105,11 @@ def test_json_is_all_that_is_on_standard_output_whatever_is_logged(tmp_path):
     path.write_text(yaml.safe_dump(plain))
     command = (
         "import os, sys; print('on import'); os.environ['PYTHONUNBUFFERED'] = '1'; "
-        "from steadfeast.monitor.evaluation import preflight; "
-        "preflight.log.warning('said early'); "
+        "from steadfeast.monitor.evaluation import applied; "
+        "applied.log.warning('said early'); "
         "from steadfeast.monitor.backtest import report as r; kept = r.replayed; "
         "r.replayed = lambda *a, **k: (print('noise'), os.write(1, b'raw'), "
-        "preflight.log.error('loud'), kept(*a, **k))[-1]; "
+        "applied.log.error('loud'), kept(*a, **k))[-1]; "
         "from steadfeast.featurestore.cli import main; sys.exit(main())"
     )
     done = subprocess.run(
