@@ -182,7 +182,7 @@ class Draft:
         if config.pipeline is None:
             return
         at, history = evaluation.window.end, evaluation.history
-        fitted_on = evaluation.reference_window
+        fitted_on = evaluation.reference_window if config.kind == "served" else None
         judgement = judge(self.situation(at, config, history, fitted_on), config)
         if judgement is None:
             return

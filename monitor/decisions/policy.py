@@ -164,8 +164,8 @@ def move_reference(state: PolicyState, monitor: str, reason: str) -> Decision:
 
 def _refresh(draft: Draft, evaluation: Evaluation, config: MonitorConfig) -> None:
     """Open a cause when the model is due for a refit, once for what it was fitted on."""
-    if config.pipeline is None:
-        return
+    if config.pipeline is None or config.kind != "served":
+        return  # only the reference of a served model says what the model was fitted on
     at, known, runs = evaluation.window.end, evaluation.reference_window, evaluation.history.runs
     why = due(at, known, runs, config)
     cause = Cause(

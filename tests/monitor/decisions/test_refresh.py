@@ -16,6 +16,7 @@ from steadfeast.monitor.decisions.model import (
 )
 from steadfeast.monitor.decisions.policy import decide
 from steadfeast.monitor.decisions.refresh import due, gain_of, worth
+from steadfeast.monitor.drift.detector import Level, Verdict
 from steadfeast.monitor.performance.realized import Performance
 from steadfeast.monitor.profiles.profile import Window
 
@@ -142,3 +143,30 @@ def test_refused_runs_count_by_what_they_cost():
     cheap = tuple(PastRun(START - days * DAY, 0.5, False) for days in (300, 200, 100))
     cfg = config(budget=BudgetConfig(runs=3, reserve=0), refresh=30 * DAY, cooldown=DAY)
     assert [one.outcome for one in replay(range(31, 33), cheap, cfg)] == [Outcome.FIRED]
+
+
+def drifting(day: int, impact: float | None) -> Evaluation:
+    """One feature far over its limit, for days."""
+    window = Window(START + (day - 1) * DAY, START + day * DAY, 1000)
+    verdict = Verdict("served", "x", "psi", 0.6, 0.1, Level.DRIFT, "", window, impact=impact)
+    return Evaluation("w", window, known(700), (verdict,))
+
+
+@pytest.mark.parametrize(
+    ("impact", "first"),
+    [
+        (0.6, 2),  # heavy: at once
+        (0.1, 39),  # when 1.25 times the even pace is known
+        (None, 39),  # nobody knows what the model leans on
+        (0.01, 70),  # the model hardly leans on it: only by refresh
+    ],
+)
+def test_drift_weighs_by_effect_times_importance(impact, first):
+    state = PolicyState()
+    for day in range(1, 80):
+        decision = decide(state, drifting(day, impact), config(window=DAY, performance=None))
+        state = decision.state
+        if any(one.outcome is Outcome.FIRED for one in decision.triggers):
+            assert day == pytest.approx(first, abs=1)
+            return
+    raise AssertionError("never fired")
