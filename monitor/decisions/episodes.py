@@ -26,7 +26,7 @@ from steadfeast.monitor.decisions.builder import (
     Draft,
     episode_id,
 )
-from steadfeast.monitor.decisions.grouping import onset, slow
+from steadfeast.monitor.decisions.grouping import crept_on, onset, slow
 from steadfeast.monitor.decisions.model import OUTSIDE, Episode, Evaluation, Kind, Member, subject
 from steadfeast.monitor.drift import persistence
 from steadfeast.monitor.drift.detector import Level, Verdict
@@ -130,7 +130,10 @@ class Episodes:
     def _follow(self, episode: Episode) -> None:
         """Let each member of an open episode stay, get worse or resolve by its own evidence."""
         rule, draft = self._rules[episode.kind], self._draft
-        members = [self._followed(one, rule) if one.open else one for one in episode.members]
+        members = [
+            self._followed(one, rule, gradual=episode.slow) if one.open else one
+            for one in episode.members
+        ]
         standing = any(one.open and rule.opens(self._recent[one.subject]) for one in members)
         now = replace(episode, members=tuple(members), standing=standing)
         old = {one.subject: one for one in episode.members}
@@ -156,7 +159,7 @@ class Episodes:
             why = f"{one.unjudged}; it stays open until it can be judged"
             draft.note(now, UNJUDGED, [one], why)
 
-    def _followed(self, member: Member, rule: _Rule) -> Member:
+    def _followed(self, member: Member, rule: _Rule, *, gradual: bool) -> Member:
         """Return an open member as it is after this window."""
         recent, verdict = self._recent[member.subject], self._verdicts.get(member.subject)
         if not rule.stays_open(recent):
@@ -169,6 +172,8 @@ class Episodes:
         # While a window fills up with what has changed, it only gets as far as it will.
         last = member.notified_at or member.since
         settled = self._at - last >= RECENT * self._config.bucket
+        # A season goes on creeping; that is told already.
+        settled = settled and not (gradual and crept_on(recent))
         if settled and verdict is not None and _is_worse(member.verdict, recent, rule):
             return replace(member, verdict=verdict, notified_at=self._at)
         return member

@@ -33,3 +33,10 @@ def slow(recent: Sequence[float | None]) -> bool:
     side = 1 if last[-1] > 0 else -1
     over = [side * ratio for ratio in last if side * ratio > 1]
     return sum(over) / len(over) - side * sum(before) / len(before) <= STEP
+
+
+def crept_on(recent: Sequence[float | None]) -> bool:
+    """Return whether an open slow change went on by degrees, and did not jump."""
+    last = [abs(ratio) for ratio in recent[-RECENT:] if ratio is not None]
+    before = [abs(ratio) for ratio in recent[-LOOKBACK:-RECENT] if ratio is not None]
+    return not before or max(last, default=0.0) < 2 * sum(before) / len(before)
