@@ -29,12 +29,13 @@ from steadfeast import OnlineFeatures, Store
 from steadfeast.featurestore.audit import report
 from steadfeast.featurestore.definitions import archive, contract
 from steadfeast.featurestore.definitions import code as code_module
-from steadfeast.featurestore.errors import ContractMismatchError, ReplayError
+from steadfeast.featurestore.errors import ContractMismatchError, LostRowsError, ReplayError
 from steadfeast.featurestore.materialization import materializer
 from steadfeast.featurestore.offline import binding
 from steadfeast.featurestore.offline import pins as offline_pins
 from steadfeast.featurestore.offline.store import DuckDBOfflineStore
-from steadfeast.featurestore.online import SQLiteOnlineStore, packing
+from steadfeast.featurestore.online import SQLiteOnlineStore, packing, waiting
+from steadfeast.featurestore.rows.layout import order_of
 from steadfeast.featurestore.served_log import files
 from steadfeast.featurestore.served_log.log import ServedLog
 from steadfeast.featurestore.serving import assembly, decoder
@@ -301,6 +302,50 @@ def altered(store, shop, contract):
     return {"law I4: altered definitions ran"} if marker.exists() else set()
 
 
+def kept_up(store, shop):
+    """What is online after a row ahead, a correction, a loss and other definitions."""
+    found, rows = set(), SOURCE
+
+    def serve(what):
+        users = EVERYBODY[:5]  # the loop knows no ties
+        got = store.online_features("purchase", asked(users), request_time=NOON)
+        if as_bits(got.table, "spend") != expected(rows, users, NOON, "spend"):
+            found.add(f"law I1: {what}")
+
+    store.materialize(NOON)
+    ahead = user(1, NOON + HOUR, spend=8.0)
+    store.write_online("users", pa.Table.from_pylist([ahead], shop.USERS))
+    serve("a row ahead hides another")
+    # One row is corrected in place to a smaller value, one is deleted.
+    rows = [{**SOURCE[1], "spend": 0.1}, *SOURCE[3:]]
+    shop.write(rows, GOODS)
+    store.materialize(NOON, rebuild=True)
+    serve("a correction is not online")
+    views = store.feast.list_feature_views()
+    store.online.teardown(store.feast.config, views, [])
+    store.online.update(store.feast.config, [], views, [], [], False)
+    store.materialize(NOON)
+    serve("lost rows stay lost")
+    rows = [{**row, "spend": 7.0} for row in rows]
+    sources = shop.data / "sources"
+    shop.write(rows, GOODS)
+    (sources / "users.parquet").rename(sources / "others.parquet")
+    shop.write(SOURCE, GOODS)
+    shop.edit("features.py", "sources/users.parquet", "sources/others.parquet")
+    store.apply()
+    store.materialize(NOON)
+    serve("rows of other definitions are served")
+    for path in shop.data.glob("online.db*"):
+        path.unlink()
+    store.online.release()
+    try:
+        store.online_features("purchase", asked([1]), request_time=NOON).table  # noqa: B018
+        found.add("law I1: lost rows are served as nulls")
+    except LostRowsError:
+        pass
+    return found
+
+
 def findings(shop, caught="audit law I3 I4 I5 I8"):
     """Live under whatever bug is planted; return what audits and laws say of it."""
     shop.write(SOURCE, GOODS)
@@ -312,6 +357,10 @@ def findings(shop, caught="audit law I3 I4 I5 I8"):
             found |= trained(store, shop)
         if "I3" in caught or "I4" in caught:
             found |= contracted(store, shop)
+    if "law" in caught and re.search(r"I1\b", caught):
+        with Store.open(shop.config) as store:
+            store.apply()
+            found |= kept_up(store, shop)
     return found
 
 
@@ -622,6 +671,44 @@ def archive_trusted(patch):
     patch.setattr(archive, "_intact", lambda path: path.read_bytes())
 
 
+def mark_outlives_rows(patch):
+    right, seen = SQLiteOnlineStore.progress_at, {}
+
+    def progress_at(self, config, place):
+        found = right(self, config, place)
+        if found.until is not None:
+            seen[place.space] = found
+        return seen.get(place.space, found)
+
+    patch.setattr(SQLiteOnlineStore, "progress_at", progress_at)
+
+
+def any_definition(patch):
+    patch.setattr(materializer, "definition_of", lambda *_: {})
+
+
+def rebuild_merges(patch):
+    right = materializer.Materializer.step
+
+    def step(self, *arguments, rebuild=False, **options):  # noqa: ARG001
+        return right(self, *arguments, **options)
+
+    patch.setattr(materializer.Materializer, "step", step)
+
+
+def ahead_hides(patch):
+    patch.setattr(waiting.Merge, "of", lambda _, rows: max(rows, key=order_of))
+
+
+def loss_unnoticed(patch):
+    right = SQLiteOnlineStore._read_rows
+
+    def read(self, *arguments, strict):  # noqa: ARG001
+        return right(self, *arguments, strict=False)
+
+    patch.setattr(SQLiteOnlineStore, "_read_rows", read)
+
+
 MUTANTS = [
     Mutant("TTL one microsecond longer online", "audit I2: missing offline", ttl_longer_online),
     Mutant("TTL one microsecond shorter offline", "audit I2: missing offline", ttl_shorter_offline),
@@ -673,14 +760,24 @@ MUTANTS = [
     Mutant("any contract is served as if it were the one asked for",
            "law I4: another contract was served", any_contract_served),
     Mutant("a late row counts in a replay", "law I5: does not replay", training_leaks),
+    Mutant("a mark outlives the rows that it speaks of", "law I1: lost rows stay lost",
+           mark_outlives_rows),
+    Mutant("progress counts whatever the definitions are",
+           "law I1: rows of other definitions are served", any_definition),
+    Mutant("a rebuild only merges", "law I1: a correction is not online", rebuild_merges),
+    Mutant("a row ahead takes the place of the newest one that is due",
+           "law I1: a row ahead hides another", ahead_hides),
+    Mutant("a store that lost its rows is taken for an empty one",
+           "law I1: lost rows are served as nulls", loss_unnoticed),
     Mutant("personal data is shown", "law pii: shown in clear", pii_shown),
     Mutant("what a killed writer left is never swept", "law pii: a half file is left", no_sweep),
     Mutant("an archive's hash is not compared", "law I4: altered definitions ran", archive_trusted),
 ]  # fmt: skip
 
 
-def test_nothing_is_found_where_nothing_is_planted(shop):
-    assert findings(shop) == set()
+@pytest.mark.parametrize("caught", ["audit law I3 I4 I5 I8", "law I1"])
+def test_nothing_is_found_where_nothing_is_planted(shop, caught):
+    assert findings(shop, caught) == set()
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.bug)
