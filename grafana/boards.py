@@ -22,6 +22,9 @@ from steadfeast.measures import MEASURES
 from steadfeast.monitor.exporter import metrics as m
 
 NOT_SHOWN = {
+    m.MONITOR_JUDGED: "features without a verdict are shown; kept for alerts of one's own",
+    m.MONITOR_QUARANTINED: "many are a data incident, which is shown; the page has examples",
+    m.FEATURE_UNWATCHED: "the page and `status` list the columns with their reasons",
     m.REFERENCE_START: "the page shows the reference's stretch; the dashboards its end and rows",
     m.WINDOW_START: "follows from the window's end and its configured length",
     m.MONITOR_LATEST_EVENT: "the lag on Operations is against the latest event of all monitors",
