@@ -10,7 +10,7 @@ that ingest into one source wait for each other.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -24,12 +24,11 @@ from steadfeast.featurestore.offline.sources import arrow_schema, is_there, read
 from steadfeast.featurestore.offline.writing import append
 from steadfeast.featurestore.tables import sql
 from steadfeast.featurestore.tables.columns import TIMESTAMP
+from steadfeast.featurestore.tables.times import instant
 
 if TYPE_CHECKING:
     from feast import FeatureView
     from feast.repo_config import RepoConfig
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def ingest(
@@ -148,4 +147,4 @@ def _latest(config: RepoConfig, view: FeatureView, source: FileSource) -> dateti
         bound = bind(connection, config.repo_path, view, [item.name for item in view.features])
         history = sql.source(bound.view, None, None, made=True)
         found = connection.execute(f"SELECT max(made) FROM ({history})").fetchall()[0][0]
-    return None if found is None else _EPOCH + timedelta(microseconds=found)
+    return None if found is None else instant(found)

@@ -25,6 +25,7 @@ from steadfeast.featurestore.rows.layout import NO_TIME, usable
 from steadfeast.featurestore.tables.casting import flat
 from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP, TIMESTAMP
 from steadfeast.featurestore.tables.feast_types import arrow_type
+from steadfeast.featurestore.tables.times import instant, micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 
 TEXT = pa.string()
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Row = tuple["EntityKey", "dict[str, Value]", datetime, "datetime | None"]
 
@@ -83,7 +82,7 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
         keys = pa.table(_key_columns(entity_keys, codec.types, table.name))
         answer = self._answer(config, table, codec.encode(keys), names)
         rows: list[tuple[datetime | None, dict[str, Value] | None]] = []
-        for i, micros in enumerate(answer.event_us.tolist()):
+        for i, event_us in enumerate(answer.event_us.tolist()):
             if not answer.known[i]:
                 rows.append((None, None))
                 continue
@@ -92,7 +91,7 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
                 for name in names
                 if answer.statuses[name][i] != feast_response.NOT_FOUND
             }
-            rows.append((_EPOCH + timedelta(microseconds=micros), values))
+            rows.append((instant(event_us), values))
         return rows
 
     def _answer(
@@ -104,7 +103,7 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
     ) -> feast_response.Answer:
         """Read, apply the TTL as of now, and turn into messages with their statuses."""
         ttl = getattr(view, "ttl", None) or timedelta(0)
-        now_us = (datetime.now(UTC) - _EPOCH) // timedelta(microseconds=1)
+        now_us = micros(datetime.now(UTC))
         read = self._read(config, view, keys, names, now_us)
         event_us = read.event_times.cast(pa.int64()).fill_null(0).to_numpy()
         created_us = read.created_times.cast(pa.int64()).fill_null(NO_TIME).to_numpy()

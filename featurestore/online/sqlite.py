@@ -30,6 +30,7 @@ from steadfeast.featurestore.online.base import PackedOnlineStore
 from steadfeast.featurestore.online.packing import Layouts, StoredLayout, supersedes
 from steadfeast.featurestore.online.waiting import MARKER
 from steadfeast.featurestore.rows.layout import HEADER_BYTES, ORDER_BYTES, Layout, biased
+from steadfeast.featurestore.tables.sql import identifier
 from steadfeast.featurestore.tables.whole_files import make_private, private_folder
 
 if TYPE_CHECKING:
@@ -400,11 +401,7 @@ def _use_wal(connection: sqlite3.Connection, timeout_seconds: float) -> None:
 
 
 def _table(name: str) -> str:
-    return _quoted(f"rows:{name}")
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+    return identifier(f"rows:{name}")
 
 
 def _round(size: int) -> int:
@@ -444,7 +441,7 @@ def _remove(connection: sqlite3.Connection, space: str, but: Sequence[Place]) ->
     stay = {f"rows:{place.name}" for place in but}
     for name in names:
         if name not in stay and name.removeprefix(start)[:1] in {"", "@"}:
-            connection.execute(f"DROP TABLE {_quoted(name)}")
+            connection.execute(f"DROP TABLE {identifier(name)}")
     stay = {"head", *(f"progress:{place.generation}" for place in but)}
     query = f"SELECT name FROM {_VALUES} WHERE space = ?"
     for (name,) in connection.execute(query, (space,)).fetchall():

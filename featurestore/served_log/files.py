@@ -12,7 +12,6 @@ import json
 import os
 from bisect import bisect_left
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from threading import Lock
 from time import time_ns
 from typing import TYPE_CHECKING, Any
@@ -24,12 +23,11 @@ from steadfeast.featurestore.tables.whole_files import whole_file, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from datetime import datetime
     from pathlib import Path
 
     import pyarrow as pa
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _ERASED = b"steadfeast.erased"
 _COLLECTED = "collected.json"
 SETTLED_NS = 2_000_000_000

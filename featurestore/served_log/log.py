@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from threading import Condition, RLock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,17 +39,17 @@ from steadfeast.featurestore.served_log.entries import (
     written_together,
 )
 from steadfeast.featurestore.served_log.files import Listing, Run, collected, write
+from steadfeast.featurestore.tables.times import instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from datetime import datetime
     from pathlib import Path
 
     import numpy as np
 
     from steadfeast.featurestore.serving.features import OnlineFeatures
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _RETRY_SECONDS = 1.0
 
 
@@ -279,7 +278,7 @@ class ServedLog:
     def watermark(self, service: str) -> datetime | None:
         """Return the latest request time on disk, or None when nothing is."""
         newest = self._listing("served", service).newest()
-        return None if newest is None else _EPOCH + newest[0] * _MICROSECOND
+        return None if newest is None else instant(newest[0])
 
     def prediction_files(self, service: str, start: datetime, end: datetime) -> list[Path]:
         """Return the files of other versions' predictions with request time in [start, end)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic_core import to_json
 
 from steadfeast.featurestore.serving.reader import Request
+from steadfeast.featurestore.tables.times import instant
 
 if TYPE_CHECKING:
     from steadfeast.featurestore.definitions.plan import ServicePlan
@@ -27,7 +28,6 @@ STATUSES = ("INVALID", "PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE")
 """Names of feast.serving.FieldStatus by number."""
 
 _NO_TIME = "1970-01-01T00:00:00Z"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NULL_VALUE = STATUSES.index("NULL_VALUE")
 _PRESENT = STATUSES.index("PRESENT")
 
@@ -51,7 +51,7 @@ def _joined(plan: ServicePlan, packed: Request, views: list[Judged], *, full_nam
     for view in views:
         states = view.states()
         times = [
-            _NO_TIME if row is None else _text(_EPOCH + timedelta(microseconds=us))
+            _NO_TIME if row is None else _text(instant(us))
             for us, row in zip(view.event_us.tolist(), view.rows, strict=True)
         ]
         stamps = _quoted(times)

@@ -1,6 +1,6 @@
 """Between Python's datetimes and the store's microseconds since the epoch, UTC.
 
-Bottom of `featurestore.offline`; integers throughout, since a float's microseconds are not exact.
+Bottom of `featurestore`; integers throughout, since a float's microseconds are not exact.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import overload
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @overload
@@ -19,7 +19,7 @@ def micros(value: datetime | None) -> int | None:
     """Return an instant in microseconds since the epoch; one without a zone is UTC."""
     if value is None:
         return None
-    since = (value if value.tzinfo else value.replace(tzinfo=UTC)) - _EPOCH
+    since = (value if value.tzinfo else value.replace(tzinfo=UTC)) - EPOCH
     return duration(since)
 
 
@@ -30,4 +30,4 @@ def duration(value: timedelta) -> int:
 
 def instant(value: int) -> datetime:
     """Return the instant, in UTC, that is so many microseconds after the epoch."""
-    return _EPOCH + timedelta(microseconds=value)
+    return EPOCH + timedelta(microseconds=value)

@@ -24,14 +24,14 @@ on it agree in every feature, so which one is taken cannot be seen.
 from __future__ import annotations
 
 import struct
-from datetime import UTC, date, datetime, time
+from datetime import date, datetime, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
+from steadfeast.featurestore.tables.times import EPOCH, micros
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Type(Protocol):
@@ -143,12 +143,11 @@ def _bytes(value: bytes) -> bytes:
 
 
 def _timestamp(value: datetime) -> bytes:
-    since = (value if value.tzinfo else value.replace(tzinfo=UTC)) - _EPOCH
-    return _integer((since.days * 86400 + since.seconds) * 10**6 + since.microseconds)
+    return _integer(micros(value))
 
 
 def _date(value: date) -> bytes:
-    return _integer((value - _EPOCH.date()).days)
+    return _integer((value - EPOCH.date()).days)
 
 
 def _time(value: time) -> bytes:

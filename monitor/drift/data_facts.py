@@ -13,6 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from steadfeast.featurestore.tables.sql import identifier, literal
+from steadfeast.featurestore.tables.times import EPOCH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,7 +36,6 @@ LEAST_FALL, LEAST_RISE = 3.0, 5.0
 """Times fewer and times more rows that are no incident, however steady the volume was."""
 DEVIATIONS = 5.0
 """Standard deviations of the volume's logarithm that are no incident."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY, _MICROSECOND = timedelta(days=1), timedelta(microseconds=1)
 _NORMAL_MAD = 1.4826
 _FEWEST_REPEATED_ROWS, _MOSTLY_UNIQUE = 100, 0.01
@@ -119,7 +119,7 @@ def data_facts(
         if share < _MOSTLY_UNIQUE or name == WHOLE_ROWS or len(unique[name]) > 1
     }
     return DataFacts(
-        _EPOCH + first * bucket,
+        EPOCH + first * bucket,
         tuple(by_number.get(number, 0) for number in range(first, last + 1)),
         names_rows,
     )
@@ -207,8 +207,8 @@ def expected_volume(
     step = _alike_every(bucket)
     slots: dict[int, list[int]] = {}
     for at, rows in sorted(before.items()):
-        slots.setdefault((at - _EPOCH) % step // _MICROSECOND, []).append(rows)
-    slot = slots.get((start - _EPOCH) % step // _MICROSECOND, [])[-WEEKS:]
+        slots.setdefault((at - EPOCH) % step // _MICROSECOND, []).append(rows)
+    slot = slots.get((start - EPOCH) % step // _MICROSECOND, [])[-WEEKS:]
     if len(slot) < FEWEST_ALIKE:
         return None
     middle = median(slot)

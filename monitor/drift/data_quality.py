@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 from scipy.stats import binom
 
+from steadfeast.featurestore.tables.sql import identifier
+from steadfeast.featurestore.tables.times import EPOCH
 from steadfeast.monitor.drift.data_facts import WHOLE_ROWS, DataFacts
 from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.drift.reference import PREDICTION
 from steadfeast.monitor.profiles.binning import ORDERED
 from steadfeast.monitor.profiles.binning import Kind as ColumnKind
-from steadfeast.monitor.sources.snapshot import EPOCH, REQUEST
+from steadfeast.monitor.sources.snapshot import REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -179,7 +181,7 @@ def freshness(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> list[Freshn
         columns = [name for name in file.schema_arrow.names if name.endswith(SUFFIX)]
     if not snapshot.rows or not columns:
         return []
-    quoted = ['"' + name.replace('"', '""') + '"' for name in columns]
+    quoted = [identifier(name) for name in columns]
     # A request that found nothing has an infinite age, so the median says so when most did.
     asked = ", ".join(
         f"epoch_us(max({name})), "

@@ -18,6 +18,8 @@ import pyarrow as pa
 from steadfeast import featurestore
 from steadfeast.featurestore.errors import ManifestError, NotFoundError, SteadfeastError
 from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
+from steadfeast.featurestore.tables.sql import identifier
+from steadfeast.featurestore.tables.times import EPOCH
 from steadfeast.monitor.drift.calendar import Calendar
 from steadfeast.monitor.drift.calibration import Expected, calibrate
 from steadfeast.monitor.drift.data_facts import DataFacts
@@ -30,7 +32,6 @@ from steadfeast.monitor.performance.estimated import Estimator
 from steadfeast.monitor.profiles.binning import EVENT_TIMES, Edges, edges_of
 from steadfeast.monitor.profiles.profile import Profile, Window, profile, total
 from steadfeast.monitor.profiles.roles import Role
-from steadfeast.monitor.sources.snapshot import EPOCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -378,7 +379,7 @@ def read_columns(
     con: duckdb.DuckDBPyConnection, data: Path, columns: Sequence[str], *, in_order: bool
 ) -> pa.RecordBatchReader:
     """Read columns of a Parquet file with the time of each row, by time if that is asked for."""
-    listed = ", ".join('"' + name.replace('"', '""') + '"' for name in dict.fromkeys(columns))
+    listed = ", ".join(identifier(name) for name in dict.fromkeys(columns))
     order = f' ORDER BY "{EVENT_TIMESTAMP}"' if in_order else ""
     query = f'SELECT {listed}, "{EVENT_TIMESTAMP}" AS "{_AT}" FROM read_parquet($path){order}'
     return con.sql(query, params={"path": str(data)}).to_arrow_reader()

@@ -18,13 +18,14 @@ import structlog
 
 from steadfeast.featurestore.errors import SourceError
 from steadfeast.featurestore.served_log.log import ServedLog
+from steadfeast.featurestore.tables.times import EPOCH
 from steadfeast.monitor.decisions.model import Decision, ModelHistory, NotDecidableError
 from steadfeast.monitor.decisions.policy import approve, decide, move_reference, reject
 from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.evaluation.open_window import Looks, OpenMeasurer
 from steadfeast.monitor.evaluation.reference_builder import ReferenceBuilder, reference_key
 from steadfeast.monitor.profiles.distribution import distributions
-from steadfeast.monitor.sources.snapshot import EPOCH, Bucket, buckets
+from steadfeast.monitor.sources.snapshot import Bucket, buckets
 from steadfeast.monitor.sources.source import Sources
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import duckdb
 
+from steadfeast.featurestore.tables.times import EPOCH
 from steadfeast.monitor.decisions.model import Evaluation
 from steadfeast.monitor.drift import segments
 from steadfeast.monitor.drift.data_quality import figures, freshness, incidents, spared
@@ -28,7 +29,7 @@ from steadfeast.monitor.profiles.binning import Kind as ColumnKind
 from steadfeast.monitor.profiles.profile import Profile, Window, profile, total
 from steadfeast.monitor.profiles.rolling import Sums
 from steadfeast.monitor.references.training_set import own
-from steadfeast.monitor.sources.snapshot import EPOCH, Bucket, Snapshot, bucket_path, load, swept
+from steadfeast.monitor.sources.snapshot import Bucket, Snapshot, bucket_path, load, swept
 from steadfeast.monitor.sources.source import frozen
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 
+from steadfeast.featurestore.tables.sql import identifier
 from steadfeast.measures import (
     HALF,
     Measure,
@@ -97,7 +98,7 @@ def predictions(
     if model_version is not None:
         version = " AND model_version = $version"
         values["version"] = model_version
-    quoted = ['"' + name.replace('"', '""') + '"' for name in columns]
+    quoted = [identifier(name) for name in columns]
     asked = "".join(
         f", arg_min({name}, request_time) AS {name}" if column in there else f", NULL AS {name}"
         for column, name in zip(columns, quoted, strict=True)

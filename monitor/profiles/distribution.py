@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from steadfeast.featurestore.tables.times import EPOCH
 from steadfeast.monitor.profiles.binning import ORDERED, ColumnEdges, Kind
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ MOST_GROUPS = 12
 MOST_BARS = MOST_GROUPS + 3
 """The groups, and null, NaN and other types."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _YEARS = 1900 * 365 * 86400
 """Seconds around 1970 that Python's dates cover on both sides."""
 
@@ -158,7 +158,7 @@ def stretch(edges: ColumnEdges, start: int, stop: int) -> str:
 
 def _value(kind: Kind, value: float) -> str:
     if kind is Kind.TIMESTAMP and abs(value) < _YEARS:
-        return f"{_EPOCH + timedelta(seconds=value):%Y-%m-%d %H:%M}"
+        return f"{EPOCH + timedelta(seconds=value):%Y-%m-%d %H:%M}"
     if value == 0:
         return "0"  # of either sign
     if not math.isfinite(value):

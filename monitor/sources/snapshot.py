@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from steadfeast.featurestore.tables.sql import identifier, literal
+from steadfeast.featurestore.tables.times import EPOCH
 from steadfeast.featurestore.tables.whole_files import sweep, whole_file
 from steadfeast.monitor.sources.quarantine import Fault, Quarantined
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     import duckdb
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 REQUEST, AT = "request_id", "request_time"
 """Columns of a snapshot: what a row answers, of a served log only; and its event time."""
 OPEN = ".open"

@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from steadfeast.featurestore.errors import NotFoundError, SourceError
+from steadfeast.featurestore.tables.times import EPOCH
 from steadfeast.monitor.sources.quarantine import Fault, Quarantined, shortened
-from steadfeast.monitor.sources.snapshot import EPOCH, Rows, freeze
+from steadfeast.monitor.sources.snapshot import Rows, freeze
 from steadfeast.monitor.sources.table import AwayError, Part, Reading, Shape, Table, instant
 
 if TYPE_CHECKING:

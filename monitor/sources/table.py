@@ -32,9 +32,10 @@ from steadfeast.featurestore.tables.locations import (
     local_files,
     nothing,
 )
+from steadfeast.featurestore.tables.times import EPOCH
 from steadfeast.monitor.sources import delimited
 from steadfeast.monitor.sources.quarantine import Fault, Quarantined, shortened
-from steadfeast.monitor.sources.snapshot import AT, EPOCH, REQUEST, Rows
+from steadfeast.monitor.sources.snapshot import AT, REQUEST, Rows
 from steadfeast.monitor.sources.spans import Span, believed, inside, joined
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from steadfeast.featurestore.errors import (
 )
 from steadfeast.featurestore.tables.locations import kept_path, path_of
 from steadfeast.featurestore.tables.sql import identifier
+from steadfeast.featurestore.tables.times import micros
 from steadfeast.pipeline import recipes
 from steadfeast.pipeline.gates import Gate, load_checks, refusal
 from steadfeast.pipeline.registry import Facts
@@ -112,10 +113,10 @@ def examples(config: ModelConfig, as_of: datetime) -> pa.Table:
         WHERE {is_known}
             AND {known_at} <= $as_of AND {at} <= $as_of
             AND ($since IS NULL OR {at} > $since)"""
-    since = None if config.since is None else _microseconds(as_of - config.since)
+    since = None if config.since is None else micros(as_of - config.since)
     with duckdb.connect() as con:
         table = con.sql(
-            query, params={"path": str(path), "as_of": _microseconds(as_of), "since": since}
+            query, params={"path": str(path), "as_of": micros(as_of), "since": since}
         ).to_arrow_table()
     for name in (TIME, KNOWN_AT):
         column = table.column(name).cast(pa.timestamp("us", tz="UTC"), safe=False)
@@ -346,8 +347,3 @@ def _examples_of(manifest: Path) -> pa.Table | None:
         return featurestore.TrainingSet.load(manifest).table
     except (OSError, ErasedError, ManifestError):
         return None
-
-
-def _microseconds(time: datetime) -> int:
-    """Return `time` as microseconds since 1970."""
-    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

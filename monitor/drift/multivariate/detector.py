@@ -34,6 +34,8 @@ from scipy import special
 
 from steadfeast.featurestore.errors import UserError
 from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
+from steadfeast.featurestore.tables.sql import identifier
+from steadfeast.featurestore.tables.times import EPOCH
 from steadfeast.monitor.drift.detector import Level, Verdict
 from steadfeast.monitor.drift.multivariate.balancing import Pair, Rows, joinable, paired, rows_of
 from steadfeast.monitor.drift.multivariate.domain_classifier import (
@@ -44,7 +46,7 @@ from steadfeast.monitor.drift.multivariate.domain_classifier import (
     told_apart,
 )
 from steadfeast.monitor.profiles.profile import Window
-from steadfeast.monitor.sources.snapshot import AT, EPOCH
+from steadfeast.monitor.sources.snapshot import AT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -268,8 +270,7 @@ def _read(
     scan = "read_parquet($path, file_row_number = true)"
     present = con.sql(f"FROM {scan}", params={"path": str(path)}).columns
     listed = ", ".join(
-        '"' + name.replace('"', '""') + '"'
-        for name in [time, *sorted(sources.intersection(present) - {time})]
+        identifier(name) for name in [time, *sorted(sources.intersection(present) - {time})]
     )
     table = con.sql(
         f"SELECT {listed} FROM {scan} WHERE hash(file_row_number) % $rows < $wanted "
