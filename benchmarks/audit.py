@@ -84,8 +84,7 @@ def scan_log(store: Any) -> dict[str, Any]:
 
 def i1(store: Any) -> dict[str, Any]:
     """Audit I1."""
-    from steadfeast.featurestore.audit.audit import online_against_offline
-    from steadfeast.featurestore.audit.report import Redactor
+    from steadfeast.featurestore.audit import Redactor, online_against_offline
 
     views = store.feast.registry.list_feature_views(store.feast.project)
     view = next(view for view in views if view.name == f"view{WIDTH}")
@@ -95,8 +94,7 @@ def i1(store: Any) -> dict[str, Any]:
 
 def i2(store: Any) -> dict[str, Any]:
     """Audit I2."""
-    from steadfeast.featurestore.audit.report import Redactor
-    from steadfeast.featurestore.audit.served import served_against_offline
+    from steadfeast.featurestore.audit import Redactor, served_against_offline
 
     service = f"f{WIDTH}"
     files = store.served.files(service, until(), until() + HOUR)
@@ -258,12 +256,10 @@ def side_by_side(folder: Path, keys: int) -> dict[str, Any]:
     """Put I1 and I2 to both stores after the same day."""
     from steadfeast import OnlineFeatures, Store
     from steadfeast.featurestore import offline
-    from steadfeast.featurestore.audit.audit import audit
-    from steadfeast.featurestore.audit.online import compare
-    from steadfeast.featurestore.audit.report import Redactor
-    from steadfeast.featurestore.materialization.materializer import as_online
-    from steadfeast.featurestore.offline.session import session
-    from steadfeast.featurestore.tables.times import micros
+    from steadfeast.featurestore.audit import Redactor, audit, compare
+    from steadfeast.featurestore.materialization import as_online
+    from steadfeast.featurestore.offline import session
+    from steadfeast.featurestore.tables import micros
 
     ours, theirs = day(folder, keys, "ours"), day(folder, keys, "feast")
     figures: dict[str, Any] = {}

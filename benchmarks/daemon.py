@@ -26,21 +26,21 @@ from typing import Any
 import structlog
 from measure import child, cpu_seconds, peak_bytes, table, versions
 
-from steadfeast.monitor.config.schema import load
-from steadfeast.monitor.daemon.daemon import Daemon as Parts
-from steadfeast.monitor.decisions.model import (
+from steadfeast.monitor.config import load
+from steadfeast.monitor.daemon import Daemon as Parts
+from steadfeast.monitor.decisions import (
     Decision,
     Episode,
-    Kind,
+    EpisodeKind,
     Member,
     Outcome,
     PolicyState,
     Trigger,
 )
-from steadfeast.monitor.delivery.dispatcher import Dispatcher
-from steadfeast.monitor.drift.detector import Level, Verdict
-from steadfeast.monitor.ledger.ledger import Held, Ledger
-from steadfeast.monitor.profiles.profile import Window
+from steadfeast.monitor.delivery import Dispatcher
+from steadfeast.monitor.drift import Level, Verdict
+from steadfeast.monitor.ledger import Ledger, Position
+from steadfeast.monitor.profiles import Window
 from support.daemon_world import CONFIG, CONTRACT, START, Daemon, Pipeline, serve, train
 
 DAY = timedelta(days=1)
@@ -117,7 +117,12 @@ def latency(triggers: int) -> dict[str, Any]:
         config = daemon.evaluator.config.monitors["w"]
         for number in range(triggers + 3):
             episode = Episode(
-                f"e{number}", Kind.DRIFT, window, window, (Member(verdict, window.end),), CONTRACT
+                f"e{number}",
+                EpisodeKind.DRIFT,
+                window,
+                window,
+                (Member(verdict, window.end),),
+                CONTRACT,
             )
             decision = Decision(
                 PolicyState(),
@@ -127,7 +132,7 @@ def latency(triggers: int) -> dict[str, Any]:
             pipeline.heard.clear()
             with ledger.transaction():
                 ledger.add_decision("w", config, decision)
-                ledger.hold("w", Held(window.end))
+                ledger.hold("w", Position(window.end))
             committed = time.perf_counter()
             if not pipeline.heard.wait(30):
                 raise TimeoutError("the pipeline heard nothing")

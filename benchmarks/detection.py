@@ -31,18 +31,16 @@ from benchmarks import quiet_worlds
 from benchmarks.detection_peers import RULES, Peers
 from benchmarks.detection_world import DAY, NAMES, NUMERIC, SHIFTS, START, World
 from benchmarks.measure import table, versions
-from steadfeast.monitor.config.schema import MonitorConfig
-from steadfeast.monitor.decisions.model import Evaluation, PolicyState
-from steadfeast.monitor.decisions.policy import decide
-from steadfeast.monitor.drift.detector import Level, detect
-from steadfeast.monitor.drift.reference import Reference, reference_of
-from steadfeast.monitor.profiles.profile import Window, total
+from steadfeast.monitor.config import MonitorConfig
+from steadfeast.monitor.decisions import Evaluation, PolicyState, decide
+from steadfeast.monitor.drift import Level, Reference, detect, reference_of
+from steadfeast.monitor.profiles import Window, total
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.detection_world import Day
-    from steadfeast.monitor.drift.detector import Verdict
+    from steadfeast.monitor.drift import Verdict
 
 CONFIG = MonitorConfig(service="s", model="m", performance=None)
 REFERENCE_DAYS, WINDOW = 56, 7

@@ -18,8 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy.special import ndtr
 
-from steadfeast.monitor.profiles.binning import ColumnEdges, Edges, edges_of
-from steadfeast.monitor.profiles.profile import ColumnProfile, Profile
+from steadfeast.monitor.profiles import ColumnEdges, ColumnProfile, Edges, Profile, edges_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -147,13 +147,11 @@ def floor(folder: Path, rows: int) -> dict[str, Any]:
 
 def ours(folder: Path, rows: int) -> dict[str, Any]:
     """Do what the daemon does with a frozen bucket."""
-    from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.drift.data_quality import figures
-    from steadfeast.monitor.drift.detector import detect
-    from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.evaluation.window import rows_of
-    from steadfeast.monitor.profiles.profile import Window, profile
-    from steadfeast.monitor.sources.snapshot import Bucket, Snapshot
+    from steadfeast.monitor.config import MonitorConfig
+    from steadfeast.monitor.drift import Reference, detect, figures
+    from steadfeast.monitor.evaluation import rows_of
+    from steadfeast.monitor.profiles import Window, profile
+    from steadfeast.monitor.sources import Bucket, Snapshot
 
     config = MonitorConfig(service="s", model="m")
     reference = Reference.from_json((folder / f"reference-{rows}.json").read_text())
@@ -174,10 +172,9 @@ def ours(folder: Path, rows: int) -> dict[str, Any]:
 
 def keep_reference(folder: Path, rows: int) -> dict[str, Any]:
     """Profile and calibrate the reference, day by day, once."""
-    from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.drift.reference import reference_of
-    from steadfeast.monitor.profiles.binning import edges_of
-    from steadfeast.monitor.profiles.profile import profile
+    from steadfeast.monitor.config import MonitorConfig
+    from steadfeast.monitor.drift import reference_of
+    from steadfeast.monitor.profiles import edges_of, profile
 
     source = pq.ParquetFile(folder / f"reference-{rows}.parquet")
 
@@ -202,9 +199,9 @@ def keep_reference(folder: Path, rows: int) -> dict[str, Any]:
 
 def tick(folder: Path, rows: int) -> dict[str, Any]:
     """Evaluate a year, day by day, in windows of a day and of a year; time the last days."""
-    from steadfeast.monitor.config.schema import DaemonConfig
-    from steadfeast.monitor.evaluation.evaluator import Evaluator
-    from steadfeast.monitor.ledger.ledger import Ledger
+    from steadfeast.monitor.config import DaemonConfig
+    from steadfeast.monitor.evaluation import Evaluator
+    from steadfeast.monitor.ledger import Ledger
 
     medians = {}
     for days in (1, 365):

@@ -44,9 +44,8 @@ from benchmarks.flights_world import (
 )
 from benchmarks.measure import table, versions
 from steadfeast.measures import MEASURES, Sample, Task
-from steadfeast.monitor.performance.estimated import fit
-from steadfeast.monitor.profiles.binning import edges_of
-from steadfeast.monitor.profiles.profile import profile
+from steadfeast.monitor.performance import fit
+from steadfeast.monitor.profiles import edges_of, profile
 
 FIGURES = {
     Task.BINARY: ("roc_auc", "accuracy", "f1"),

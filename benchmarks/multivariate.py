@@ -34,17 +34,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import flights_world
 from benchmarks.drift import environment
 from benchmarks.measure import table, versions
-from steadfeast.monitor.config.schema import MonitorConfig
-from steadfeast.monitor.drift.detector import Level
+from steadfeast.monitor.config import MonitorConfig
+from steadfeast.monitor.drift import Level
 from steadfeast.monitor.drift.multivariate.balancing import joinable, rows_of
-from steadfeast.monitor.drift.multivariate.detector import NAMES, judged, usual_of
-from steadfeast.monitor.profiles.binning import edges_of
-from steadfeast.monitor.profiles.profile import Window
+from steadfeast.monitor.drift.multivariate.detector import NAMES, judge_together, usual_of
+from steadfeast.monitor.profiles import Window, edges_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from steadfeast.monitor.drift.detector import Verdict
+    from steadfeast.monitor.drift import Verdict
 
 CONFIG = MonitorConfig(service="s", model="m", multivariate=True, performance=None)
 START, DAY = datetime(2024, 1, 1, tzinfo=UTC), timedelta(days=1)
@@ -108,7 +107,7 @@ class Looks:
         """Judge the window of `rows` that ends at `end`."""
         window = Window(end - CONFIG.window, end, rows.num_rows)
         coded = rows_of(rows, self.edges, self.names, self._time)
-        return judged(self.reference, self.rows, coded, window, CONFIG)
+        return judge_together(self.reference, self.rows, coded, window, CONFIG)
 
 
 def over(verdicts: list[Verdict]) -> list[bool]:

@@ -24,14 +24,10 @@ from scipy import signal, stats
 from scipy.special import ndtr
 
 from benchmarks.measure import table
-from steadfeast.monitor.config.calendar import CalendarConfig
-from steadfeast.monitor.config.schema import MonitorConfig
-from steadfeast.monitor.decisions.model import AlertKind, Evaluation, Kind, PolicyState
-from steadfeast.monitor.decisions.policy import decide
-from steadfeast.monitor.drift.detector import detect
-from steadfeast.monitor.drift.reference import Reference, reference_of
-from steadfeast.monitor.profiles.binning import ColumnEdges, Edges, edges_of
-from steadfeast.monitor.profiles.profile import ColumnProfile, Profile, Window
+from steadfeast.monitor.config import CalendarConfig, MonitorConfig
+from steadfeast.monitor.decisions import AlertKind, EpisodeKind, Evaluation, PolicyState, decide
+from steadfeast.monitor.drift import Reference, detect, reference_of
+from steadfeast.monitor.profiles import ColumnEdges, ColumnProfile, Edges, Profile, Window, edges_of
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -236,7 +232,7 @@ class Running:
         for number in range(self.known, self.known + YEAR):
             state, _, told = self.decide(state, number)
             found.told += told
-            found.standing += any(one.kind is Kind.DRIFT for one in state.episodes.values())
+            found.standing += any(one.kind is EpisodeKind.DRIFT for one in state.episodes.values())
         found.years += YEAR / 365.25
 
     def moved(self, found: Outcome) -> None:

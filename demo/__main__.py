@@ -100,7 +100,7 @@ def tell(repo: Path, until: datetime, share: float) -> list[Month]:
     from demo import monthly, replay, report  # noqa: PLC0415 - heavy; --help comes before
     from steadfeast import Store  # noqa: PLC0415 - heavy
     from steadfeast.pipeline import config as pipeline_config  # noqa: PLC0415 - heavy
-    from steadfeast.pipeline.registry.registry import Registry  # noqa: PLC0415 - heavy
+    from steadfeast.pipeline.registry import Registry  # noqa: PLC0415 - heavy
 
     config = repo / "steadfeast.yaml"
     with ExitStack() as stack:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import grpc
 
     from steadfeast import Store
-    from steadfeast.pipeline.registry.registry import LoadedModel, Registry
+    from steadfeast.pipeline.registry import LoadedModel, Registry
 
 SERVICE = MODEL = "late_arrival"
 REQUEST_COLUMNS = ("origin", "dest", "carrier_origin", "route", "tailnum",

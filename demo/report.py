@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from steadfeast.pipeline.registry.registry import LoadedModel
+    from steadfeast.pipeline.registry import LoadedModel
 
 NEW_YORK = ZoneInfo("America/New_York")
 SERVED = "served"

@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steadfeast.featurestore.definitions.contract import Contract
-    from steadfeast.featurestore.materialization.engine import (
+    from steadfeast.featurestore.definitions import Contract
+    from steadfeast.featurestore.materialization import (
         DuckDBComputeEngine,
         DuckDBComputeEngineConfig,
     )
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
         SQLiteOnlineStore,
         SQLiteOnlineStoreConfig,
     )
-    from steadfeast.featurestore.served_log.log import ServedLog
-    from steadfeast.featurestore.serving.features import OnlineFeatures
+    from steadfeast.featurestore.served_log import ServedLog
+    from steadfeast.featurestore.serving import OnlineFeatures
     from steadfeast.featurestore.store import Store
-    from steadfeast.featurestore.training.manifest import Manifest, TrainingSet
+    from steadfeast.featurestore.training import Manifest, TrainingSet
 
 _MODULES = {
     "Contract": "definitions.contract",

@@ -24,7 +24,7 @@ from steadfeast.featurestore.errors import UserError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from steadfeast.featurestore.definitions.contract import Contract
+    from steadfeast.featurestore.definitions import Contract
     from steadfeast.featurestore.store import Store
 
 app = typer.Typer(
@@ -152,7 +152,7 @@ def contract(
 
     steadfeast store contract diff 886dcbf2 late_arrival
     """
-    from steadfeast.featurestore.definitions.contract import difference
+    from steadfeast.featurestore.definitions import difference
 
     with _open(config) as opened:
         if words[0] == "diff" and len(words) == DIFF_WORDS:
@@ -255,15 +255,14 @@ def serve(
     """
     if workers > 1:
         load_section(config, "store", StoreConfig)
-        from steadfeast.featurestore.server.grpc_server import split
-        from steadfeast.featurestore.server.workers import supervise
+        from steadfeast.featurestore.server import split, supervise
 
         command = [sys.executable, "-P", "-m", "steadfeast.featurestore.cli", "store", "serve"]
         command += ["--config", str(config)]
         supervise(command, [split(grpc), split(http)], workers)
         return
     with _open(config) as opened:
-        from steadfeast.featurestore.server.grpc_server import serve as run
+        from steadfeast.featurestore.server import serve as run
 
         run(opened, grpc, http, worker)
 

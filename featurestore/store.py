@@ -20,24 +20,18 @@ from feast import FeatureService, FeatureStore
 from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
-from steadfeast.featurestore.audit.audit import AuditReport, audit
+from steadfeast.featurestore.audit import AuditReport, audit
 from steadfeast.featurestore.config import StoreConfig, load_section
-from steadfeast.featurestore.definitions.catalog import Catalog, LiveChange
-from steadfeast.featurestore.definitions.contract import by_event_time
+from steadfeast.featurestore.definitions import Catalog, LiveChange, by_event_time
 from steadfeast.featurestore.errors import ConfigError, NotFoundError, RequestError
 from steadfeast.featurestore.materialization import Materialized, Materializer, Standing
-from steadfeast.featurestore.offline.entities import Rows, arrow_table
-from steadfeast.featurestore.offline.ingestion import delete, ingest
+from steadfeast.featurestore.offline import Rows, arrow_table, delete, ingest
 from steadfeast.featurestore.online import PackedOnlineStore
-from steadfeast.featurestore.retention.collection import collect_garbage
-from steadfeast.featurestore.retention.erasure import Matches, erase_files
-from steadfeast.featurestore.served_log.log import ServedLog
-from steadfeast.featurestore.serving.assembly import EntityRows, rows_in
-from steadfeast.featurestore.serving.reader import Reader
-from steadfeast.featurestore.tables.times import micros
-from steadfeast.featurestore.tables.whole_files import private_folder, sweep
-from steadfeast.featurestore.training import training_set
-from steadfeast.featurestore.training.replay import replay
+from steadfeast.featurestore.retention import Matches, collect_garbage, erase_files
+from steadfeast.featurestore.served_log import ServedLog
+from steadfeast.featurestore.serving import EntityRows, Reader, rows_in
+from steadfeast.featurestore.tables import micros, private_folder, sweep
+from steadfeast.featurestore.training import replay, training_set
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,12 +40,10 @@ if TYPE_CHECKING:
 
     from feast import FeatureView
 
-    from steadfeast.featurestore.definitions.bundle import Bundle
-    from steadfeast.featurestore.definitions.contract import Contract
-    from steadfeast.featurestore.retention.collection import Collectable
-    from steadfeast.featurestore.retention.erasure import Erasure, Holder
-    from steadfeast.featurestore.serving.features import OnlineFeatures
-    from steadfeast.featurestore.training.manifest import TrainingSet
+    from steadfeast.featurestore.definitions import Bundle, Contract
+    from steadfeast.featurestore.retention import Collectable, Erasure, Holder
+    from steadfeast.featurestore.serving import OnlineFeatures
+    from steadfeast.featurestore.training import TrainingSet
 
 _BRIEF_ROWS = 1000
 NEVER = -(2**63)
@@ -254,7 +246,7 @@ class Store:
         catalog, name = self.catalog, name_of(service)
         bundle = catalog.of_then(name, contract) if contract else catalog.bundle(name)
         frame = training_set.entity_table(bundle.plan, entities, self.feast.config)
-        return training_set.point_in_time(self.feast, bundle.plan, bundle.executors, frame)
+        return training_set.features_at(self.feast, bundle.plan, bundle.executors, frame)
 
     # serving
 

@@ -16,7 +16,7 @@ from alerts import rules
 from boards import all_boards
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from steadfeast.monitor.exporter.metrics import document
+from steadfeast.monitor.exporter import document
 
 HERE = Path(__file__).parent
 

@@ -10,9 +10,7 @@ from typing import Any
 from frame import FEATURE, ISO_TIME, MONITOR, board, filled
 from panels import RATIO_STEPS, lines, query, rows, shares, states
 
-from steadfeast.monitor.drift.distances import STATISTICS
-from steadfeast.monitor.drift.shares import SHARES
-from steadfeast.monitor.drift.thresholds import SHIFT
+from steadfeast.monitor.drift import SHARES, SHIFT, STATISTICS
 from steadfeast.monitor.exporter import metrics as m
 
 LEVELS = {

@@ -48,7 +48,7 @@ def serve(config: Config = DEFAULT) -> None:
 
     Example: steadfeast pipeline serve --config steadfeast.yaml
     """
-    from steadfeast.pipeline.server.service import serve as run
+    from steadfeast.pipeline.server import serve as run
 
     _log_to_stderr()
     raise typer.Exit(run(config))
@@ -68,10 +68,9 @@ def train(
     Example: steadfeast pipeline train late_arrival --as-of 2013-03-01
     """
     from steadfeast.pipeline.queue import RunQueue
-    from steadfeast.pipeline.registry.registry import Registry
-    from steadfeast.pipeline.server.service import check_recipes
-    from steadfeast.pipeline.server.worker import Worker
-    from steadfeast.pipeline.training.retrain import Retrain
+    from steadfeast.pipeline.registry import Registry
+    from steadfeast.pipeline.server import Worker, check_recipes
+    from steadfeast.pipeline.training import Retrain
     from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
     section = _load(config, model)
@@ -132,7 +131,7 @@ def promote(
     Example: steadfeast pipeline promote late_arrival 3
     """
     from steadfeast.pipeline.queue import RunQueue
-    from steadfeast.pipeline.registry.registry import Registry
+    from steadfeast.pipeline.registry import Registry
     from steadfeast.pipeline.training import promotion
 
     section = _load(config, model)
@@ -147,7 +146,7 @@ def rollback(model: Model, config: Config = DEFAULT) -> None:
     Example: steadfeast pipeline rollback late_arrival
     """
     from steadfeast.pipeline.queue import RunQueue
-    from steadfeast.pipeline.registry.registry import Registry
+    from steadfeast.pipeline.registry import Registry
     from steadfeast.pipeline.training import promotion
 
     section = _load(config, model)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Self
 from google.protobuf.json_format import MessageToDict, MessageToJson, Parse
 
 from steadfeast.featurestore.errors import NotFoundError, SteadfeastError
-from steadfeast.featurestore.tables.whole_files import private_folder
+from steadfeast.featurestore.tables import private_folder
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:

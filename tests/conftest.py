@@ -28,7 +28,7 @@ from hypothesis import settings
 from steadfeast.monitor.decisions.model import (
     Alert,
     AlertKind,
-    Kind,
+    EpisodeKind,
     Member,
     OpenIncident,
     Severity,
@@ -410,7 +410,7 @@ def drifting() -> State:
         EpisodeRecord(
             "episode-3",
             "flights",
-            Kind.PERFORMANCE,
+            EpisodeKind.PERFORMANCE,
             MONDAY - timedelta(days=7),
             None,
             (Member(drop, MONDAY - timedelta(days=8)),),
@@ -420,7 +420,7 @@ def drifting() -> State:
         EpisodeRecord(
             "episode-2",
             "flights",
-            Kind.DRIFT,
+            EpisodeKind.DRIFT,
             MONDAY - timedelta(days=21),
             None,
             tuple(Member(one, MONDAY - timedelta(days=22)) for one in verdicts[:2]),
@@ -429,7 +429,7 @@ def drifting() -> State:
         EpisodeRecord(
             "episode-1",
             "flights",
-            Kind.DRIFT,
+            EpisodeKind.DRIFT,
             MONDAY - timedelta(days=120),
             MONDAY - timedelta(days=106),
             (

@@ -36,11 +36,11 @@ from steadfeast.featurestore.audit.log import (
 from steadfeast.featurestore.audit.online import compare
 from steadfeast.featurestore.audit.report import AuditReport, Check, Redactor
 from steadfeast.featurestore.audit.served import Replayed, served_against_offline
-from steadfeast.featurestore.definitions.plan import registered_views
+from steadfeast.featurestore.definitions import registered_views
 from steadfeast.featurestore.materialization import as_online
-from steadfeast.featurestore.offline.session import at_most, session
-from steadfeast.featurestore.served_log.files import lineage
-from steadfeast.featurestore.tables.times import micros
+from steadfeast.featurestore.offline import at_most, session
+from steadfeast.featurestore.served_log import lineage
+from steadfeast.featurestore.tables import micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from steadfeast.featurestore.audit.served import Window
     from steadfeast.featurestore.materialization import Standing
     from steadfeast.featurestore.online import PackedOnlineStore
-    from steadfeast.featurestore.served_log.log import ServedLog
+    from steadfeast.featurestore.served_log import ServedLog
 
 __all__ = ["AuditReport", "Check", "audit"]
 

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from steadfeast.featurestore.audit.report import EXAMPLES, Check, Redactor
-from steadfeast.featurestore.definitions.plan import personal_columns
-from steadfeast.featurestore.offline.session import session
-from steadfeast.featurestore.served_log.files import Lineage, Run
-from steadfeast.featurestore.tables.sql import identifier, parquet
+from steadfeast.featurestore.definitions import personal_columns
+from steadfeast.featurestore.offline import session
+from steadfeast.featurestore.served_log import Lineage, Run
+from steadfeast.featurestore.tables import identifier, parquet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from steadfeast.featurestore.audit.served import Replayed, Window
-    from steadfeast.featurestore.definitions.plan import StoredView
+    from steadfeast.featurestore.definitions import StoredView
 
 _IN_FLIGHT_US = 60_000_000
 """Requests so close to each other may be logged in another order than they were read in."""

@@ -17,15 +17,15 @@ import pyarrow as pa
 
 from steadfeast.featurestore.audit.report import EXAMPLES
 from steadfeast.featurestore.errors import SteadfeastError
-from steadfeast.featurestore.tables.casting import cast_array
-from steadfeast.featurestore.tables.columns import (
+from steadfeast.featurestore.tables import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
     TIMESTAMP,
+    arrow_type,
+    cast_array,
+    identifier,
     personal_fields,
 )
-from steadfeast.featurestore.tables.feast_types import arrow_type
-from steadfeast.featurestore.tables.sql import identifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

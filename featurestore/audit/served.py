@@ -17,13 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from steadfeast.featurestore.audit.report import EXAMPLES, Check, Redactor
-from steadfeast.featurestore.definitions.plan import personal_columns
+from steadfeast.featurestore.definitions import personal_columns
 from steadfeast.featurestore.errors import ContractMismatchError
-from steadfeast.featurestore.offline.binding import bind
-from steadfeast.featurestore.offline.session import session
-from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP, TIMESTAMP
-from steadfeast.featurestore.tables.hashing import differs, type_name
-from steadfeast.featurestore.tables.sql import source
+from steadfeast.featurestore.offline import bind, session
+from steadfeast.featurestore.tables import EVENT_TIMESTAMP, TIMESTAMP, differs, source, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,8 +29,7 @@ if TYPE_CHECKING:
 
     from feast import FeatureStore
 
-    from steadfeast.featurestore.definitions.bundle import Bundle
-    from steadfeast.featurestore.definitions.plan import Output, ServicePlan, StoredView
+    from steadfeast.featurestore.definitions import Bundle, Output, ServicePlan, StoredView
 
 _SLICE_CELLS = 5_000_000
 _SLICE_ROWS = 200_000

@@ -1,1 +1,37 @@
 """definitions."""
+
+from steadfeast.featurestore.definitions.bundle import Bundle
+from steadfeast.featurestore.definitions.catalog import LAYOUT, Catalog, LiveChange
+from steadfeast.featurestore.definitions.contract import (
+    TIE_RULE,
+    Contract,
+    by_event_time,
+    describe_source,
+    difference,
+)
+from steadfeast.featurestore.definitions.on_demand import Executor
+from steadfeast.featurestore.definitions.plan import (
+    Output,
+    ServicePlan,
+    StoredView,
+    personal_columns,
+    registered_views,
+)
+
+__all__ = [
+    "LAYOUT",
+    "TIE_RULE",
+    "Bundle",
+    "Catalog",
+    "Contract",
+    "Executor",
+    "LiveChange",
+    "Output",
+    "ServicePlan",
+    "StoredView",
+    "by_event_time",
+    "describe_source",
+    "difference",
+    "personal_columns",
+    "registered_views",
+]

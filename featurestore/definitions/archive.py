@@ -20,8 +20,7 @@ from feast import FeatureStore
 from feast.repo_operations import get_repo_files
 
 from steadfeast.featurestore.errors import ArchiveError
-from steadfeast.featurestore.tables.hashing import sha256_of
-from steadfeast.featurestore.tables.whole_files import TemporaryFolder, write_whole
+from steadfeast.featurestore.tables import TemporaryFolder, sha256_of, write_whole
 
 if TYPE_CHECKING:
     from feast import RepoConfig

@@ -38,8 +38,7 @@ from steadfeast.featurestore.errors import (
     NotFoundError,
     SteadfeastError,
 )
-from steadfeast.featurestore.tables.feast_types import arrow_type
-from steadfeast.featurestore.tables.whole_files import write_whole
+from steadfeast.featurestore.tables import arrow_type, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

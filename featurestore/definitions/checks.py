@@ -18,17 +18,17 @@ from steadfeast.featurestore.errors import (
     SourceError,
     UnsupportedTypeError,
 )
-from steadfeast.featurestore.offline.binding import opened
-from steadfeast.featurestore.offline.pins import reads_files
-from steadfeast.featurestore.offline.session import session
-from steadfeast.featurestore.offline.sources import is_there
-from steadfeast.featurestore.online.keys import KeyCodec
-from steadfeast.featurestore.rows.layout import layout_of
-from steadfeast.featurestore.tables.casting import cast_array
-from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from steadfeast.featurestore.tables.feast_types import arrow_type
-from steadfeast.featurestore.tables.locations import is_remote
-from steadfeast.featurestore.tables.sql import identifier
+from steadfeast.featurestore.offline import is_there, opened, reads_files, session
+from steadfeast.featurestore.online import KeyCodec
+from steadfeast.featurestore.rows import layout_of
+from steadfeast.featurestore.tables import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    arrow_type,
+    cast_array,
+    identifier,
+    is_remote,
+)
 
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView

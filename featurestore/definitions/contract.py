@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.json_format import MessageToDict
 
 from steadfeast.featurestore.definitions.code import describe_function, libraries_of
-from steadfeast.featurestore.tables.feast_types import arrow_type
+from steadfeast.featurestore.tables import arrow_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

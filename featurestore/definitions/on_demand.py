@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 
 from steadfeast.featurestore.errors import OnDemandError, UnsupportedTypeError
-from steadfeast.featurestore.tables.casting import array_of, cast_array
+from steadfeast.featurestore.tables import array_of, cast_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

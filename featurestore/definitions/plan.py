@@ -18,13 +18,13 @@ from feast.errors import FeastObjectNotFoundException
 from feast.feature_view import DUMMY_ENTITY_FIELD, DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME
 
 from steadfeast.featurestore.errors import NotFoundError, RefusedDefinitionError
-from steadfeast.featurestore.tables.columns import (
+from steadfeast.featurestore.tables import (
     EVENT_TIMESTAMP,
     LOGGED,
+    arrow_type,
     is_personal,
     personal_fields,
 )
-from steadfeast.featurestore.tables.feast_types import arrow_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

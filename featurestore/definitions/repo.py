@@ -25,7 +25,7 @@ from feast import FeatureStore, OnDemandFeatureView
 from feast.repo_operations import apply_total, get_repo_files
 
 from steadfeast.featurestore.errors import DefinitionsError, RefusedDefinitionError
-from steadfeast.featurestore.tables.whole_files import TemporaryFolder
+from steadfeast.featurestore.tables import TemporaryFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

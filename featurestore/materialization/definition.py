@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from steadfeast.featurestore.definitions.catalog import LAYOUT
-from steadfeast.featurestore.definitions.contract import TIE_RULE, describe_source
-from steadfeast.featurestore.tables.feast_types import arrow_type
-from steadfeast.featurestore.tables.times import duration
+from steadfeast.featurestore.definitions import LAYOUT, TIE_RULE, describe_source
+from steadfeast.featurestore.tables import arrow_type, duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -29,7 +29,7 @@ from steadfeast.featurestore.errors import InvalidStoreError
 from steadfeast.featurestore.materialization.materializer import Materializer
 from steadfeast.featurestore.offline import DuckDBOfflineStore
 from steadfeast.featurestore.online import PackedOnlineStore
-from steadfeast.featurestore.tables.times import micros
+from steadfeast.featurestore.tables import micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

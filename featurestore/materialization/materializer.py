@@ -31,13 +31,10 @@ from steadfeast.featurestore.errors import SourceError, StoreUnavailableError
 from steadfeast.featurestore.materialization.columns import as_online
 from steadfeast.featurestore.materialization.definition import changes, definition_of
 from steadfeast.featurestore.materialization.readahead import ReadAhead
-from steadfeast.featurestore.offline.binding import Bound, bind
-from steadfeast.featurestore.offline.session import session
-from steadfeast.featurestore.offline.sources import reading
+from steadfeast.featurestore.offline import Bound, bind, reading, session
 from steadfeast.featurestore.online import progress as online_progress
-from steadfeast.featurestore.online.batches import space_of
-from steadfeast.featurestore.tables import sql
-from steadfeast.featurestore.tables.times import instant, micros
+from steadfeast.featurestore.online import space_of
+from steadfeast.featurestore.tables import instant, micros, sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,8 +44,7 @@ if TYPE_CHECKING:
     from feast import FeatureView
     from feast.repo_config import RepoConfig
 
-    from steadfeast.featurestore.online import PackedOnlineStore
-    from steadfeast.featurestore.online.progress import Place
+    from steadfeast.featurestore.online import PackedOnlineStore, Place
 
 _BATCH_ROWS = 65_536
 _AHEAD_STEPS = 128

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 if TYPE_CHECKING:
-    from steadfeast.featurestore.offline.binding import Bound
+    from steadfeast.featurestore.offline import Bound
 
 
 @dataclass(slots=True)

@@ -17,10 +17,7 @@ from feast.utils import _parse_feature_ref
 
 from steadfeast.featurestore.errors import EntityFrameError, NotFoundError, SourceError
 from steadfeast.featurestore.offline.sources import open_source, with_keys
-from steadfeast.featurestore.tables import sql
-from steadfeast.featurestore.tables.columns import personal_fields
-from steadfeast.featurestore.tables.feast_types import arrow_type
-from steadfeast.featurestore.tables.times import duration
+from steadfeast.featurestore.tables import arrow_type, duration, personal_fields, sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from feast.errors import EntityTimestampInferenceException, FeastEntityDFMissingColumnsError
 
 from steadfeast.featurestore.errors import EntityFrameError
-from steadfeast.featurestore.tables.casting import instants
+from steadfeast.featurestore.tables import instants
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -20,8 +20,7 @@ from feast.monitoring.monitoring_utils import (
     normalize_monitoring_row,
 )
 
-from steadfeast.featurestore.tables.sql import identifier
-from steadfeast.featurestore.tables.whole_files import whole_file
+from steadfeast.featurestore.tables import identifier, whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

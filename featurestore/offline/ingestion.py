@@ -22,9 +22,7 @@ from steadfeast.featurestore.offline.binding import bind, originals
 from steadfeast.featurestore.offline.session import session
 from steadfeast.featurestore.offline.sources import arrow_schema, is_there, reading
 from steadfeast.featurestore.offline.writing import append
-from steadfeast.featurestore.tables import sql
-from steadfeast.featurestore.tables.columns import TIMESTAMP
-from steadfeast.featurestore.tables.times import instant
+from steadfeast.featurestore.tables import TIMESTAMP, instant, sql
 
 if TYPE_CHECKING:
     from feast import FeatureView

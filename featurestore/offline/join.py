@@ -31,7 +31,7 @@ _MEAN_UNCROWDED, _MOST_UNCROWDED = 3, 16
 """Up to so many entity rows per key, on average and at most, pairs cost less than two sorts."""
 
 
-def point_in_time(
+def join(
     connection: duckdb.DuckDBPyConnection,
     entities: Entities,
     bounds: Sequence[Bound],

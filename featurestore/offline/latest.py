@@ -18,10 +18,7 @@ from steadfeast.featurestore.offline.binding import bind, originals
 from steadfeast.featurestore.offline.retrieval import DuckDBRetrievalJob
 from steadfeast.featurestore.offline.session import session
 from steadfeast.featurestore.offline.sources import open_source, reading
-from steadfeast.featurestore.tables import sql
-from steadfeast.featurestore.tables.casting import rounds
-from steadfeast.featurestore.tables.locations import is_remote
-from steadfeast.featurestore.tables.times import micros
+from steadfeast.featurestore.tables import is_remote, micros, rounds, sql
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from steadfeast.featurestore.offline.entities import read_entities
 from steadfeast.featurestore.offline.join import won
 from steadfeast.featurestore.offline.session import session
 from steadfeast.featurestore.offline.sources import reading
-from steadfeast.featurestore.tables import sql
-from steadfeast.featurestore.tables.locations import is_remote
+from steadfeast.featurestore.tables import is_remote, sql
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ import pyarrow as pa
 from feast.infra.offline_stores.offline_store import RetrievalJob
 
 from steadfeast.featurestore.offline.writing import check_target, persist
-from steadfeast.featurestore.tables.casting import data_frame
+from steadfeast.featurestore.tables import data_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

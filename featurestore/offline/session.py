@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from steadfeast.featurestore.errors import ResourceError
-from steadfeast.featurestore.tables.sql import identifier, literal
-from steadfeast.featurestore.tables.whole_files import TemporaryFolder
+from steadfeast.featurestore.tables import TemporaryFolder, identifier, literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -19,14 +19,14 @@ from pyarrow.dataset import dataset
 
 from steadfeast.featurestore.errors import SourceError
 from steadfeast.featurestore.offline.session import exhausted
-from steadfeast.featurestore.tables import sql
-from steadfeast.featurestore.tables.locations import (
+from steadfeast.featurestore.tables import (
     delta_table,
     is_hive,
     is_remote,
     local_files,
     nothing,
     scan_of,
+    sql,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from feast.data_source import DataSource
 
-    from steadfeast.featurestore.tables.total_order import Type
+    from steadfeast.featurestore.tables import Type
 
 TIMES = {
     "date",

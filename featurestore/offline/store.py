@@ -21,7 +21,7 @@ from steadfeast.featurestore.errors import SourceError
 from steadfeast.featurestore.offline import feast_monitoring
 from steadfeast.featurestore.offline.binding import bind, originals, requested
 from steadfeast.featurestore.offline.entities import MissingColumnsError, read_entities
-from steadfeast.featurestore.offline.join import check_names, point_in_time, span
+from steadfeast.featurestore.offline.join import check_names, join, span
 from steadfeast.featurestore.offline.latest import (
     known_from,
     pulled,
@@ -33,9 +33,7 @@ from steadfeast.featurestore.offline.retrieval import DuckDBRetrievalJob
 from steadfeast.featurestore.offline.session import session
 from steadfeast.featurestore.offline.sources import arrow_schema, is_there, open_source
 from steadfeast.featurestore.offline.writing import append, log
-from steadfeast.featurestore.tables import sql
-from steadfeast.featurestore.tables.locations import is_remote
-from steadfeast.featurestore.tables.times import instant, micros
+from steadfeast.featurestore.tables import instant, is_remote, micros, sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -139,13 +137,11 @@ class DuckDBOfflineStore(OfflineStore):
             remote = any(is_remote(bound.source.location) for bound in bounds)
             with session(config, remote=remote) as connection:
                 for part in entities.slices(rows or _ROWS):
-                    yield point_in_time(
-                        connection, part, bounds, as_known=filter_by_created_timestamp
-                    )
+                    yield join(connection, part, bounds, as_known=filter_by_created_timestamp)
 
         def text() -> str:
             given = f"({frame})" if isinstance(frame, str) else "entity_df"
-            return sql.point_in_time(
+            return sql.point_in_time_sql(
                 given,
                 entities.table.column_names,
                 entities.time,

@@ -24,7 +24,7 @@ from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import FileSource
 
 from steadfeast.featurestore.errors import SourceError
-from steadfeast.featurestore.tables.locations import is_hive, is_remote, local_files
+from steadfeast.featurestore.tables import is_hive, is_remote, local_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

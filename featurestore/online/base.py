@@ -21,11 +21,16 @@ from steadfeast.featurestore.online.batches import ColumnStore, space_of
 from steadfeast.featurestore.online.feast_values import to_array, to_values
 from steadfeast.featurestore.online.keys import KeyCodec
 from steadfeast.featurestore.online.packing import plan_of
-from steadfeast.featurestore.rows.layout import NO_TIME, usable
-from steadfeast.featurestore.tables.casting import flat
-from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP, TIMESTAMP
-from steadfeast.featurestore.tables.feast_types import arrow_type
-from steadfeast.featurestore.tables.times import instant, micros
+from steadfeast.featurestore.rows import NO_TIME, usable
+from steadfeast.featurestore.tables import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    TIMESTAMP,
+    arrow_type,
+    flat,
+    instant,
+    micros,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -100,7 +105,7 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
         view: FeatureView,
         keys: Sequence[bytes | None],
         names: Sequence[str],
-    ) -> feast_response.Answer:
+    ) -> feast_response.ViewAnswer:
         """Read, apply the TTL as of now, and turn into messages with their statuses."""
         ttl = getattr(view, "ttl", None) or timedelta(0)
         now_us = micros(datetime.now(UTC))
@@ -125,7 +130,7 @@ class PackedOnlineStore(ColumnStore, OnlineStore):
                 message if usable_now else Value()
                 for message, usable_now in zip(messages, fresh, strict=True)
             ]
-        return feast_response.Answer(event_us, known, values, statuses)
+        return feast_response.ViewAnswer(event_us, known, values, statuses)
 
     def _read_features_per_fv(
         self,

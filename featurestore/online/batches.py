@@ -37,9 +37,8 @@ from steadfeast.featurestore.online.packing import (
 )
 from steadfeast.featurestore.online.row_store import RowStore
 from steadfeast.featurestore.online.waiting import MARKER, Merge, row_at, rows_of, several
-from steadfeast.featurestore.rows.layout import Layout, damaged, layout_id
-from steadfeast.featurestore.tables.casting import cast_array, flat
-from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from steadfeast.featurestore.rows import Layout, damaged, layout_id
+from steadfeast.featurestore.tables import CREATED_TIMESTAMP, EVENT_TIMESTAMP, cast_array, flat
 
 if TYPE_CHECKING:
     from collections import Counter

@@ -30,7 +30,7 @@ NOT_FOUND = int(FieldStatus.NOT_FOUND)
 OUTSIDE_MAX_AGE = int(FieldStatus.OUTSIDE_MAX_AGE)
 
 
-class Answer(NamedTuple):
+class ViewAnswer(NamedTuple):
     """What one view says about n keys.
 
     Attributes:
@@ -94,7 +94,7 @@ def extend(
     response: GetOnlineFeaturesResponse,
     view: FeatureView,
     features: Sequence[str],
-    answer: Answer,
+    answer: ViewAnswer,
     *,
     full_names: bool,
     versions: bool,

@@ -19,15 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from steadfeast.featurestore.errors import InvalidKeysError, UnsupportedTypeError
-from steadfeast.featurestore.rows.values import (
+from steadfeast.featurestore.rows import (
     canonical_type,
     fixed_array,
     fixed_bytes,
     join_pieces,
     pieces_of,
 )
-from steadfeast.featurestore.rows.values import width_of as _width_of
-from steadfeast.featurestore.tables.casting import cast_array, flat
+from steadfeast.featurestore.rows import width_of as _width_of
+from steadfeast.featurestore.tables import cast_array, flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from steadfeast.featurestore.errors import CorruptRowError, InvalidBatchError, NotFoundError
 from steadfeast.featurestore.online.keys import KeyCodec, key_hash
-from steadfeast.featurestore.rows.layout import (
+from steadfeast.featurestore.rows import (
     HEADER_BYTES,
     NO_TIME,
     ORDER_BYTES,
@@ -27,10 +27,15 @@ from steadfeast.featurestore.rows.layout import (
     order_of,
     sound,
 )
-from steadfeast.featurestore.tables.casting import cast_array, flat
-from steadfeast.featurestore.tables.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP, TIMESTAMP
-from steadfeast.featurestore.tables.feast_types import arrow_type
-from steadfeast.featurestore.tables.total_order import canonical_bytes
+from steadfeast.featurestore.tables import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    TIMESTAMP,
+    arrow_type,
+    canonical_bytes,
+    cast_array,
+    flat,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

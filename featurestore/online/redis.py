@@ -25,7 +25,7 @@ from steadfeast.featurestore.errors import MissingExtraError, StoreUnavailableEr
 from steadfeast.featurestore.online.base import PackedOnlineStore
 from steadfeast.featurestore.online.packing import Layouts, StoredLayout
 from steadfeast.featurestore.online.waiting import MARKER
-from steadfeast.featurestore.rows.layout import HEADER_BYTES, ORDER_BYTES, Layout, biased
+from steadfeast.featurestore.rows import HEADER_BYTES, ORDER_BYTES, Layout, biased
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

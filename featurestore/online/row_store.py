@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from steadfeast.featurestore.online.packing import Layouts
     from steadfeast.featurestore.online.waiting import Merge
-    from steadfeast.featurestore.rows.layout import Layout
+    from steadfeast.featurestore.rows import Layout
 
 _HEAD = "head"
 _TRIES = 5

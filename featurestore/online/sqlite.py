@@ -29,9 +29,8 @@ from steadfeast.featurestore.errors import StoreUnavailableError
 from steadfeast.featurestore.online.base import PackedOnlineStore
 from steadfeast.featurestore.online.packing import Layouts, StoredLayout, supersedes
 from steadfeast.featurestore.online.waiting import MARKER
-from steadfeast.featurestore.rows.layout import HEADER_BYTES, ORDER_BYTES, Layout, biased
-from steadfeast.featurestore.tables.sql import identifier
-from steadfeast.featurestore.tables.whole_files import make_private, private_folder
+from steadfeast.featurestore.rows import HEADER_BYTES, ORDER_BYTES, Layout, biased
+from steadfeast.featurestore.tables import identifier, make_private, private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from steadfeast.featurestore.online.packing import supersedes
-from steadfeast.featurestore.rows.layout import HEADER_BYTES, ORDER_BYTES, order_of, sound
+from steadfeast.featurestore.rows import HEADER_BYTES, ORDER_BYTES, order_of, sound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

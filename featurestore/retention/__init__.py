@@ -1,1 +1,6 @@
 """retention."""
+
+from steadfeast.featurestore.retention.collection import Collectable, collect_garbage
+from steadfeast.featurestore.retention.erasure import Erasure, Holder, Matches, erase_files
+
+__all__ = ["Collectable", "Erasure", "Holder", "Matches", "collect_garbage", "erase_files"]

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from steadfeast.featurestore.served_log.files import collect, named
-from steadfeast.featurestore.served_log.log import KINDS
-from steadfeast.featurestore.tables.whole_files import abandoned, sweep
-from steadfeast.featurestore.training.manifest import (
+from steadfeast.featurestore.served_log import KINDS, collect, named
+from steadfeast.featurestore.tables import abandoned, sweep
+from steadfeast.featurestore.training import (
     Manifest,
+    changes_of,
     manifests,
     remember_removal,
     removals_of,
 )
-from steadfeast.featurestore.training.replay import changes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from feast import FeatureStore
 
-    from steadfeast.featurestore.definitions.catalog import Catalog
+    from steadfeast.featurestore.definitions import Catalog
 
 _YOUNG_SECONDS = 3600.0
 """Files so young may belong to a training set that is being written."""

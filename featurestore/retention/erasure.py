@@ -21,17 +21,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from steadfeast.featurestore.errors import InvalidKeysError, NotFoundError, UnsupportedTypeError
-from steadfeast.featurestore.served_log.files import named, take_out
-from steadfeast.featurestore.served_log.log import KINDS
-from steadfeast.featurestore.tables.casting import cast_array, flat
-from steadfeast.featurestore.tables.whole_files import abandoned, sweep, whole_file, write_whole
-from steadfeast.featurestore.training.manifest import DATA, Manifest, manifests, remember_removal
+from steadfeast.featurestore.served_log import KINDS, named, take_out
+from steadfeast.featurestore.tables import (
+    abandoned,
+    cast_array,
+    flat,
+    sweep,
+    whole_file,
+    write_whole,
+)
+from steadfeast.featurestore.training import DATA, Manifest, manifests, remember_removal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from steadfeast.featurestore.definitions.catalog import Catalog
+    from steadfeast.featurestore.definitions import Catalog
 
 _PLACE = "__steadfeast_place"
 

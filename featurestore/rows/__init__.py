@@ -1,1 +1,51 @@
 """rows."""
+
+from steadfeast.featurestore.rows.layout import (
+    HEADER_BYTES,
+    NO_TIME,
+    ORDER_BYTES,
+    Layout,
+    biased,
+    damaged,
+    decode,
+    encode,
+    layout_id,
+    layout_of,
+    order_of,
+    sound,
+    times_of,
+    usable,
+    validity_of,
+)
+from steadfeast.featurestore.rows.values import (
+    canonical_type,
+    fixed_array,
+    fixed_bytes,
+    join_pieces,
+    pieces_of,
+    width_of,
+)
+
+__all__ = [
+    "HEADER_BYTES",
+    "NO_TIME",
+    "ORDER_BYTES",
+    "Layout",
+    "biased",
+    "canonical_type",
+    "damaged",
+    "decode",
+    "encode",
+    "fixed_array",
+    "fixed_bytes",
+    "join_pieces",
+    "layout_id",
+    "layout_of",
+    "order_of",
+    "pieces_of",
+    "sound",
+    "times_of",
+    "usable",
+    "validity_of",
+    "width_of",
+]

@@ -44,7 +44,7 @@ from steadfeast.featurestore.rows.values import (
     to_pieces,
     width_of,
 )
-from steadfeast.featurestore.tables.casting import cast_array, flat
+from steadfeast.featurestore.tables import cast_array, flat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -16,14 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from steadfeast.featurestore.errors import LogRefusedError, SteadfeastError
-from steadfeast.featurestore.serving.features import settled
-from steadfeast.featurestore.tables.columns import TIMESTAMP
-from steadfeast.featurestore.tables.times import micros
+from steadfeast.featurestore.serving import settled
+from steadfeast.featurestore.tables import TIMESTAMP, micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from steadfeast.featurestore.serving.features import OnlineFeatures
+    from steadfeast.featurestore.serving import OnlineFeatures
 
 LABELS = pa.schema([("request_id", pa.string()), ("label", pa.float64()), ("known_at", TIMESTAMP)])
 PREDICTIONS = pa.schema(

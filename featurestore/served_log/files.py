@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from steadfeast.featurestore.tables.times import micros
-from steadfeast.featurestore.tables.whole_files import whole_file, write_whole
+from steadfeast.featurestore.tables import micros, whole_file, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -39,7 +39,7 @@ from steadfeast.featurestore.served_log.entries import (
     written_together,
 )
 from steadfeast.featurestore.served_log.files import Listing, Run, collected, write
-from steadfeast.featurestore.tables.times import instant
+from steadfeast.featurestore.tables import instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from steadfeast.featurestore.serving.features import OnlineFeatures
+    from steadfeast.featurestore.serving import OnlineFeatures
 
 _RETRY_SECONDS = 1.0
 

@@ -1,1 +1,6 @@
 """server."""
+
+from steadfeast.featurestore.server.grpc_server import serve, split
+from steadfeast.featurestore.server.workers import supervise
+
+__all__ = ["serve", "split", "supervise"]

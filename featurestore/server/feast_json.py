@@ -16,13 +16,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic_core import to_json
 
-from steadfeast.featurestore.serving.reader import Request
-from steadfeast.featurestore.tables.times import instant
+from steadfeast.featurestore.serving import Request
+from steadfeast.featurestore.tables import instant
 
 if TYPE_CHECKING:
-    from steadfeast.featurestore.definitions.plan import ServicePlan
-    from steadfeast.featurestore.serving.decoder import Block, Judged
-    from steadfeast.featurestore.serving.features import OnlineFeatures
+    from steadfeast.featurestore.definitions import ServicePlan
+    from steadfeast.featurestore.serving import Block, Judged, OnlineFeatures
 
 STATUSES = ("INVALID", "PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE")
 """Names of feast.serving.FieldStatus by number."""

@@ -29,8 +29,8 @@ from steadfeast.featurestore.errors import (
 )
 from steadfeast.featurestore.server.feast_json import answer
 from steadfeast.featurestore.server.metrics import MAX_REQUEST_BYTES, Figures, answer_of
-from steadfeast.featurestore.serving.assembly import rows_in
-from steadfeast.featurestore.tables.casting import array_of
+from steadfeast.featurestore.serving import rows_in
+from steadfeast.featurestore.tables import array_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from steadfeast.featurestore.definitions.plan import ServicePlan
-    from steadfeast.featurestore.serving.features import OnlineFeatures
+    from steadfeast.featurestore.definitions import ServicePlan
+    from steadfeast.featurestore.serving import OnlineFeatures
     from steadfeast.featurestore.store import Store
 
 _PATH = "/get-online-features"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from steadfeast.featurestore.serving.features import OnlineFeatures
+    from steadfeast.featurestore.serving import OnlineFeatures
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """Largest request that either edge reads."""
@@ -41,28 +41,28 @@ _PLAIN = ("requests", "rows", "values", "seconds", "buckets")
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
-class Answer(NamedTuple):
+class WireStatus(NamedTuple):
     """What an error is on the wire."""
 
     grpc: grpc.StatusCode
     http: int
 
 
-ANSWERS: dict[type[errors.SteadfeastError], Answer] = {
-    errors.NotFoundError: Answer(grpc.StatusCode.NOT_FOUND, 404),
-    errors.ContractMismatchError: Answer(grpc.StatusCode.FAILED_PRECONDITION, 409),
-    errors.StoreUnavailableError: Answer(grpc.StatusCode.UNAVAILABLE, 503),
-    errors.CorruptRowError: Answer(grpc.StatusCode.DATA_LOSS, 500),
-    errors.OnDemandError: Answer(grpc.StatusCode.INTERNAL, 500),
-    errors.DefinitionsError: Answer(grpc.StatusCode.FAILED_PRECONDITION, 500),
-    errors.RefusedDefinitionError: Answer(grpc.StatusCode.FAILED_PRECONDITION, 500),
-    errors.UserError: Answer(grpc.StatusCode.INVALID_ARGUMENT, 422),
-    errors.SteadfeastError: Answer(grpc.StatusCode.INTERNAL, 500),
+ANSWERS: dict[type[errors.SteadfeastError], WireStatus] = {
+    errors.NotFoundError: WireStatus(grpc.StatusCode.NOT_FOUND, 404),
+    errors.ContractMismatchError: WireStatus(grpc.StatusCode.FAILED_PRECONDITION, 409),
+    errors.StoreUnavailableError: WireStatus(grpc.StatusCode.UNAVAILABLE, 503),
+    errors.CorruptRowError: WireStatus(grpc.StatusCode.DATA_LOSS, 500),
+    errors.OnDemandError: WireStatus(grpc.StatusCode.INTERNAL, 500),
+    errors.DefinitionsError: WireStatus(grpc.StatusCode.FAILED_PRECONDITION, 500),
+    errors.RefusedDefinitionError: WireStatus(grpc.StatusCode.FAILED_PRECONDITION, 500),
+    errors.UserError: WireStatus(grpc.StatusCode.INVALID_ARGUMENT, 422),
+    errors.SteadfeastError: WireStatus(grpc.StatusCode.INTERNAL, 500),
 }
 """The nearest class of an error counts; what is no SteadfeastError is a bug and stays one."""
 
 
-def answer_of(error: errors.SteadfeastError) -> Answer:
+def answer_of(error: errors.SteadfeastError) -> WireStatus:
     """Return what `error` is on the wire."""
     return next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
 

@@ -19,7 +19,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from steadfeast.featurestore.errors import AddressError, WorkerError
-from steadfeast.featurestore.tables.whole_files import TemporaryFolder
+from steadfeast.featurestore.tables import TemporaryFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

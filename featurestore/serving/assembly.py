@@ -14,17 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from steadfeast.featurestore.errors import EntityFrameError, EntityRowsError, UnsupportedTypeError
-from steadfeast.featurestore.offline.entities import arrow_table
-from steadfeast.featurestore.rows.layout import usable
+from steadfeast.featurestore.offline import arrow_table
+from steadfeast.featurestore.rows import usable
 from steadfeast.featurestore.serving.features import OnlineFeatures
-from steadfeast.featurestore.tables.casting import array_of, typed
-from steadfeast.featurestore.tables.columns import TIMESTAMP
+from steadfeast.featurestore.tables import TIMESTAMP, array_of, typed
 
 if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
 
-    from steadfeast.featurestore.definitions.bundle import Bundle
-    from steadfeast.featurestore.definitions.plan import ServicePlan, StoredView
+    from steadfeast.featurestore.definitions import Bundle, ServicePlan, StoredView
     from steadfeast.featurestore.online import PackedOnlineStore, PackedRead
 
 INVALID, PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = map(np.uint8, range(5))

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 import pyarrow as pa
 
-from steadfeast.featurestore.rows.layout import order_of, times_of, usable, validity_of
+from steadfeast.featurestore.rows import order_of, times_of, usable, validity_of
 from steadfeast.featurestore.serving import assembly
-from steadfeast.featurestore.tables.casting import EXACT
+from steadfeast.featurestore.tables import EXACT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from steadfeast.featurestore.rows.layout import Layout
+    from steadfeast.featurestore.rows import Layout
     from steadfeast.featurestore.serving.assembly import Codes
 
 _KINDS = {

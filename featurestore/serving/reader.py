@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 
-from steadfeast.featurestore.online.batches import space_of
-from steadfeast.featurestore.online.packing import plan_of, unpack
+from steadfeast.featurestore.online import plan_of, space_of, unpack
 from steadfeast.featurestore.serving import assembly
 from steadfeast.featurestore.serving.decoder import decoder_of
 from steadfeast.featurestore.serving.features import OnlineFeatures
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
     from numpy.typing import NDArray
 
-    from steadfeast.featurestore.definitions.bundle import Bundle
-    from steadfeast.featurestore.definitions.plan import StoredView
+    from steadfeast.featurestore.definitions import Bundle, StoredView
     from steadfeast.featurestore.online import PackedOnlineStore
     from steadfeast.featurestore.serving.assembly import EntityRows
     from steadfeast.featurestore.serving.decoder import Decoder, Judged

@@ -354,7 +354,7 @@ def used(view: View, span: Span, *, won: str = "won", ids: str = "ids") -> str:
     )
 
 
-def point_in_time(
+def point_in_time_sql(
     entities: str,
     columns: Sequence[str],
     time: str,

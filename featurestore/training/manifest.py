@@ -13,9 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from steadfeast.featurestore.errors import ErasedError, ManifestError
-from steadfeast.featurestore.tables.casting import data_frame
-from steadfeast.featurestore.tables.hashing import content_sha256
-from steadfeast.featurestore.tables.whole_files import write_whole
+from steadfeast.featurestore.tables import content_sha256, data_frame, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from steadfeast.featurestore.offline.pins import can_pin, pinned, unknown_then, used_rows
-from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
-from steadfeast.featurestore.tables.hashing import hash_file
-from steadfeast.featurestore.tables.whole_files import finish, half_file
+from steadfeast.featurestore.offline import can_pin, pinned, unknown_then, used_rows
+from steadfeast.featurestore.tables import EVENT_TIMESTAMP, finish, half_file, hash_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast.repo_config import RepoConfig
 
-    from steadfeast.featurestore.definitions.plan import ServicePlan
+    from steadfeast.featurestore.definitions import ServicePlan
 
 
 def make_pins(

@@ -16,7 +16,7 @@ from steadfeast.featurestore.errors import (
     ReplayError,
     SourceError,
 )
-from steadfeast.featurestore.tables.hashing import content_sha256
+from steadfeast.featurestore.tables import content_sha256
 from steadfeast.featurestore.training import training_set
 from steadfeast.featurestore.training.manifest import TrainingSet, removals_of
 from steadfeast.featurestore.training.pins import intact, over_pins
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureStore
 
-    from steadfeast.featurestore.definitions.bundle import Bundle
-    from steadfeast.featurestore.definitions.catalog import Catalog
-    from steadfeast.featurestore.definitions.plan import ServicePlan
+    from steadfeast.featurestore.definitions import Bundle, Catalog, ServicePlan
     from steadfeast.featurestore.training.manifest import Manifest
 
 
@@ -89,7 +87,7 @@ def _computed(
     feast: FeatureStore, bundle: Bundle, before: TrainingSet, paths: Mapping[str, Path]
 ) -> pa.Table:
     plan = over_pins(bundle.plan, paths)
-    features = training_set.point_in_time(
+    features = training_set.features_at(
         feast,
         plan,
         bundle.executors,

@@ -22,21 +22,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from steadfeast.featurestore.definitions.plan import personal_columns
+from steadfeast.featurestore.definitions import personal_columns
 from steadfeast.featurestore.errors import EntityFrameError, EntityRowsError, FutureKnowledgeError
-from steadfeast.featurestore.offline.entities import Rows, arrow_table
-from steadfeast.featurestore.offline.session import session
-from steadfeast.featurestore.tables.casting import cast_array, index_of, instants, typed
-from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP, TIMESTAMP
-from steadfeast.featurestore.tables.hashing import (
+from steadfeast.featurestore.offline import Rows, arrow_table, session
+from steadfeast.featurestore.tables import (
+    EVENT_TIMESTAMP,
+    TIMESTAMP,
+    cast_array,
     code_commit,
     content_sha256,
     file_hashes,
+    index_of,
+    instants,
     libraries,
     profile,
     sha256_of,
+    typed,
+    whole_folder,
 )
-from steadfeast.featurestore.tables.whole_files import whole_folder
 from steadfeast.featurestore.training.manifest import DATA, MANIFEST, Manifest, TrainingSet
 from steadfeast.featurestore.training.pins import lost_to_knowledge, make_pins, over_pins, pin_path
 
@@ -46,8 +49,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
     from feast.repo_config import RepoConfig
 
-    from steadfeast.featurestore.definitions.on_demand import Executor
-    from steadfeast.featurestore.definitions.plan import ServicePlan
+    from steadfeast.featurestore.definitions import Executor, ServicePlan
 
 log = logging.getLogger("steadfeast")
 
@@ -103,7 +105,7 @@ def _timed(service: str, table: pa.Table, name: str) -> pa.Table:
         raise EntityRowsError(service, name, problem) from error
 
 
-def point_in_time(
+def features_at(
     store: FeatureStore,
     plan: ServicePlan,
     executors: Sequence[Executor],
@@ -227,7 +229,7 @@ def build(
     if pins is not None:
         made = make_pins(store.config, plan, frame, pins, as_known=known)
     chosen = {} if pins is None else {v: pin_path(pins, pin["sha256"]) for v, pin in made.items()}
-    features = point_in_time(
+    features = features_at(
         store, over_pins(plan, chosen), executors, frame, event_time_only=event_time_only
     )
     table = beside(frame, features)

@@ -17,12 +17,12 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from steadfeast.featurestore.errors import UserError
-from steadfeast.monitor.config.schema import Role
+from steadfeast.monitor.config import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from steadfeast.monitor.config.schema import DaemonConfig
+    from steadfeast.monitor.config import DaemonConfig
 
 COOKIE = "steadfeast_session"
 SESSION_SECONDS = 8 * 3600

@@ -17,7 +17,7 @@ from steadfeast.featurestore.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from steadfeast.monitor.config.schema import TlsConfig
+    from steadfeast.monitor.config import TlsConfig
 
 log = structlog.get_logger(__name__)
 

@@ -24,27 +24,26 @@ from typing import TYPE_CHECKING, Any
 
 from steadfeast.featurestore.errors import NotFoundError, UserError
 from steadfeast.measures import measure_named
-from steadfeast.monitor.decisions.model import Kind
-from steadfeast.monitor.delivery.http_pipelines import connect
-from steadfeast.monitor.delivery.pipeline import GrpcTarget, UnansweredError
-from steadfeast.monitor.drift.detector import Level
-from steadfeast.monitor.evaluation.evaluator import Evaluator
-from steadfeast.monitor.ledger.ledger import Ledger
+from steadfeast.monitor.decisions import EpisodeKind
+from steadfeast.monitor.delivery import GrpcTarget, UnansweredError, pipeline_of
+from steadfeast.monitor.drift import Level
+from steadfeast.monitor.evaluation import Evaluator
+from steadfeast.monitor.ledger import Ledger
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from steadfeast.monitor.config.schema import DaemonConfig, MonitorConfig
-    from steadfeast.monitor.drift.detector import Verdict
-    from steadfeast.monitor.ledger.state import (
+    from steadfeast.monitor.config import DaemonConfig, MonitorConfig
+    from steadfeast.monitor.drift import Verdict
+    from steadfeast.monitor.ledger import (
         EpisodeRecord,
         MonitorState,
         PastWindow,
         TriggerRecord,
     )
-    from steadfeast.monitor.profiles.distribution import Distribution
-    from steadfeast.monitor.sources.views import ViewFacts
+    from steadfeast.monitor.profiles import Distribution
+    from steadfeast.monitor.sources import ViewFacts
 
 CALLED_OFF = "a backtest fires nothing"
 _NUMBER = re.compile(r"\d[\d.,:TZ-]*")
@@ -205,7 +204,7 @@ def promoted(config: DaemonConfig, monitor: str) -> list[pb.Run]:
     names = [asked.pipeline] if asked.pipeline else list(config.pipelines)
     problems = []
     for name in names:
-        target = connect(config.pipelines[name])
+        target = pipeline_of(config.pipelines[name])
         try:
             if isinstance(target, GrpcTarget):
                 runs = target.promoted(asked.model)
@@ -481,7 +480,7 @@ def _first_over(
     episode: EpisodeRecord, windows: Sequence[PastWindow], config: MonitorConfig
 ) -> datetime:
     """Return the end of the first window of those in a row, up to the opening, over a limit."""
-    if episode.kind is not Kind.DRIFT:
+    if episode.kind is not EpisodeKind.DRIFT:
         return episode.opened_at
     names = {one.feature for one in episode.features}
     first, missed = episode.opened_at, 0

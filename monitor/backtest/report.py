@@ -17,13 +17,22 @@ from rich.table import Table
 from rich.text import Text
 
 from steadfeast.monitor.backtest.replay import chosen, promoted, run
-from steadfeast.monitor.config.schema import load
-from steadfeast.monitor.decisions.model import Kind
-from steadfeast.monitor.evaluation.preflight import check
-from steadfeast.monitor.web import charts
-from steadfeast.monitor.web.page import bars, performance, segments
-from steadfeast.monitor.web.text import FIGURES, count, lasting, stretch, times_text
-from steadfeast.monitor.web.view_models import Fact, Tone
+from steadfeast.monitor.config import load
+from steadfeast.monitor.decisions import EpisodeKind
+from steadfeast.monitor.evaluation import check
+from steadfeast.monitor.web import (
+    FIGURES,
+    Fact,
+    Tone,
+    bars,
+    charts,
+    count,
+    lasting,
+    performance,
+    segments,
+    stretch,
+    times_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +42,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from steadfeast.monitor.backtest.replay import Alarm, Backtest, Decay, Ranked
-    from steadfeast.monitor.web.charts import Chart
-    from steadfeast.monitor.web.render import Renderer
-    from steadfeast.monitor.web.view_models import BarView, SegmentView
+    from steadfeast.monitor.web import BarView, Chart, Renderer, SegmentView
 
 ALARM_HEADS = (
     "Opened",
@@ -226,7 +233,7 @@ def _facts(one: Backtest) -> Iterator[Fact]:
 def _summary(one: Backtest) -> str:
     kinds = [alarm.episode.kind for alarm in one.alarms]
     told = ", ".join(
-        count(kinds.count(kind), f"{kind} alarm") for kind in Kind if kinds.count(kind)
+        count(kinds.count(kind), f"{kind} alarm") for kind in EpisodeKind if kinds.count(kind)
     )
     if not one.judged:
         told = f"{told + '; ' if told else ''}no feature could be judged"

@@ -65,7 +65,7 @@ def run(
     """
     if log not in {"", "json", "console"}:
         raise typer.BadParameter("write json or console", param_hint="--log")
-    from steadfeast.monitor.daemon.process import main
+    from steadfeast.monitor.daemon import main
 
     json_logs = log == "json" or (not log and not sys.stderr.isatty())
     raise typer.Exit(main(config, json_logs=json_logs))
@@ -149,7 +149,7 @@ def report(
 
     A running daemon is asked for it; without one, it is made from the state folder.
     """
-    from steadfeast.monitor.web.report import written
+    from steadfeast.monitor.web import written
 
     source = written(config, out)
     answer = {"out": str(out), "bytes": out.stat().st_size, "source": source}
@@ -193,7 +193,7 @@ def backtest(
 
     from steadfeast.monitor.backtest import report
     from steadfeast.monitor.cli import output
-    from steadfeast.monitor.web.render import Renderer
+    from steadfeast.monitor.web import Renderer
 
     first, last = start.replace(tzinfo=UTC), end.replace(tzinfo=UTC)
     if first >= last:
@@ -239,11 +239,11 @@ def calibrate(
     """
     from rich.console import Console
 
-    from steadfeast.featurestore.served_log.log import ServedLog
+    from steadfeast.featurestore.served_log import ServedLog
     from steadfeast.monitor.cli import output, sensitivity
-    from steadfeast.monitor.config.schema import load
-    from steadfeast.monitor.evaluation.preflight import check
-    from steadfeast.monitor.sources.source import Sources
+    from steadfeast.monitor.config import load
+    from steadfeast.monitor.evaluation import check
+    from steadfeast.monitor.sources import Sources
 
     section, store = load(config)
     tables = any(one.source is not None for one in section.monitors.values())

@@ -66,7 +66,7 @@ def daemon(config: Path, address: str) -> Iterator[MonitorServiceStub]:
 
     root, token = os.environ.get("STEADFEAST_CA", ""), os.environ.get("STEADFEAST_TOKEN", "")
     if not address:
-        from steadfeast.monitor.config.schema import load
+        from steadfeast.monitor.config import load
 
         section = load(config)[0]
         address = section.grpc

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import special
 
-from steadfeast.monitor.drift.shares import NAMES, extended, parts, shares_of
-from steadfeast.monitor.profiles.binning import ORDERED
+from steadfeast.monitor.drift import NAMES, extended, parts, shares_of
+from steadfeast.monitor.profiles import ORDERED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.table import Table
 
-    from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.sources.source import Source
+    from steadfeast.monitor.config import MonitorConfig
+    from steadfeast.monitor.drift import Reference
+    from steadfeast.monitor.sources import Source
 
 _NINE_IN_TEN = 1.2816
 _WIDE, _NAMED = 1.5, 8
@@ -85,8 +85,8 @@ def measured(
     from rich.console import Console
     from rich.progress import Progress
 
-    from steadfeast.monitor.drift.reference import build_reference
-    from steadfeast.monitor.references.training_set import reference_from_stretch
+    from steadfeast.monitor.drift import build_reference
+    from steadfeast.monitor.references import reference_from_stretch
 
     with (
         duckdb.connect() as con,

@@ -1,1 +1,43 @@
 """config."""
+
+from steadfeast.monitor.config.calendar import CalendarConfig, public_holidays
+from steadfeast.monitor.config.cron import first, latest
+from steadfeast.monitor.config.endpoints import (
+    AirflowConfig,
+    AlertTargetConfig,
+    GithubConfig,
+    GitlabConfig,
+    GrpcPipelineConfig,
+    JenkinsConfig,
+    PipelineConfig,
+)
+from steadfeast.monitor.config.schema import (
+    BudgetConfig,
+    DaemonConfig,
+    MonitorConfig,
+    PerformanceConfig,
+    Role,
+    TlsConfig,
+    load,
+)
+
+__all__ = [
+    "AirflowConfig",
+    "AlertTargetConfig",
+    "BudgetConfig",
+    "CalendarConfig",
+    "DaemonConfig",
+    "GithubConfig",
+    "GitlabConfig",
+    "GrpcPipelineConfig",
+    "JenkinsConfig",
+    "MonitorConfig",
+    "PerformanceConfig",
+    "PipelineConfig",
+    "Role",
+    "TlsConfig",
+    "first",
+    "latest",
+    "load",
+    "public_holidays",
+]

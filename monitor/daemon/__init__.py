@@ -1,1 +1,6 @@
 """daemon."""
+
+from steadfeast.monitor.daemon.daemon import Daemon
+from steadfeast.monitor.daemon.process import main
+
+__all__ = ["Daemon", "main"]

@@ -19,29 +19,23 @@ from typing import TYPE_CHECKING
 import structlog
 
 from steadfeast.featurestore.errors import SourceError, UserError
-from steadfeast.monitor.config.schema import load
+from steadfeast.monitor.config import load
 from steadfeast.monitor.daemon.digests import SALT, digests
 from steadfeast.monitor.daemon.loops import Loops
 from steadfeast.monitor.daemon.scheduler import Scheduler
 from steadfeast.monitor.daemon.store_audits import Asked, StoreAudits
-from steadfeast.monitor.delivery.alerts import AlertSenders
-from steadfeast.monitor.delivery.champions import Champions
-from steadfeast.monitor.delivery.connections import Connections
-from steadfeast.monitor.delivery.dispatcher import Dispatcher
-from steadfeast.monitor.evaluation.causes import Causes
-from steadfeast.monitor.evaluation.evaluator import Evaluator
-from steadfeast.monitor.evaluation.preflight import check
-from steadfeast.monitor.ledger.messages import ENDED
-from steadfeast.monitor.web.app import Health
+from steadfeast.monitor.delivery import AlertSenders, Champions, Connections, Dispatcher
+from steadfeast.monitor.evaluation import Causes, Evaluator, check
+from steadfeast.monitor.ledger import ENDED
+from steadfeast.monitor.web import Health
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from steadfeast.monitor.config.schema import DaemonConfig
-    from steadfeast.monitor.ledger.ledger import Ledger
-    from steadfeast.monitor.ledger.state import State
-    from steadfeast.monitor.sources.views import ViewFacts
+    from steadfeast.monitor.config import DaemonConfig
+    from steadfeast.monitor.ledger import Ledger, State
+    from steadfeast.monitor.sources import ViewFacts
 
 log = structlog.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 if TYPE_CHECKING:
-    from steadfeast.monitor.config.schema import DaemonConfig
+    from steadfeast.monitor.config import DaemonConfig
 
 SALT = ""
 """Name under which the salt itself is kept."""

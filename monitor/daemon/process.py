@@ -18,20 +18,19 @@ import structlog
 import uvicorn
 
 from steadfeast.featurestore.errors import UserError
-from steadfeast.monitor.auth.access import access_of
-from steadfeast.monitor.auth.certificates import Certificates
-from steadfeast.monitor.config.schema import load
+from steadfeast.monitor.auth import Certificates, access_of
+from steadfeast.monitor.config import load
 from steadfeast.monitor.daemon.daemon import Daemon
-from steadfeast.monitor.evaluation.preflight import check, project
-from steadfeast.monitor.exporter.collector import registry
-from steadfeast.monitor.ledger.ledger import Ledger
-from steadfeast.monitor.rpc.service import Monitor, Server
-from steadfeast.monitor.web.app import Operator, app
+from steadfeast.monitor.evaluation import check, project
+from steadfeast.monitor.exporter import registry
+from steadfeast.monitor.ledger import Ledger
+from steadfeast.monitor.rpc import Monitor, Server
+from steadfeast.monitor.web import Operator, app
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from steadfeast.monitor.config.schema import TlsConfig
+    from steadfeast.monitor.config import TlsConfig
 
 log = structlog.get_logger(__name__)
 

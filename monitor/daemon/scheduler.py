@@ -24,7 +24,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from steadfeast.featurestore.errors import SourceError, UserError
-from steadfeast.monitor.ledger.state import JobState
+from steadfeast.monitor.ledger import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable

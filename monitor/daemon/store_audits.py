@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from steadfeast.featurestore.errors import SteadfeastError
-from steadfeast.monitor.delivery.threads import Worker
-from steadfeast.monitor.ledger.codec import dump, load
-from steadfeast.monitor.ledger.state import AuditCheck, AuditState
+from steadfeast.monitor.delivery import Worker
+from steadfeast.monitor.ledger import AuditCheck, AuditState, dump, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,7 +83,7 @@ class StoreAudits:
         self._process: subprocess.Popen[str] | None = None
         self._thread = Worker("audits", self._run)
         for path in sorted(self._folder.glob("*.json")):
-            self._latest[path.stem] = load(AuditState, path.read_text(encoding="utf-8"))
+            self._latest[path.stem] = from_json(AuditState, path.read_text(encoding="utf-8"))
 
     def start(self) -> None:
         """Begin to work."""

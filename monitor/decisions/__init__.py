@@ -1,1 +1,63 @@
 """decisions."""
+
+from steadfeast.monitor.decisions.builder import episode_id
+from steadfeast.monitor.decisions.model import (
+    Alert,
+    AlertKind,
+    Cause,
+    Decision,
+    Episode,
+    EpisodeKind,
+    Evaluation,
+    Member,
+    ModelHistory,
+    NotDecidableError,
+    OpenIncident,
+    Outcome,
+    PastRun,
+    PolicyState,
+    Severity,
+    Trigger,
+    TriggerState,
+    ordered,
+)
+from steadfeast.monitor.decisions.policy import (
+    approve,
+    decide,
+    move_reference,
+    reject,
+    resolve,
+    scheduled,
+    take,
+)
+from steadfeast.monitor.decisions.refresh import gain_of
+
+__all__ = [
+    "Alert",
+    "AlertKind",
+    "Cause",
+    "Decision",
+    "Episode",
+    "EpisodeKind",
+    "Evaluation",
+    "Member",
+    "ModelHistory",
+    "NotDecidableError",
+    "OpenIncident",
+    "Outcome",
+    "PastRun",
+    "PolicyState",
+    "Severity",
+    "Trigger",
+    "TriggerState",
+    "approve",
+    "decide",
+    "episode_id",
+    "gain_of",
+    "move_reference",
+    "ordered",
+    "reject",
+    "resolve",
+    "scheduled",
+    "take",
+]

@@ -21,7 +21,7 @@ from steadfeast.monitor.decisions.model import (
     Closed,
     Decision,
     Episode,
-    Kind,
+    EpisodeKind,
     Member,
     ModelHistory,
     Outcome,
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.config import MonitorConfig
     from steadfeast.monitor.decisions.model import Evaluation
-    from steadfeast.monitor.drift.detector import Verdict
-    from steadfeast.monitor.profiles.profile import Window
+    from steadfeast.monitor.drift import Verdict
+    from steadfeast.monitor.profiles import Window
 
 NAMESPACE = UUID("5d1c3a52-6f0e-5b6e-9d0a-0b8f6f0f2a77")
 """Namespace of every id derived here; changing it would fire open episodes again."""
@@ -58,7 +58,7 @@ _STILL_OPEN = 3
 """Features of other open episodes that a notification names."""
 
 
-def episode_id(monitor: str, kind: Kind, *identity: str) -> str:
+def episode_id(monitor: str, kind: EpisodeKind, *identity: str) -> str:
     """Return the id of an episode, the same whenever the same comes again.
 
     Args:
@@ -98,7 +98,7 @@ class _Notice:
 
 
 @dataclass(slots=True)
-class Draft:
+class DecisionBuilder:
     """A decision while it is made."""
 
     monitor: str
@@ -235,7 +235,7 @@ class Draft:
                     self.state.episodes[one.episode_id], answer=Answer(request, outcome, at)
                 )
                 self.put(answered)
-                if one.kind is Kind.SCHEDULE:
+                if one.kind is EpisodeKind.SCHEDULE:
                     self.close(answered, at, f"{outcome}")
 
     # Notifications

@@ -23,20 +23,25 @@ from steadfeast.monitor.decisions.builder import (
     RESOLVED,
     UNJUDGED,
     WORSE,
-    Draft,
+    DecisionBuilder,
     episode_id,
 )
 from steadfeast.monitor.decisions.grouping import crept_on, onset, slow
-from steadfeast.monitor.decisions.model import OUTSIDE, Episode, Evaluation, Kind, Member, subject
-from steadfeast.monitor.drift import persistence
-from steadfeast.monitor.drift.detector import Level, Verdict
-from steadfeast.monitor.drift.persistence import LOOKBACK, NEAR, RECENT
+from steadfeast.monitor.decisions.model import (
+    OUTSIDE,
+    Episode,
+    EpisodeKind,
+    Evaluation,
+    Member,
+    subject,
+)
+from steadfeast.monitor.drift import LOOKBACK, NEAR, RECENT, Level, Verdict, persistence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.config import MonitorConfig
 
 FURTHER, CONFIRMED = 2.0, 2
 """How many times further than last notified, in how many windows in a row, is decisively worse."""
@@ -89,16 +94,21 @@ class Episodes:
         config: Of the monitor.
     """
 
-    def __init__(self, draft: Draft, evaluation: Evaluation, config: MonitorConfig) -> None:
+    def __init__(
+        self, draft: DecisionBuilder, evaluation: Evaluation, config: MonitorConfig
+    ) -> None:
         self._draft, self._evaluation, self._config = draft, evaluation, config
         self._at = evaluation.window.end
-        self._rules = {Kind.DRIFT: _DRIFT, Kind.PERFORMANCE: _performance_rule(config)}
+        self._rules = {
+            EpisodeKind.DRIFT: _DRIFT,
+            EpisodeKind.PERFORMANCE: _performance_rule(config),
+        }
         drop = _drop(evaluation, config)
-        self._kinds = {subject(one): Kind.DRIFT for one in evaluation.verdicts}
+        self._kinds = {subject(one): EpisodeKind.DRIFT for one in evaluation.verdicts}
         self._verdicts = {subject(one): one for one in evaluation.verdicts}
         if drop is not None:
             self._verdicts[subject(drop)] = drop
-            self._kinds[subject(drop)] = Kind.PERFORMANCE
+            self._kinds[subject(drop)] = EpisodeKind.PERFORMANCE
         self._recent: dict[str, tuple[float | None, ...]] = {}
 
     def decide(self) -> None:
@@ -114,7 +124,7 @@ class Episodes:
             for name, kind in self._kinds.items()
             if name not in members and self._rules[kind].opens(self._recent[name])
         ]
-        for kind in (Kind.PERFORMANCE, Kind.DRIFT):
+        for kind in (EpisodeKind.PERFORMANCE, EpisodeKind.DRIFT):
             self._open(kind, [verdict for of, verdict in opening if of is kind])
         draft.state = replace(draft.state, recent=self._recent)
 
@@ -137,7 +147,9 @@ class Episodes:
         standing = any(one.open and rule.opens(self._recent[one.subject]) for one in members)
         now = replace(episode, members=tuple(members), standing=standing)
         old = {one.subject: one for one in episode.members}
-        if episode.kind is Kind.PERFORMANCE:  # what was over before must not help to open the next
+        if (
+            episode.kind is EpisodeKind.PERFORMANCE
+        ):  # what was over before must not help to open the next
             for one in members:
                 if not one.open:
                     self._recent[one.subject] = ()
@@ -180,14 +192,14 @@ class Episodes:
 
     # What opens
 
-    def _open(self, kind: Kind, opening: Sequence[Verdict]) -> None:
+    def _open(self, kind: EpisodeKind, opening: Sequence[Verdict]) -> None:
         """Open an episode for each group of features that broke together, or join an open one."""
         groups: dict[tuple[str, bool], list[Member]] = {}
         for verdict in sorted(opening, key=lambda one: -one.ratio):
             name = subject(verdict)
             recent = self._recent[name]
             since = self._at - onset(recent) * self._config.bucket
-            gradual = kind is Kind.DRIFT and slow(recent)
+            gradual = kind is EpisodeKind.DRIFT and slow(recent)
             group = "" if gradual else self._evaluation.groups.get(verdict.feature, name)
             key = group, gradual
             # Of one group, but with another onset: not the same event.
@@ -205,7 +217,7 @@ class Episodes:
         return abs(one - other) <= self._config.bucket
 
     def _open_one(
-        self, kind: Kind, group: str, since: datetime, *, gradual: bool
+        self, kind: EpisodeKind, group: str, since: datetime, *, gradual: bool
     ) -> Episode | None:
         """Return the open episode that features which open now belong to."""
         for one in self._draft.state.episodes.values():
@@ -233,7 +245,7 @@ class Episodes:
         self._draft.note(now, JOINED, now.members if many else loud)
 
     def _episode(
-        self, kind: Kind, group: str, members: Sequence[Member], *, gradual: bool
+        self, kind: EpisodeKind, group: str, members: Sequence[Member], *, gradual: bool
     ) -> Episode:
         evaluation = self._evaluation
         return Episode(

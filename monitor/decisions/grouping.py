@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from steadfeast.monitor.drift.persistence import LOOKBACK, RECENT, crept
+from steadfeast.monitor.drift import LOOKBACK, RECENT, crept
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

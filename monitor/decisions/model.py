@@ -12,22 +12,19 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from steadfeast.featurestore.errors import UserError
-from steadfeast.monitor.drift.data_quality import INFORMATIVE
-from steadfeast.monitor.drift.detector import Level
+from steadfeast.monitor.drift import INFORMATIVE, Level
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from steadfeast.monitor.drift.data_quality import Figures, Freshness, Incident
-    from steadfeast.monitor.drift.detector import Verdict
-    from steadfeast.monitor.drift.segments import Segment
-    from steadfeast.monitor.performance.realized import Performance
-    from steadfeast.monitor.profiles.profile import Window
-    from steadfeast.monitor.sources.quarantine import Quarantined
+    from steadfeast.monitor.drift import Figures, Freshness, Incident, Segment, Verdict
+    from steadfeast.monitor.performance import Performance
+    from steadfeast.monitor.profiles import Window
+    from steadfeast.monitor.sources import Quarantined
 
 
-class Kind(StrEnum):
+class EpisodeKind(StrEnum):
     """What an episode is of; the names of the protocol's `CauseKind`, lower case."""
 
     DRIFT = "drift"
@@ -36,7 +33,7 @@ class Kind(StrEnum):
     ALERT = "alert"
 
 
-OUTSIDE = frozenset({Kind.SCHEDULE, Kind.ALERT})
+OUTSIDE = frozenset({EpisodeKind.SCHEDULE, EpisodeKind.ALERT})
 """Kinds that are not seen in the data: somebody or something else has asked."""
 
 
@@ -191,7 +188,7 @@ class Cause:
         summary: One line for a person.
     """
 
-    kind: Kind
+    kind: EpisodeKind
     identity: tuple[str, ...]
     summary: str
 
@@ -273,7 +270,7 @@ class Episode:
     """
 
     episode_id: str
-    kind: Kind
+    kind: EpisodeKind
     window: Window
     reference_window: Window
     members: tuple[Member, ...]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from steadfeast.monitor.config.cron import first, latest
-from steadfeast.monitor.decisions.builder import Draft, episode_id
+from steadfeast.monitor.config import first, latest
+from steadfeast.monitor.decisions.builder import DecisionBuilder, episode_id
 from steadfeast.monitor.decisions.episodes import Episodes
 from steadfeast.monitor.decisions.model import (
     Alert,
@@ -19,8 +19,8 @@ from steadfeast.monitor.decisions.model import (
     Cause,
     Decision,
     Episode,
+    EpisodeKind,
     Evaluation,
-    Kind,
     ModelHistory,
     NotDecidableError,
     OpenIncident,
@@ -35,8 +35,8 @@ from steadfeast.monitor.decisions.retraining import Judgement, forbidden
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.drift.data_quality import Incident
+    from steadfeast.monitor.config import MonitorConfig
+    from steadfeast.monitor.drift import Incident
 
 
 REFRESH = "refresh"
@@ -52,7 +52,7 @@ def decide(state: PolicyState, evaluation: Evaluation, config: MonitorConfig) ->
     at = evaluation.window.end
     if state.watermark is not None and at <= state.watermark:
         return Decision(state)
-    draft = Draft(evaluation.monitor, state)
+    draft = DecisionBuilder(evaluation.monitor, state)
     _triage(draft, evaluation)
     Episodes(draft, evaluation, config).decide()
     draft.notify(at)
@@ -82,7 +82,7 @@ def scheduled(
     missed = first(line, after)
     if missed is not None and missed < at:
         summary += f", and not for those missed from {missed:%Y-%m-%dT%H:%MZ} on"
-    cause = Cause(Kind.SCHEDULE, (line, at.isoformat()), summary)
+    cause = Cause(EpisodeKind.SCHEDULE, (line, at.isoformat()), summary)
     return replace(state, scheduled=(line, at)), cause
 
 
@@ -99,10 +99,10 @@ def take(state: PolicyState, cause: Cause, standing: Evaluation, config: Monitor
         standing: The last window, without what was measured in it.
         config: Of the monitor.
     """
-    draft, at = Draft(standing.monitor, state), standing.window.end
-    if cause.kind is Kind.SCHEDULE:
+    draft, at = DecisionBuilder(standing.monitor, state), standing.window.end
+    if cause.kind is EpisodeKind.SCHEDULE:
         for episode in state.episodes.values():
-            if episode.kind is Kind.SCHEDULE:
+            if episode.kind is EpisodeKind.SCHEDULE:
                 draft.close(episode, at, "the next scheduled time has come")
     draft.open(_from_outside(cause, standing))
     draft.ask(standing, config)
@@ -113,7 +113,7 @@ def resolve(state: PolicyState, monitor: str, episode: str, reason: str) -> Deci
     """Close the episode of an alert that has ended; nothing if it is not open."""
     if episode not in state.episodes:
         return Decision(state)
-    draft, found = Draft(monitor, state), state.episodes[episode]
+    draft, found = DecisionBuilder(monitor, state), state.episodes[episode]
     at = state.watermark or found.window.end
     draft.close(found, at, reason)
     return draft.decision(at)
@@ -127,7 +127,7 @@ def approve(
     Raises:
         NotDecidableError: It waits no longer, or triage, cooldown or budget forbid it now.
     """
-    draft = Draft(monitor, state)
+    draft = DecisionBuilder(monitor, state)
     waiting, at = _waiting(state, request)
     evidence = _evidence(draft, waiting)
     outcome, reason = forbidden(draft.situation(at, config, history), config, evidence)
@@ -143,7 +143,7 @@ def reject(state: PolicyState, monitor: str, request: str, reason: str) -> Decis
     Raises:
         NotDecidableError: It waits no longer.
     """
-    draft = Draft(monitor, state)
+    draft = DecisionBuilder(monitor, state)
     waiting, at = _waiting(state, request)
     draft.settle(request, Judgement(Outcome.REJECTED, reason, _evidence(draft, waiting)), at)
     return draft.decision(at)
@@ -151,7 +151,7 @@ def reject(state: PolicyState, monitor: str, request: str, reason: str) -> Decis
 
 def move_reference(state: PolicyState, monitor: str, reason: str) -> Decision:
     """Forget what was measured against the old reference and close its episodes."""
-    draft = Draft(monitor, state)
+    draft = DecisionBuilder(monitor, state)
     ends = [one.window.end for one in state.episodes.values()]
     at = state.watermark or max(ends, default=None)
     if at is None:
@@ -162,18 +162,18 @@ def move_reference(state: PolicyState, monitor: str, reason: str) -> Decision:
     return draft.decision(at)
 
 
-def _refresh(draft: Draft, evaluation: Evaluation, config: MonitorConfig) -> None:
+def _refresh(draft: DecisionBuilder, evaluation: Evaluation, config: MonitorConfig) -> None:
     """Open a cause when the model is due for a refit, once for what it was fitted on."""
     if config.pipeline is None or config.kind != "served":
         return  # only the reference of a served model says what the model was fitted on
     at, known, runs = evaluation.window.end, evaluation.reference_window, evaluation.history.runs
     why = due(at, known, runs, config)
     cause = Cause(
-        Kind.SCHEDULE, (REFRESH, known.end.isoformat(), str(len(runs))), f"{REFRESH}: {why}"
+        EpisodeKind.SCHEDULE, (REFRESH, known.end.isoformat(), str(len(runs))), f"{REFRESH}: {why}"
     )
     opened = _from_outside(cause, evaluation)
     for episode in draft.state.episodes.values():
-        is_refresh = episode.kind is Kind.SCHEDULE and episode.cause.startswith(REFRESH)
+        is_refresh = episode.kind is EpisodeKind.SCHEDULE and episode.cause.startswith(REFRESH)
         if is_refresh and (not why or episode.episode_id != opened.episode_id):
             draft.close(episode, at, "another run has answered it")
     if why and opened.episode_id not in draft.state.episodes:
@@ -193,7 +193,7 @@ def _from_outside(cause: Cause, standing: Evaluation) -> Episode:
     )
 
 
-def _triage(draft: Draft, evaluation: Evaluation) -> None:
+def _triage(draft: DecisionBuilder, evaluation: Evaluation) -> None:
     """Take over what is broken and what has passed, with one alert for each of the two."""
     state, at = draft.state, evaluation.window.end
     before = {(o.incident.kind, o.incident.subject): o for o in state.incidents}
@@ -214,7 +214,7 @@ def _triage(draft: Draft, evaluation: Evaluation) -> None:
 
 
 def _tell_incidents(
-    draft: Draft, at: datetime, incidents: list[Incident], *, resolved: bool
+    draft: DecisionBuilder, at: datetime, incidents: list[Incident], *, resolved: bool
 ) -> None:
     if not incidents:
         return
@@ -245,7 +245,7 @@ def _waiting(state: PolicyState, request: str) -> tuple[Request, datetime]:
     raise NotDecidableError(request, "waits no longer: its episode closed")
 
 
-def _evidence(draft: Draft, request: Request) -> tuple[Episode, ...]:
+def _evidence(draft: DecisionBuilder, request: Request) -> tuple[Episode, ...]:
     """Return the open episodes that a request was decided on."""
     open_ = draft.state.episodes
     return tuple(open_[one] for one in request.episode_ids if one in open_)

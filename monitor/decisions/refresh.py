@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime, timedelta
 
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.config import MonitorConfig
     from steadfeast.monitor.decisions.model import PastRun
-    from steadfeast.monitor.profiles.profile import Window
+    from steadfeast.monitor.profiles import Window
 
 YOUNG = 0.22
 """Growth of what is known, as a share, at which a young model is due."""

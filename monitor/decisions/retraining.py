@@ -18,22 +18,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from steadfeast.monitor.decisions import refresh
-from steadfeast.monitor.decisions.model import Episode, Kind, ModelHistory, Outcome
-from steadfeast.monitor.drift.persistence import DECISIVE
+from steadfeast.monitor.decisions.model import Episode, EpisodeKind, ModelHistory, Outcome
+from steadfeast.monitor.drift import DECISIVE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from steadfeast.monitor.config.schema import BudgetConfig, MonitorConfig
+    from steadfeast.monitor.config import BudgetConfig, MonitorConfig
     from steadfeast.monitor.decisions.model import PastRun
-    from steadfeast.monitor.profiles.profile import Window
+    from steadfeast.monitor.profiles import Window
 
 HEAVY, LIGHT = 0.5, 0.02
 """Effect times importance of all that drifts: as the shift, in standard deviations, of a feature
 that is all that the model leans on. From the first on drift asks at once; below the second it does
 not ask."""
-_ORDER = (Kind.PERFORMANCE, Kind.DRIFT, Kind.ALERT, Kind.SCHEDULE)
+_ORDER = (EpisodeKind.PERFORMANCE, EpisodeKind.DRIFT, EpisodeKind.ALERT, EpisodeKind.SCHEDULE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def judge(situation: Situation, config: MonitorConfig) -> Judgement | None:
 
 def asks(episode: Episode, situation: Situation, config: MonitorConfig) -> bool:
     """Return whether an episode that stands asks for a retraining, for the first time or again."""
-    if episode.kind is Kind.DRIFT and not _weighs(situation, config):
+    if episode.kind is EpisodeKind.DRIFT and not _weighs(situation, config):
         return False
     answer = episode.answer
     if answer is None:
@@ -117,7 +117,7 @@ def forbidden(
     last = max((run.at for run in history.runs), default=None)
     if last is not None and at < last + config.cooldown:
         return Outcome.COOLDOWN, f"cooldown until {_moment(last + config.cooldown)}"
-    urgent = any(one.kind is Kind.PERFORMANCE for one in evidence)
+    urgent = any(one.kind is EpisodeKind.PERFORMANCE for one in evidence)
     reason = _over_budget(at, history.runs, config.budget, urgent=urgent)
     return (Outcome.BUDGET, reason) if reason else (None, "")
 
@@ -127,7 +127,7 @@ def _weighs(situation: Situation, config: MonitorConfig) -> bool:
     verdicts = [
         member.verdict
         for one in situation.episodes
-        if one.kind is Kind.DRIFT and one.standing
+        if one.kind is EpisodeKind.DRIFT and one.standing
         for member in one.members
         if member.open
     ]

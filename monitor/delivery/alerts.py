@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from google.protobuf.json_format import MessageToDict
 
-from steadfeast.monitor.decisions.model import AlertKind
+from steadfeast.monitor.decisions import AlertKind
 from steadfeast.monitor.delivery.http_client import Caller
 from steadfeast.monitor.delivery.pipeline import RejectedError, UnansweredError
 from steadfeast.monitor.delivery.threads import Backoff, Worker
-from steadfeast.monitor.ledger import messages
-from steadfeast.monitor.ledger.database import LedgerWriteError
+from steadfeast.monitor.ledger import LedgerWriteError, messages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from steadfeast.monitor.config.endpoints import AlertTargetConfig
-    from steadfeast.monitor.decisions.model import Alert
-    from steadfeast.monitor.ledger.ledger import Ledger
+    from steadfeast.monitor.config import AlertTargetConfig
+    from steadfeast.monitor.decisions import Alert
+    from steadfeast.monitor.ledger import Ledger
 
 log = structlog.get_logger(__name__)
 

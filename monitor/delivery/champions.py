@@ -16,9 +16,9 @@ from steadfeast.monitor.delivery.pipeline import UnansweredError
 
 if TYPE_CHECKING:
     from steadfeast.monitor.delivery.connections import Connections
-    from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.evaluation.evaluator import Evaluator
-    from steadfeast.monitor.ledger.ledger import Ledger
+    from steadfeast.monitor.drift import Reference
+    from steadfeast.monitor.evaluation import Evaluator
+    from steadfeast.monitor.ledger import Ledger
     from steadfeast.protos.steadfeast.v1 import pipeline_pb2
 
 log = structlog.get_logger(__name__)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from steadfeast.monitor.delivery.http_pipelines import connect
+from steadfeast.monitor.delivery.http_pipelines import pipeline_of
 from steadfeast.monitor.delivery.pipeline import UnansweredError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from steadfeast.monitor.config.endpoints import PipelineConfig
-    from steadfeast.monitor.delivery.pipeline import Target
+    from steadfeast.monitor.config import PipelineConfig
+    from steadfeast.monitor.delivery.pipeline import Pipeline
 
 
 class Connections:
@@ -28,10 +28,10 @@ class Connections:
     def __init__(self, configured: Callable[[], Mapping[str, PipelineConfig]]) -> None:
         self._configured = configured
         self._lock = Lock()
-        self._made: dict[str, tuple[PipelineConfig, Target]] = {}
+        self._made: dict[str, tuple[PipelineConfig, Pipeline]] = {}
         self._closed = False
 
-    def to(self, name: str) -> Target:
+    def to(self, name: str) -> Pipeline:
         """Return a pipeline, made anew when its configuration has changed.
 
         Raises:
@@ -47,7 +47,7 @@ class Connections:
             if target is None or made_for != config:
                 if target is not None:
                     target.close()
-                target = connect(config)
+                target = pipeline_of(config)
                 self._made[name] = (config, target)
             return target
 

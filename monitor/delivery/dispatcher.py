@@ -18,12 +18,12 @@ from steadfeast.monitor.delivery.connections import Connections
 from steadfeast.monitor.delivery.pipeline import RejectedError, UnansweredError
 from steadfeast.monitor.delivery.run_follower import RunFollower
 from steadfeast.monitor.delivery.threads import Backoff, Worker
-from steadfeast.monitor.ledger.database import LedgerWriteError, fault
+from steadfeast.monitor.ledger import LedgerWriteError, fault
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2
 
 if TYPE_CHECKING:
-    from steadfeast.monitor.evaluation.evaluator import Evaluator
-    from steadfeast.monitor.ledger.ledger import Ledger, Message
+    from steadfeast.monitor.evaluation import Evaluator
+    from steadfeast.monitor.ledger import Ledger, Message
 
 log = structlog.get_logger(__name__)
 

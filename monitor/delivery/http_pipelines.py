@@ -17,7 +17,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
-from steadfeast.monitor.config.endpoints import (
+from steadfeast.monitor.config import (
     AirflowConfig,
     GithubConfig,
     GitlabConfig,
@@ -26,14 +26,14 @@ from steadfeast.monitor.config.endpoints import (
 from steadfeast.monitor.delivery import pipeline
 from steadfeast.monitor.delivery.http_client import Caller
 from steadfeast.monitor.delivery.pipeline import RejectedError, RunForgottenError
-from steadfeast.monitor.ledger.messages import ENDED, timestamp
+from steadfeast.monitor.ledger import ENDED, timestamp
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from steadfeast.monitor.config.endpoints import PipelineConfig
-    from steadfeast.monitor.delivery.pipeline import Target
+    from steadfeast.monitor.config import PipelineConfig
+    from steadfeast.monitor.delivery.pipeline import Pipeline
 
 POLL_SECONDS = 10.0
 POLLS = 6
@@ -218,7 +218,7 @@ class Airflow:
 
 
 class HttpTarget:
-    """A `Target` over one adapter.
+    """A `Pipeline` over one adapter.
 
     Args:
         adapter: Of the system.
@@ -233,7 +233,7 @@ class HttpTarget:
         self._closed = Event()
 
     def trigger(self, request: pb.TriggerRetrainRequest) -> pb.Run:
-        """See `Target`. The run's id is the request's until the system has given one."""
+        """See `Pipeline`. The run's id is the request's until the system has given one."""
         found = self._find(request.request_id)
         if found is None:
             self._adapter.start(request)
@@ -250,7 +250,7 @@ class HttpTarget:
         return run if found is None else _as(run, found, QUEUED)
 
     def watch(self, run: pb.Run, after: int) -> Iterator[tuple[int, pb.Run]]:
-        """See `Target`; looks every few seconds."""
+        """See `Pipeline`; looks every few seconds."""
         for _ in range(POLLS):
             if self._closed.is_set():
                 return
@@ -264,12 +264,12 @@ class HttpTarget:
             self._closed.wait(self._poll_seconds)
 
     def champion(self, model: str) -> pb.Run | None:
-        """See `Target`: no such system knows."""
+        """See `Pipeline`: no such system knows."""
         del model
         return None
 
     def close(self) -> None:
-        """See `Target`."""
+        """See `Pipeline`."""
         self._closed.set()
         self._close()
 
@@ -292,7 +292,7 @@ class HttpTarget:
             raise RejectedError(f"the answer is not what the API promises: {error!r}") from error
 
 
-def connect(config: PipelineConfig) -> Target:
+def pipeline_of(config: PipelineConfig) -> Pipeline:
     """Return the pipeline that `config` describes; connects when first asked.
 
     Raises:
@@ -309,7 +309,7 @@ def connect(config: PipelineConfig) -> Target:
         case AirflowConfig():
             made = Airflow(config)
         case _:
-            return pipeline.connect(config)
+            return pipeline.grpc_pipeline(config)
     return HttpTarget(made, made.caller.close)
 
 

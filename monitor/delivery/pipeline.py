@@ -13,14 +13,14 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from steadfeast.featurestore.errors import SteadfeastError
-from steadfeast.monitor.ledger.messages import ENDED
+from steadfeast.monitor.ledger import ENDED
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2, pipeline_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from steadfeast.monitor.config.endpoints import GrpcPipelineConfig
+    from steadfeast.monitor.config import GrpcPipelineConfig
 
     Metadata = tuple[tuple[str, str], ...]
 
@@ -73,7 +73,7 @@ class RunForgottenError(SteadfeastError):
         super().__init__(reason)
 
 
-class Target(Protocol):
+class Pipeline(Protocol):
     """One pipeline; safe to share between threads."""
 
     def trigger(self, request: pipeline_pb2.TriggerRetrainRequest) -> pipeline_pb2.Run:
@@ -116,7 +116,7 @@ class GrpcTarget:
         self._stub = pipeline_pb2_grpc.PipelineServiceStub(channel)
 
     def trigger(self, request: pipeline_pb2.TriggerRetrainRequest) -> pipeline_pb2.Run:
-        """See `Target`."""
+        """See `Pipeline`."""
         try:
             return self._stub.TriggerRetrain(
                 request, timeout=DEADLINE_SECONDS, metadata=self._metadata
@@ -129,7 +129,7 @@ class GrpcTarget:
             raise UnansweredError("the channel is closed") from error
 
     def watch(self, run: pipeline_pb2.Run, after: int) -> Iterator[tuple[int, pipeline_pb2.Run]]:
-        """See `Target`. Ends after a minute, so that one that vanished is noticed."""
+        """See `Pipeline`. Ends after a minute, so that one that vanished is noticed."""
         request = pipeline_pb2.WatchRunRequest(
             run_id=run.run_id, after_sequence=after, heartbeat_interval=HEARTBEAT
         )
@@ -144,7 +144,7 @@ class GrpcTarget:
                         return
 
     def champion(self, model: str) -> pipeline_pb2.Run | None:
-        """See `Target`."""
+        """See `Pipeline`."""
         runs = self.promoted(model, limit=1)
         return runs[0] if runs else None
 
@@ -164,11 +164,11 @@ class GrpcTarget:
         return list(answer.runs)
 
     def close(self) -> None:
-        """See `Target`."""
+        """See `Pipeline`."""
         self._channel.close()
 
 
-def connect(config: GrpcPipelineConfig) -> Target:
+def grpc_pipeline(config: GrpcPipelineConfig) -> Pipeline:
     """Return the pipeline that `config` describes; connects when first asked.
 
     Raises:

@@ -15,15 +15,14 @@ import structlog
 from steadfeast.featurestore.errors import UserError
 from steadfeast.monitor.delivery.pipeline import RejectedError, RunForgottenError, UnansweredError
 from steadfeast.monitor.delivery.threads import Backoff, Worker
-from steadfeast.monitor.ledger.database import LedgerWriteError
-from steadfeast.monitor.ledger.messages import ENDED, state_name
+from steadfeast.monitor.ledger import ENDED, LedgerWriteError, state_name
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2
 
 if TYPE_CHECKING:
     from steadfeast.monitor.delivery.connections import Connections
-    from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.evaluation.evaluator import Evaluator
-    from steadfeast.monitor.ledger.ledger import Following, Ledger
+    from steadfeast.monitor.drift import Reference
+    from steadfeast.monitor.evaluation import Evaluator
+    from steadfeast.monitor.ledger import Following, Ledger
 
 log = structlog.get_logger(__name__)
 

@@ -1,1 +1,96 @@
 """drift."""
+
+from steadfeast.monitor.drift.data_facts import (
+    WEEK,
+    WEEKS,
+    data_facts,
+    expected_volume,
+    quarantined_share,
+    repeats,
+    unique_columns,
+)
+from steadfeast.monitor.drift.data_quality import (
+    INFORMATIVE,
+    BucketFacts,
+    Figures,
+    Freshness,
+    Incident,
+    IncidentKind,
+    figures,
+    freshness,
+    incidents,
+    repeated_requests,
+    spared,
+)
+from steadfeast.monitor.drift.detector import Level, Verdict, detect
+from steadfeast.monitor.drift.distances import STATISTICS, statistic
+from steadfeast.monitor.drift.false_alarms import episodes
+from steadfeast.monitor.drift.persistence import DECISIVE, LOOKBACK, NEAR, RECENT, crept
+from steadfeast.monitor.drift.reference import (
+    PREDICTION,
+    VERSION,
+    Outdated,
+    Reference,
+    ReferenceVersionError,
+    build_reference,
+    by_bucket,
+    read_columns,
+    reference_of,
+    reference_of_rows,
+)
+from steadfeast.monitor.drift.segments import MOST, OTHERS, Key, Segment, segmented
+from steadfeast.monitor.drift.shares import NAMES, SHARES, extended, parts, shares_of
+from steadfeast.monitor.drift.thresholds import SHIFT
+
+__all__ = [
+    "DECISIVE",
+    "INFORMATIVE",
+    "LOOKBACK",
+    "MOST",
+    "NAMES",
+    "NEAR",
+    "OTHERS",
+    "PREDICTION",
+    "RECENT",
+    "SHARES",
+    "SHIFT",
+    "STATISTICS",
+    "VERSION",
+    "WEEK",
+    "WEEKS",
+    "BucketFacts",
+    "Figures",
+    "Freshness",
+    "Incident",
+    "IncidentKind",
+    "Key",
+    "Level",
+    "Outdated",
+    "Reference",
+    "ReferenceVersionError",
+    "Segment",
+    "Verdict",
+    "build_reference",
+    "by_bucket",
+    "crept",
+    "data_facts",
+    "detect",
+    "episodes",
+    "expected_volume",
+    "extended",
+    "figures",
+    "freshness",
+    "incidents",
+    "parts",
+    "quarantined_share",
+    "read_columns",
+    "reference_of",
+    "reference_of_rows",
+    "repeated_requests",
+    "repeats",
+    "segmented",
+    "shares_of",
+    "spared",
+    "statistic",
+    "unique_columns",
+]

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from steadfeast.featurestore.tables.times import EPOCH
-from steadfeast.monitor.config.calendar import CalendarConfig, public_holidays
+from steadfeast.featurestore.tables import EPOCH
+from steadfeast.monitor.config import CalendarConfig, public_holidays
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -47,10 +47,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.config import MonitorConfig
     from steadfeast.monitor.drift.shares import ShareLimits
-    from steadfeast.monitor.profiles.binning import ColumnEdges, Edges
-    from steadfeast.monitor.profiles.profile import Profile
+    from steadfeast.monitor.profiles import ColumnEdges, Edges, Profile
 
 Floats = npt.NDArray[np.float64]
 

@@ -12,8 +12,7 @@ from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from steadfeast.featurestore.tables.sql import identifier, literal
-from steadfeast.featurestore.tables.times import EPOCH
+from steadfeast.featurestore.tables import EPOCH, identifier, literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from steadfeast.monitor.sources.quarantine import Quarantined
+    from steadfeast.monitor.sources import Quarantined
 
 WHOLE_ROWS = ""
 """Name of the repeats of whole rows, beside those of keys and of columns."""

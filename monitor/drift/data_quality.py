@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 from scipy.stats import binom
 
-from steadfeast.featurestore.tables.sql import identifier
-from steadfeast.featurestore.tables.times import EPOCH
+from steadfeast.featurestore.tables import EPOCH, identifier
 from steadfeast.monitor.drift.data_facts import WHOLE_ROWS, DataFacts
 from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.drift.reference import PREDICTION
-from steadfeast.monitor.profiles.binning import ORDERED
-from steadfeast.monitor.profiles.binning import Kind as ColumnKind
-from steadfeast.monitor.sources.snapshot import REQUEST
+from steadfeast.monitor.profiles import ORDERED, ColumnKind
+from steadfeast.monitor.sources import REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,14 +28,12 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.config import MonitorConfig
     from steadfeast.monitor.drift.data_facts import Volume
     from steadfeast.monitor.drift.detector import Verdict
     from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.profiles.binning import ColumnEdges, Edges
-    from steadfeast.monitor.profiles.profile import ColumnProfile, Profile, Window
-    from steadfeast.monitor.sources.quarantine import Quarantined
-    from steadfeast.monitor.sources.snapshot import Snapshot
+    from steadfeast.monitor.profiles import ColumnEdges, ColumnProfile, Edges, Profile, Window
+    from steadfeast.monitor.sources import Quarantined, Snapshot
 
 SUFFIX = "__event_timestamp"
 MOST_REPEATED = 0.01

@@ -26,9 +26,7 @@ from steadfeast.monitor.drift.persistence import DECISIVE, LADDER
 from steadfeast.monitor.drift.reference import PREDICTION
 from steadfeast.monitor.drift.shares import EMPTY, HIGH_TAIL, LOW_TAIL, OUTSIDE, SHARES, extended
 from steadfeast.monitor.drift.thresholds import SHIFT, SHIFTS, distance, suited
-from steadfeast.monitor.profiles.binning import ORDERED, Kind
-from steadfeast.monitor.profiles.distribution import stretch
-from steadfeast.monitor.profiles.profile import Window
+from steadfeast.monitor.profiles import ORDERED, ColumnKind, Window, stretch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,12 +34,11 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.config import MonitorConfig
     from steadfeast.monitor.drift.reference import Reference
     from steadfeast.monitor.drift.shares import ShareChange
     from steadfeast.monitor.drift.thresholds import Straying, Threshold
-    from steadfeast.monitor.profiles.binning import ColumnEdges
-    from steadfeast.monitor.profiles.profile import ColumnProfile, Profile
+    from steadfeast.monitor.profiles import ColumnEdges, ColumnProfile, Profile
 
     Floats = npt.NDArray[np.float64]
 
@@ -311,10 +308,10 @@ def _history(
 
 
 def _incomparable(  # noqa: PLR0911 - one return per reason
-    kind: Kind, old: ColumnProfile, new: ColumnProfile | None, rows: int, min_rows: int
+    kind: ColumnKind, old: ColumnProfile, new: ColumnProfile | None, rows: int, min_rows: int
 ) -> str | None:
     """Say why nothing can be measured; None if it can."""
-    if kind is Kind.OPAQUE:
+    if kind is ColumnKind.OPAQUE:
         return "columns of this type are counted; what is computed of them is compared"
     if not old.usable:
         return "the reference holds no values"
@@ -349,7 +346,9 @@ def _reason(
     if edges.personal:
         return "its values are personal and not shown"
     if edges.kind in ORDERED and old.sd is not None and new.sd is not None:
-        what = {Kind.TEXT: "mean length", Kind.TIMESTAMP: "mean time"}.get(edges.kind, "mean")
+        what = {ColumnKind.TEXT: "mean length", ColumnKind.TIMESTAMP: "mean time"}.get(
+            edges.kind, "mean"
+        )
         return f"{what} {new.mean:.4g}, was {old.mean:.4g} (sd {new.sd:.3g}, was {old.sd:.3g})"
     shares = new.counts / new.usable, expected[:-1]
     most = int(np.argmax(np.abs(shares[0] - shares[1])))

@@ -17,9 +17,7 @@ import pyarrow as pa
 
 from steadfeast import featurestore
 from steadfeast.featurestore.errors import ManifestError, NotFoundError, SteadfeastError
-from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
-from steadfeast.featurestore.tables.sql import identifier
-from steadfeast.featurestore.tables.times import EPOCH
+from steadfeast.featurestore.tables import EPOCH, EVENT_TIMESTAMP, identifier
 from steadfeast.monitor.drift.calendar import Calendar
 from steadfeast.monitor.drift.calibration import Expected, calibrate
 from steadfeast.monitor.drift.data_facts import DataFacts
@@ -28,10 +26,17 @@ from steadfeast.monitor.drift.multivariate.domain_classifier import Usual
 from steadfeast.monitor.drift.related import related
 from steadfeast.monitor.drift.shares import extended, shares_of
 from steadfeast.monitor.drift.thresholds import Threshold
-from steadfeast.monitor.performance.estimated import Estimator
-from steadfeast.monitor.profiles.binning import EVENT_TIMES, Edges, edges_of
-from steadfeast.monitor.profiles.profile import Profile, Window, profile, total
-from steadfeast.monitor.profiles.roles import Role
+from steadfeast.monitor.performance import Estimator
+from steadfeast.monitor.profiles import (
+    EVENT_TIMES,
+    Edges,
+    Profile,
+    Role,
+    Window,
+    edges_of,
+    profile,
+    total,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
     import duckdb
     import numpy.typing as npt
 
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.config import MonitorConfig
 
 VERSION = 3
 """Of a stored reference: with another one, its limits mean something else and are measured anew."""

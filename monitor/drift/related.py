@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
-from steadfeast.monitor.profiles.binning import ORDERED
+from steadfeast.monitor.profiles import ORDERED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from steadfeast.monitor.profiles.binning import Edges
-    from steadfeast.monitor.profiles.profile import Profile
+    from steadfeast.monitor.profiles import Edges, Profile
 
 CORRELATED = 0.8
 """Correlation of two features' changes from bucket to bucket from which they move together."""

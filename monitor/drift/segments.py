@@ -21,9 +21,8 @@ import pyarrow.compute as pc
 from steadfeast.featurestore.errors import NotFoundError
 from steadfeast.monitor.drift.detector import detect
 from steadfeast.monitor.drift.reference import read_columns
-from steadfeast.monitor.performance.realized import judge
-from steadfeast.monitor.profiles.binning import decoded
-from steadfeast.monitor.profiles.profile import Profile, profile
+from steadfeast.monitor.performance import judge
+from steadfeast.monitor.profiles import Profile, decoded, profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -31,10 +30,10 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.config import MonitorConfig
     from steadfeast.monitor.drift.detector import Verdict
     from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.profiles.profile import Window
+    from steadfeast.monitor.profiles import Window
 
 MOST = 12
 OTHERS = "(others)"
@@ -129,7 +128,7 @@ def profiles(batches: Iterable[pa.RecordBatch], reference: Reference) -> dict[Ke
     return found
 
 
-def judged(
+def judge_segments(
     reference: Reference,
     current: Mapping[Key, Profile],
     predictions: pa.Table,

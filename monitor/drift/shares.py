@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from steadfeast.monitor.profiles.binning import ORDERED
+from steadfeast.monitor.profiles import ORDERED
 
 if TYPE_CHECKING:
-    from steadfeast.monitor.profiles.binning import ColumnEdges
-    from steadfeast.monitor.profiles.profile import ColumnProfile
+    from steadfeast.monitor.profiles import ColumnEdges, ColumnProfile
 
 Floats = npt.NDArray[np.float64]
 

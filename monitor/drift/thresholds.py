@@ -22,7 +22,7 @@ from steadfeast.monitor.drift.distances import Statistic, statistic
 from steadfeast.monitor.drift.false_alarms import decisive
 from steadfeast.monitor.drift.persistence import DECISIVE
 from steadfeast.monitor.drift.shares import EMPTY, Ends, ShareLimits
-from steadfeast.monitor.profiles.binning import ORDERED, ColumnEdges
+from steadfeast.monitor.profiles import ORDERED, ColumnEdges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

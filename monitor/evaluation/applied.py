@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import yaml
 
-from steadfeast.monitor.sources.views import ViewFacts
+from steadfeast.monitor.sources import ViewFacts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,7 +111,7 @@ def _asked(path: Path) -> dict[str, dict[str, Any]]:
 def describe(path: Path) -> dict[str, dict[str, Any]]:
     """Return what the store of a configuration file says is applied, as plain JSON values."""
     from steadfeast.featurestore import Store  # noqa: PLC0415 - only the process that asks needs Feast
-    from steadfeast.featurestore.offline.binding import described  # noqa: PLC0415 - the same
+    from steadfeast.featurestore.offline import described  # noqa: PLC0415 - the same
 
     with Store.open(path) as store:
         services = {

@@ -13,16 +13,22 @@ from typing import TYPE_CHECKING
 import structlog
 
 from steadfeast.featurestore.errors import SteadfeastError
-from steadfeast.monitor.decisions.builder import episode_id
-from steadfeast.monitor.decisions.model import Cause, Evaluation, Kind
-from steadfeast.monitor.decisions.policy import resolve, scheduled, take
+from steadfeast.monitor.decisions import (
+    Cause,
+    EpisodeKind,
+    Evaluation,
+    episode_id,
+    resolve,
+    scheduled,
+    take,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from steadfeast.monitor.evaluation.evaluator import Evaluator
-    from steadfeast.monitor.ledger.ledger import Ledger
+    from steadfeast.monitor.ledger import Ledger
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +69,9 @@ class ForeignAlert:
     @property
     def cause(self) -> Cause:
         """The cause that it is."""
-        return Cause(Kind.ALERT, (self.fingerprint, self.starts_at.isoformat()), self.summary)
+        return Cause(
+            EpisodeKind.ALERT, (self.fingerprint, self.starts_at.isoformat()), self.summary
+        )
 
 
 class Causes:
@@ -139,7 +147,7 @@ class Causes:
         return bool(taken)
 
     def _resolved(self, monitor: str, alert: ForeignAlert, actor: str) -> bool:
-        episode = episode_id(monitor, Kind.ALERT, *alert.cause.identity)
+        episode = episode_id(monitor, EpisodeKind.ALERT, *alert.cause.identity)
         if episode not in self._ledger.held(monitor).policy.episodes:
             return False
         with self._ledger.transaction():

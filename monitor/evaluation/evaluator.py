@@ -17,27 +17,37 @@ from typing import TYPE_CHECKING
 import structlog
 
 from steadfeast.featurestore.errors import SourceError
-from steadfeast.featurestore.served_log.log import ServedLog
-from steadfeast.featurestore.tables.times import EPOCH
-from steadfeast.monitor.decisions.model import Decision, ModelHistory, NotDecidableError
-from steadfeast.monitor.decisions.policy import approve, decide, move_reference, reject
-from steadfeast.monitor.drift.detector import Level
-from steadfeast.monitor.evaluation.open_window import Looks, OpenMeasurer
+from steadfeast.featurestore.served_log import ServedLog
+from steadfeast.featurestore.tables import EPOCH
+from steadfeast.monitor.decisions import (
+    Decision,
+    ModelHistory,
+    NotDecidableError,
+    approve,
+    decide,
+    move_reference,
+    reject,
+)
+from steadfeast.monitor.drift import Level
+from steadfeast.monitor.evaluation.open_window import OpenMeasurer, OpenWindows
 from steadfeast.monitor.evaluation.reference_builder import ReferenceBuilder, reference_key
-from steadfeast.monitor.profiles.distribution import distributions
-from steadfeast.monitor.sources.snapshot import Bucket, buckets
-from steadfeast.monitor.sources.source import Sources
+from steadfeast.monitor.profiles import distributions
+from steadfeast.monitor.sources import Bucket, Sources, buckets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from steadfeast.monitor.config.schema import DaemonConfig, MonitorConfig
-    from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.ledger.ledger import Held, Kept, Ledger
-    from steadfeast.monitor.ledger.state import MonitorState, TriggerRecord
-    from steadfeast.monitor.sources.source import Source
-    from steadfeast.monitor.sources.views import ViewFacts
+    from steadfeast.monitor.config import DaemonConfig, MonitorConfig
+    from steadfeast.monitor.drift import Reference
+    from steadfeast.monitor.ledger import (
+        FrozenBucket,
+        Ledger,
+        MonitorState,
+        Position,
+        TriggerRecord,
+    )
+    from steadfeast.monitor.sources import Source, ViewFacts
     from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
 
 log = structlog.get_logger(__name__)
@@ -68,7 +78,7 @@ class Evaluator:
         self._measurer = OpenMeasurer(
             self._source, self._log, config.state, ledger.buckets, ledger.profile
         )
-        self._looks = Looks(self._measurer, self._source)
+        self._looks = OpenWindows(self._measurer, self._source)
         self._builder = ReferenceBuilder(ledger, data)
         self._busy = Lock()
         self._dropped: dict[str, datetime] = {}
@@ -236,7 +246,7 @@ class Evaluator:
         """Return a monitor's last committed state with the last look at what came since."""
         return self._looks.shown(state, self._ledger.held(monitor))
 
-    def outdated(self, monitor: str, *, only_window: bool = False) -> list[Kept]:
+    def outdated(self, monitor: str, *, only_window: bool = False) -> list[FrozenBucket]:
         """Return the buckets to be counted over the reference as it is now, newest first.
 
         Args:
@@ -269,7 +279,7 @@ class Evaluator:
             done += 1
         return done
 
-    def _evaluate(self, monitor: str, bucket: Bucket, held: Held, reference: Reference) -> bool:
+    def _evaluate(self, monitor: str, bucket: Bucket, held: Position, reference: Reference) -> bool:
         """Evaluate one bucket; False if the reference moved meanwhile, and nothing is kept."""
         config = self.config.monitors[monitor]
         found = self._measurer.measure(monitor, config, bucket, reference, held.reference_key)

@@ -10,33 +10,26 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from steadfeast.monitor.decisions.model import Evaluation
-from steadfeast.monitor.drift import segments
-from steadfeast.monitor.drift.data_quality import figures, freshness
-from steadfeast.monitor.drift.detector import detect
+from steadfeast.monitor.decisions import Evaluation
+from steadfeast.monitor.drift import detect, figures, freshness, segments
 from steadfeast.monitor.drift.multivariate.detector import SOURCE
-from steadfeast.monitor.evaluation.window import Measurer, judged, lost, rows_of, types_of
-from steadfeast.monitor.profiles.distribution import distributions
-from steadfeast.monitor.profiles.profile import Profile, Window, profile, total
-from steadfeast.monitor.sources.snapshot import OPEN, bucket_path, load, open_path
-from steadfeast.monitor.sources.source import frozen
+from steadfeast.monitor.evaluation.window import Measurer, lost, rows_of, types_of, withheld
+from steadfeast.monitor.profiles import Profile, Window, distributions, profile, total
+from steadfeast.monitor.sources import OPEN, bucket_path, frozen, open_path, read_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.drift.segments import Key
+    from steadfeast.monitor.config import MonitorConfig
+    from steadfeast.monitor.drift import Key, Reference
     from steadfeast.monitor.evaluation.window import Measured
-    from steadfeast.monitor.ledger.queries import Held, Kept
-    from steadfeast.monitor.ledger.state import MonitorState
-    from steadfeast.monitor.sources.snapshot import Bucket, Snapshot
-    from steadfeast.monitor.sources.source import Source
+    from steadfeast.monitor.ledger import FrozenBucket, MonitorState, Position
+    from steadfeast.monitor.sources import Bucket, Snapshot, Source
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class OpenWindow:
     """A window whose last buckets still take late rows, as it stands; nothing is decided on it.
 
     Attributes:
@@ -81,7 +74,7 @@ class OpenMeasurer(Measurer):
         open_: Sequence[Bucket],
         reference: Reference,
         key: str,
-    ) -> Look:
+    ) -> OpenWindow:
         """Measure the window that ends with the last of `open_`, with the rows there are so far.
 
         A bucket whose rows have not changed since the last look is not read again.
@@ -121,7 +114,7 @@ class OpenMeasurer(Measurer):
             monitor=monitor,
             window=window,
             reference_window=reference.window,
-            verdicts=judged(verdicts, window, first, lost(before, key)),
+            verdicts=withheld(verdicts, window, first, lost(before, key)),
             figures=tuple(figures(whole)),
             freshness=tuple(freshness(self._con, snapshots[-1])),
             performance=live,
@@ -131,7 +124,7 @@ class OpenMeasurer(Measurer):
             contract=reference.contract,
             model_version=reference.model_version,
         )
-        return Look(evaluation, whole, end + config.lateness)
+        return OpenWindow(evaluation, whole, end + config.lateness)
 
     def _so_far(
         self, monitor: str, source: Source, bucket: Bucket, reference: Reference, key: str
@@ -152,7 +145,7 @@ class OpenMeasurer(Measurer):
         self,
         monitor: str,
         config: MonitorConfig,
-        buckets: Sequence[Kept | Snapshot],
+        buckets: Sequence[FrozenBucket | Snapshot],
         key: str,
         reference: Reference,
     ) -> dict[Key, Profile]:
@@ -161,13 +154,13 @@ class OpenMeasurer(Measurer):
         found = super()._segments(monitor, config, frozen, key, reference) if frozen else {}
         for one in buckets:
             if one.path.suffix == OPEN and one.rows:
-                rows = rows_of(load(self._con, one.bucket, one.path), reference)
+                rows = rows_of(read_snapshot(self._con, one.bucket, one.path), reference)
                 for part, counted in segments.profiles(rows, reference).items():
                     found[part] = found[part] + counted if part in found else counted
         return found
 
 
-class Looks:
+class OpenWindows:
     """The last look at each monitor's newest window, where late rows still count.
 
     Args:
@@ -179,10 +172,10 @@ class Looks:
         self, measurer: OpenMeasurer, source_of: Callable[[str, MonitorConfig], Source]
     ) -> None:
         self._measurer, self._source_of = measurer, source_of
-        self._held: dict[str, tuple[object, Look]] = {}
+        self._held: dict[str, tuple[object, OpenWindow]] = {}
 
     def look(
-        self, monitor: str, config: MonitorConfig, held: Held, ended: Sequence[Bucket]
+        self, monitor: str, config: MonitorConfig, held: Position, ended: Sequence[Bucket]
     ) -> None:
         """Measure the newest window that has ended, unless it is as it was.
 
@@ -207,7 +200,7 @@ class Looks:
             found = self._measurer.look(monitor, config, open_, held.reference, key)
             self._held[monitor] = (seen, found)
 
-    def shown(self, state: MonitorState, held: Held) -> MonitorState:
+    def shown(self, state: MonitorState, held: Position) -> MonitorState:
         """Return `state` with what is known of a later window than it has, if anything is."""
         known, reference = self._held.get(state.name), held.reference
         if known is None or reference is None:

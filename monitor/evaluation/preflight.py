@@ -11,17 +11,17 @@ import yaml
 
 from steadfeast.featurestore.errors import ConfigError, NotFoundError
 from steadfeast.measures import MeasureError
-from steadfeast.monitor.drift.distances import statistic
+from steadfeast.monitor.drift import statistic
 from steadfeast.monitor.evaluation.applied import Applied, applied
-from steadfeast.monitor.performance.realized import figures_of
+from steadfeast.monitor.performance import figures_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from steadfeast.featurestore.config import StoreConfig
-    from steadfeast.monitor.config.schema import DaemonConfig
-    from steadfeast.monitor.sources.views import ViewFacts
+    from steadfeast.monitor.config import DaemonConfig
+    from steadfeast.monitor.sources import ViewFacts
 
 
 def check(path: Path, config: DaemonConfig, store: StoreConfig) -> Mapping[str, ViewFacts]:

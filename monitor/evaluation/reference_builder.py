@@ -16,27 +16,26 @@ import duckdb
 import structlog
 
 from steadfeast.featurestore.errors import UserError
-from steadfeast.featurestore.tables.locations import kept_path, path_of
+from steadfeast.featurestore.tables import kept_path, path_of
 from steadfeast.measures import measure_named
-from steadfeast.monitor.drift.distances import statistic
+from steadfeast.monitor.drift import VERSION, statistic
 from steadfeast.monitor.drift.multivariate.detector import required
-from steadfeast.monitor.drift.reference import VERSION
-from steadfeast.monitor.references.training_set import (
+from steadfeast.monitor.references import (
     STRETCH,
     reference_from,
     reference_from_stretch,
     stretch_uri,
 )
-from steadfeast.monitor.sources.source import check as check_source
+from steadfeast.monitor.sources import check as check_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from steadfeast.monitor.config.schema import DaemonConfig, MonitorConfig
-    from steadfeast.monitor.drift.reference import Outdated, Reference
-    from steadfeast.monitor.ledger.ledger import Held, Ledger
-    from steadfeast.monitor.sources.source import Source, Sources
+    from steadfeast.monitor.config import DaemonConfig, MonitorConfig
+    from steadfeast.monitor.drift import Outdated, Reference
+    from steadfeast.monitor.ledger import Ledger, Position
+    from steadfeast.monitor.sources import Source, Sources
     from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
 
 log = structlog.get_logger(__name__)
@@ -129,7 +128,7 @@ class ReferenceBuilder:
                 )
         return built
 
-    def _anew(self, monitor: MonitorConfig, held: Held, source: Source) -> Reference | None:
+    def _anew(self, monitor: MonitorConfig, held: Position, source: Source) -> Reference | None:
         """Build the reference of one monitor, if it is not the one that is held."""
         old, pinned = held.reference or held.outdated, monitor.manifest
         if monitor.stretch is not None:

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.parquet as pq
 
-from steadfeast.monitor.drift.data_facts import (
+from steadfeast.monitor.drift import (
     WEEK,
     WEEKS,
+    BucketFacts,
     expected_volume,
+    repeated_requests,
     repeats,
     unique_columns,
 )
-from steadfeast.monitor.drift.data_quality import BucketFacts, repeated_requests
-from steadfeast.monitor.profiles.binning import places_of
-from steadfeast.monitor.sources.snapshot import AT, REQUEST
+from steadfeast.monitor.profiles import places_of
+from steadfeast.monitor.sources import AT, REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,11 +29,10 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.ledger.queries import Kept
-    from steadfeast.monitor.sources.snapshot import Snapshot
-    from steadfeast.monitor.sources.source import Source
+    from steadfeast.monitor.config import MonitorConfig
+    from steadfeast.monitor.drift import Reference
+    from steadfeast.monitor.ledger import FrozenBucket
+    from steadfeast.monitor.sources import Snapshot, Source
 
 ALIKE = 0.1
 """Total variation of two columns below which one may be the other under a new name."""
@@ -46,7 +46,7 @@ class Surroundings:
         kept: Gives a monitor's frozen buckets in a stretch of time.
     """
 
-    def __init__(self, kept: Callable[[str, datetime, datetime], list[Kept]]) -> None:
+    def __init__(self, kept: Callable[[str, datetime, datetime], list[FrozenBucket]]) -> None:
         self._kept = kept
         self._volumes: dict[str, dict[datetime, int]] = {}
 
@@ -57,7 +57,7 @@ class Surroundings:
         source: Source,
         snapshot: Snapshot,
         reference: Reference,
-        before: Sequence[Kept],
+        before: Sequence[FrozenBucket],
     ) -> BucketFacts:
         """Return what is known of a frozen bucket.
 
@@ -126,7 +126,7 @@ def _columns(
     return gone, [] if config.features else [name for name in there if name not in known]
 
 
-def _new(unknown: Sequence[str], before: Sequence[Kept]) -> list[str]:
+def _new(unknown: Sequence[str], before: Sequence[FrozenBucket]) -> list[str]:
     """Return the columns that the bucket before lacked: it was told of the others then."""
     if unknown and before and before[-1].rows and before[-1].path.exists():
         there = pq.read_schema(before[-1].path).names

@@ -16,21 +16,24 @@ from typing import TYPE_CHECKING, TypeVar
 
 import duckdb
 
-from steadfeast.featurestore.tables.times import EPOCH
-from steadfeast.monitor.decisions.model import Evaluation
-from steadfeast.monitor.drift import segments
-from steadfeast.monitor.drift.data_quality import figures, freshness, incidents, spared
-from steadfeast.monitor.drift.detector import Level, detect
+from steadfeast.featurestore.tables import EPOCH
+from steadfeast.monitor.decisions import Evaluation
+from steadfeast.monitor.drift import (
+    PREDICTION,
+    Level,
+    detect,
+    figures,
+    freshness,
+    incidents,
+    segments,
+    spared,
+)
 from steadfeast.monitor.drift.multivariate.detector import Relations
-from steadfeast.monitor.drift.reference import PREDICTION
 from steadfeast.monitor.evaluation.surroundings import Surroundings
-from steadfeast.monitor.performance.realized import judge, predictions
-from steadfeast.monitor.profiles.binning import Kind as ColumnKind
-from steadfeast.monitor.profiles.profile import Profile, Window, profile, total
-from steadfeast.monitor.profiles.rolling import Sums
-from steadfeast.monitor.references.training_set import own
-from steadfeast.monitor.sources.snapshot import Bucket, Snapshot, bucket_path, load, swept
-from steadfeast.monitor.sources.source import frozen
+from steadfeast.monitor.performance import judge, predictions
+from steadfeast.monitor.profiles import ColumnKind, Profile, Sums, Window, profile, total
+from steadfeast.monitor.references import own
+from steadfeast.monitor.sources import Bucket, Snapshot, bucket_path, frozen, read_snapshot, swept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,14 +41,12 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from steadfeast.featurestore.served_log.log import ServedLog
-    from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.drift.detector import Verdict
-    from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.drift.segments import Key
-    from steadfeast.monitor.ledger.queries import Kept
-    from steadfeast.monitor.performance.realized import Performance
-    from steadfeast.monitor.sources.source import Source
+    from steadfeast.featurestore.served_log import ServedLog
+    from steadfeast.monitor.config import MonitorConfig
+    from steadfeast.monitor.drift import Key, Reference, Verdict
+    from steadfeast.monitor.ledger import FrozenBucket
+    from steadfeast.monitor.performance import Performance
+    from steadfeast.monitor.sources import Source
 
 GRAIN_SECONDS = 0.02
 """How far the kernel's times of files may lag behind the clock."""
@@ -53,7 +54,7 @@ GRAIN_SECONDS = 0.02
 BUCKETS_PER_CONNECTION = 100
 """A database in memory keeps some KiB of each bucket that is read with it, until it is closed."""
 
-_Bucket = TypeVar("_Bucket", "Kept", "Snapshot", "Kept | Snapshot")
+_Bucket = TypeVar("_Bucket", "FrozenBucket", "Snapshot", "FrozenBucket | Snapshot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Measured:
     profile: Profile
     whole: Profile
     frozen_at: datetime
-    late: tuple[tuple[Kept, int], ...]
+    late: tuple[tuple[FrozenBucket, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,8 @@ class Measurer:
         source_of: Callable[[str, MonitorConfig], Source],
         log: ServedLog,
         state: Path,
-        kept: Callable[[str, datetime, datetime], list[Kept]],
-        stored: Callable[[str, Kept], str],
+        kept: Callable[[str, datetime, datetime], list[FrozenBucket]],
+        stored: Callable[[str, FrozenBucket], str],
     ) -> None:
         self._source_of, self._log = source_of, log
         self._state, self._kept, self._stored = state, kept, stored
@@ -161,7 +162,7 @@ class Measurer:
         live, estimated, split = self._model(
             monitor, config, window, [*before, snapshot], reference, key, whole
         )
-        verdicts = judged(
+        verdicts = withheld(
             detect(reference, whole, window, config, bucket=(bucket.start, current)),
             window,
             first,
@@ -204,9 +205,9 @@ class Measurer:
                 one.forget(_number(before, config))
         self._relations.forget(monitor, before - config.window)
 
-    def recounted(self, kept: Kept, reference: Reference) -> Profile:
+    def recounted(self, kept: FrozenBucket, reference: Reference) -> Profile:
         """Count the rows of a frozen bucket over another reference."""
-        frozen: Snapshot = load(self._con, kept.bucket, kept.path)
+        frozen: Snapshot = read_snapshot(self._con, kept.bucket, kept.path)
         return profile(rows_of(frozen, reference), reference.edges)
 
     # The model
@@ -216,7 +217,7 @@ class Measurer:
         monitor: str,
         config: MonitorConfig,
         window: Window,
-        buckets: Sequence[Kept | Snapshot],
+        buckets: Sequence[FrozenBucket | Snapshot],
         reference: Reference,
         key: str,
         whole: Profile,
@@ -251,7 +252,7 @@ class Measurer:
         split: tuple[segments.Segment, ...] = ()
         if columns:
             current = self._segments(monitor, config, buckets, key, reference)
-            split = segments.judged(reference, current, rows, known, config)
+            split = segments.judge_segments(reference, current, rows, known, config)
         return live, estimated, split
 
     # Profiles of earlier buckets
@@ -260,7 +261,7 @@ class Measurer:
         self,
         monitor: str,
         config: MonitorConfig,
-        before: Sequence[Kept],
+        before: Sequence[FrozenBucket],
         current: Profile,
         bucket: Bucket,
         key: str,
@@ -282,7 +283,7 @@ class Measurer:
 
         return sums.total(min(earlier, default=last), last + 1, one)
 
-    def _counted(self, monitor: str, kept: Kept, key: str, reference: Reference) -> Profile:
+    def _counted(self, monitor: str, kept: FrozenBucket, key: str, reference: Reference) -> Profile:
         """Return a frozen bucket's profile over `reference`; empty if nobody can count it."""
         if kept.reference_key == key:
             return Profile.from_json(self._stored(monitor, kept), reference.edges)
@@ -294,7 +295,7 @@ class Measurer:
         self,
         monitor: str,
         config: MonitorConfig,
-        buckets: Sequence[Kept | Snapshot],
+        buckets: Sequence[FrozenBucket | Snapshot],
         key: str,
         reference: Reference,
     ) -> dict[Key, Profile]:
@@ -308,7 +309,7 @@ class Measurer:
         @cache
         def counted(number: int) -> Mapping[Key, Profile]:
             there = [one for one in placed.get(number, ()) if one.rows and one.path.exists()]
-            frozen = (load(self._con, one.bucket, one.path) for one in there)
+            frozen = (read_snapshot(self._con, one.bucket, one.path) for one in there)
             rows = chain.from_iterable(rows_of(one, reference) for one in frozen)
             return segments.profiles(rows, reference)
 
@@ -332,12 +333,12 @@ class Measurer:
             held = self._sums[monitor] = _Sums(key, Sums(reference.edges), {})
         return held
 
-    def _late(self, source: Source, before: list[Kept]) -> list[tuple[Kept, int]]:
+    def _late(self, source: Source, before: list[FrozenBucket]) -> list[tuple[FrozenBucket, int]]:
         """Return the buckets that got rows after they were frozen, and how many by now.
 
         Only what changed later is a reason to count.
         """
-        found: list[tuple[Kept, int]] = []
+        found: list[tuple[FrozenBucket, int]] = []
         if not before:
             return found
         oldest = min(kept.frozen_at for kept in before).timestamp()
@@ -401,7 +402,7 @@ def rows_of(snapshot: Snapshot, reference: Reference) -> Iterator[pa.RecordBatch
     return own(given, reference.model_version)
 
 
-def _with_rows(buckets: Sequence[Kept | Snapshot]) -> list[Path]:
+def _with_rows(buckets: Sequence[FrozenBucket | Snapshot]) -> list[Path]:
     """Return the files that can be read: a snapshot without rows has no columns."""
     return [one.path for one in buckets if one.rows and one.path.exists()]
 
@@ -421,17 +422,17 @@ def _number(at: datetime, config: MonitorConfig) -> int:
     return (at - EPOCH) // config.bucket
 
 
-def _gone(kept: Kept, key: str) -> bool:
+def _gone(kept: FrozenBucket, key: str) -> bool:
     """Whether a bucket is counted over another reference, and its rows are not there any more."""
     return kept.reference_key != key and not kept.path.exists()
 
 
-def lost(before: Sequence[Kept], key: str) -> int:
+def lost(before: Sequence[FrozenBucket], key: str) -> int:
     """Return how many rows of the window cannot be counted over the reference of `key`."""
     return sum(one.rows for one in before if _gone(one, key))
 
 
-def judged(
+def withheld(
     verdicts: list[Verdict], window: Window, first: datetime, dropped: int
 ) -> tuple[Verdict, ...]:
     """Withhold judgement on a window that lacks buckets or rows; a bucket is judged by itself."""

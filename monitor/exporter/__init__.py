@@ -1,1 +1,6 @@
 """exporter."""
+
+from steadfeast.monitor.exporter.collector import registry
+from steadfeast.monitor.exporter.metrics import document
+
+__all__ = ["document", "registry"]

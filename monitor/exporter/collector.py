@@ -22,21 +22,19 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from steadfeast.measures import MEASURES
-from steadfeast.monitor.decisions.model import Kind, Outcome, TriggerState
-from steadfeast.monitor.drift.data_quality import IncidentKind
-from steadfeast.monitor.drift.detector import Level
-from steadfeast.monitor.drift.distances import STATISTICS
+from steadfeast.monitor.decisions import EpisodeKind, Outcome, TriggerState
+from steadfeast.monitor.drift import STATISTICS, IncidentKind, Level
 from steadfeast.monitor.exporter import metrics
 from steadfeast.monitor.exporter.metrics import METRICS, Described
-from steadfeast.monitor.ledger.messages import RUN_STATES
-from steadfeast.monitor.sources.quarantine import Fault
+from steadfeast.monitor.ledger import RUN_STATES
+from steadfeast.monitor.sources import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from prometheus_client import Metric
 
-    from steadfeast.monitor.ledger.state import MonitorState, State
+    from steadfeast.monitor.ledger import MonitorState, State
 
 
 _THRESHOLD = METRICS[metrics.DRIFT_THRESHOLD]
@@ -253,7 +251,11 @@ def _verdicts(monitor: MonitorState) -> Iterator[_Sample]:
 
 def _opened(monitor: MonitorState, state: State) -> Iterator[_Sample]:
     for episode in state.episodes:
-        if episode.monitor != monitor.name or not episode.open or episode.kind is not Kind.DRIFT:
+        if (
+            episode.monitor != monitor.name
+            or not episode.open
+            or episode.kind is not EpisodeKind.DRIFT
+        ):
             continue
         for member in episode.members:
             if member.open:
@@ -329,7 +331,7 @@ def _consequences(monitor: str, state: State, out: _Exposition) -> None:
     out.add(metrics.SNAPSHOT_ROWS, [monitor], state.counters.rows.get(monitor, 0))
     out.add(metrics.SNAPSHOT_LATE_ROWS, [monitor], state.counters.late_rows.get(monitor, 0))
     episodes = [one for one in state.episodes if one.monitor == monitor and one.open]
-    for kind in Kind:
+    for kind in EpisodeKind:
         mine = [one for one in episodes if one.kind == kind]
         out.add(metrics.EPISODES_OPEN, [monitor, kind], len(mine))
         if mine:

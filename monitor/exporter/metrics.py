@@ -25,14 +25,10 @@ from prometheus_client.core import (
 )
 
 from steadfeast.measures import MEASURES, Task, measures_of
-from steadfeast.monitor.drift.detector import Level
-from steadfeast.monitor.drift.distances import STATISTICS
+from steadfeast.monitor.drift import MOST, OTHERS, SHARES, SHIFT, STATISTICS, Level
 from steadfeast.monitor.drift.multivariate.detector import NAMES
-from steadfeast.monitor.drift.segments import MOST, OTHERS
-from steadfeast.monitor.drift.shares import SHARES
-from steadfeast.monitor.drift.thresholds import SHIFT
-from steadfeast.monitor.performance.estimated import ESTIMATED
-from steadfeast.monitor.profiles.distribution import MOST_BARS
+from steadfeast.monitor.performance import ESTIMATED
+from steadfeast.monitor.profiles import MOST_BARS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -53,7 +53,7 @@ def dump(value: Any, kept: Any = None) -> str:
     return _adapter(kept or type(value)).dump_json(value).decode()
 
 
-def load(kept: type[_T], text: str) -> _T:
+def from_json(kept: type[_T], text: str) -> _T:
     """Return what `dump` was called on."""
     value: _T = _adapter(kept).validate_json(text)
     return value

@@ -170,7 +170,7 @@ def lock(folder: Path) -> int:
     return holder
 
 
-def connect(path: Path) -> duckdb.DuckDBPyConnection:
+def open_ledger(path: Path) -> duckdb.DuckDBPyConnection:
     """Open the file, or make a new one, and read all of it once.
 
     A new one is made aside and renamed, so that a file without tables is never a new one: it

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import structlog
 
-from steadfeast.featurestore.tables.whole_files import private_folder
-from steadfeast.monitor.ledger.database import LedgerWriteError, connect, fault, lock, release
+from steadfeast.featurestore.tables import private_folder
+from steadfeast.monitor.ledger.database import LedgerWriteError, fault, lock, open_ledger, release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +52,7 @@ class LedgerFile:
         self._checkpoint_bytes = CHECKPOINT_BYTES
         self._problem = ""
         try:
-            self.con = connect(self.path)
+            self.con = open_ledger(self.path)
         except BaseException:
             os.close(self._holder)
             raise
@@ -143,7 +143,7 @@ class LedgerFile:
         """Open the file anew: after a failure of its own DuckDB wants nothing else."""
         with suppress(duckdb.Error):
             self.con.close()
-        self.con = connect(self.path)
+        self.con = open_ledger(self.path)
         _call(self.on_rollback)
         _call(self.on_commit)
 

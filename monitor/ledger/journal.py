@@ -10,15 +10,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from steadfeast.featurestore.errors import NotFoundError
-from steadfeast.monitor.decisions.model import Alert
+from steadfeast.monitor.decisions import Alert
 from steadfeast.monitor.ledger import queries
-from steadfeast.monitor.ledger.codec import dump, load
+from steadfeast.monitor.ledger.codec import dump, from_json
 from steadfeast.monitor.ledger.state import AuditEntry, EpisodeRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from steadfeast.monitor.decisions.model import TriggerState
+    from steadfeast.monitor.decisions import TriggerState
     from steadfeast.monitor.ledger.file import LedgerFile
     from steadfeast.monitor.ledger.state import TriggerRecord
 
@@ -53,7 +53,7 @@ class Journal:
                 after,
                 limit,
             )
-        return [load(Alert, body) for (body,) in rows]
+        return [from_json(Alert, body) for (body,) in rows]
 
     def alerts_before(self, limit: int, monitor: str = "") -> list[Alert]:
         """Return the newest alerts, newest first; of all monitors without a name."""
@@ -63,7 +63,7 @@ class Journal:
                 monitor,
                 limit,
             )
-        return [load(Alert, body) for (body,) in rows]
+        return [from_json(Alert, body) for (body,) in rows]
 
     def sent(self, sink: str) -> int:
         """Return up to which alert `sink` has got them; a new one starts with the next alert."""
@@ -148,7 +148,7 @@ class Journal:
             if not rows:
                 known = [row[0] for row in self._rows("SELECT episode_id FROM episodes")]
                 raise NotFoundError("episode", episode, known)
-        return load(EpisodeRecord, rows[0][0])
+        return from_json(EpisodeRecord, rows[0][0])
 
     def has_episode(self, episode: str) -> bool:
         """Say whether there is, or ever was, such an episode."""

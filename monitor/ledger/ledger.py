@@ -12,33 +12,37 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
-from steadfeast.featurestore.tables.locations import kept_path
-from steadfeast.monitor.decisions.model import ModelHistory, Outcome, PastRun, PolicyState
-from steadfeast.monitor.decisions.refresh import gain_of
-from steadfeast.monitor.drift.data_quality import Figures, Freshness, Incident
-from steadfeast.monitor.drift.detector import Verdict
-from steadfeast.monitor.drift.reference import Reference, ReferenceVersionError
-from steadfeast.monitor.drift.segments import Segment
+from steadfeast.featurestore.tables import kept_path
+from steadfeast.monitor.decisions import ModelHistory, Outcome, PastRun, PolicyState, gain_of
+from steadfeast.monitor.drift import (
+    Figures,
+    Freshness,
+    Incident,
+    Reference,
+    ReferenceVersionError,
+    Segment,
+    Verdict,
+)
 from steadfeast.monitor.ledger import messages, queries
-from steadfeast.monitor.ledger.codec import dump, load
+from steadfeast.monitor.ledger.codec import dump, from_json
 from steadfeast.monitor.ledger.file import LedgerFile
 from steadfeast.monitor.ledger.journal import Journal
 from steadfeast.monitor.ledger.outbox import Following, Message, Outbox
-from steadfeast.monitor.ledger.queries import Held, Kept
+from steadfeast.monitor.ledger.queries import FrozenBucket, Position
 from steadfeast.monitor.ledger.state import EpisodeRecord, MonitorState, PastWindow, State
-from steadfeast.monitor.profiles.distribution import Distribution
+from steadfeast.monitor.profiles import Distribution
 from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.decisions.model import Decision, Evaluation, Trigger
-    from steadfeast.monitor.profiles.profile import Profile, Window
-    from steadfeast.monitor.sources.snapshot import Snapshot
+    from steadfeast.monitor.config import MonitorConfig
+    from steadfeast.monitor.decisions import Decision, Evaluation, Trigger
+    from steadfeast.monitor.profiles import Profile, Window
+    from steadfeast.monitor.sources import Snapshot
 
-__all__ = ["Following", "Held", "Kept", "Ledger", "Message", "MonitorState", "State"]
+__all__ = ["Following", "FrozenBucket", "Ledger", "Message", "MonitorState", "Position", "State"]
 
 
 class Ledger:
@@ -67,7 +71,7 @@ class Ledger:
         self.journal = journal = Journal(file)
         self.outbox = outbox = Outbox(file, journal)
         self._lock, self._rows, self._count = file.lock, file.rows, file.count
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, Position] = {}
         self._state: State | None = None
         self._monitors: dict[str, MonitorState] = {}
         file.on_rollback.append(self._held.clear)
@@ -107,7 +111,7 @@ class Ledger:
 
     # What a monitor goes on from
 
-    def held(self, monitor: str) -> Held:
+    def held(self, monitor: str) -> Position:
         """Return what `monitor` goes on from; the default before it was ever seen."""
         with self._lock:
             if monitor not in self._held:
@@ -116,19 +120,19 @@ class Ledger:
                     "WHERE name = ?",
                     monitor,
                 )
-                self._held[monitor] = Held()
+                self._held[monitor] = Position()
                 for watermark, policy, reference, key in rows:
                     known, outdated = None, None
                     try:
                         known = None if reference is None else Reference.from_json(reference)
                     except ReferenceVersionError as error:
                         outdated = error.outdated
-                    self._held[monitor] = Held(
-                        queries.utc(watermark), load(PolicyState, policy), known, key, outdated
+                    self._held[monitor] = Position(
+                        queries.utc(watermark), from_json(PolicyState, policy), known, key, outdated
                     )
             return self._held[monitor]
 
-    def hold(self, monitor: str, held: Held) -> None:
+    def hold(self, monitor: str, held: Position) -> None:
         """Replace what `monitor` goes on from."""
         reference = None
         if held.reference is not None and held.reference is not self.held(monitor).reference:
@@ -195,12 +199,14 @@ class Ledger:
         self._count("snapshots", monitor)
         self._count("rows", monitor, amount=snapshot.rows)
 
-    def buckets(self, monitor: str, start: datetime, end: datetime, *, but: str = "") -> list[Kept]:
+    def buckets(
+        self, monitor: str, start: datetime, end: datetime, *, but: str = ""
+    ) -> list[FrozenBucket]:
         """Return the frozen buckets inside [start, end), in order; none of reference key `but`."""
         with self._lock:
             return queries.buckets(self._rows, self.file.path.parent, monitor, start, end, but=but)
 
-    def profile(self, monitor: str, kept: Kept) -> str:
+    def profile(self, monitor: str, kept: FrozenBucket) -> str:
         """Return the profile of a frozen bucket, as JSON."""
         with self._lock:
             ((text,),) = self._rows(
@@ -210,7 +216,7 @@ class Ledger:
             )
         return str(text)
 
-    def add_profile(self, monitor: str, kept: Kept, profile: Profile, key: str) -> None:
+    def add_profile(self, monitor: str, kept: FrozenBucket, profile: Profile, key: str) -> None:
         """Replace the profile of a bucket by one over the reference of `key`."""
         self._rows(
             "UPDATE buckets SET profile = ?, reference_key = ? "
@@ -239,9 +245,9 @@ class Ledger:
             rows = self._rows(
                 "SELECT body FROM spreads WHERE monitor = ? AND end_time = ?", monitor, end
             )
-        return load(tuple[Distribution, ...], rows[0][0]) if rows else ()
+        return from_json(tuple[Distribution, ...], rows[0][0]) if rows else ()
 
-    def add_late_rows(self, monitor: str, kept: Kept, late_rows: int) -> None:
+    def add_late_rows(self, monitor: str, kept: FrozenBucket, late_rows: int) -> None:
         """Correct how many rows came after a bucket was frozen."""
         self._rows(
             "UPDATE buckets SET late_rows = ? WHERE monitor = ? AND start_time = ?",
@@ -289,7 +295,7 @@ class Ledger:
             rows = self._rows(
                 "SELECT past FROM windows WHERE monitor = ? ORDER BY end_time DESC LIMIT 1", monitor
             )
-        return load(PastWindow, rows[0][0]).window if rows else None
+        return from_json(PastWindow, rows[0][0]).window if rows else None
 
     def judged(self, monitor: str) -> list[tuple[PastWindow, tuple[Verdict, ...]]]:
         """Return every evaluated window with its verdicts, by time."""
@@ -298,7 +304,8 @@ class Ledger:
                 "SELECT past, verdicts FROM windows WHERE monitor = ? ORDER BY end_time", monitor
             )
         return [
-            (load(PastWindow, past), load(tuple[Verdict, ...], verdicts)) for past, verdicts in rows
+            (from_json(PastWindow, past), from_json(tuple[Verdict, ...], verdicts))
+            for past, verdicts in rows
         ]
 
     def episodes(self) -> list[EpisodeRecord]:

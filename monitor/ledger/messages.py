@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from steadfeast.monitor.decisions.model import AlertKind, Kind, Severity, TriggerState
+from steadfeast.monitor.decisions import AlertKind, EpisodeKind, Severity, TriggerState
 from steadfeast.protos.steadfeast.v1 import monitor_pb2, pipeline_pb2
 from steadfeast.protos.steadfeast.v1.pipeline_pb2 import RunState
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from steadfeast.monitor.decisions.model import Alert, Trigger
-    from steadfeast.monitor.drift.detector import Verdict
+    from steadfeast.monitor.decisions import Alert, Trigger
+    from steadfeast.monitor.drift import Verdict
     from steadfeast.monitor.ledger.state import (
         AuditEntry,
         EpisodeRecord,
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
         PromotionRecord,
         TriggerRecord,
     )
-    from steadfeast.monitor.profiles.profile import Window
+    from steadfeast.monitor.profiles import Window
 
 CAUSES = {
-    Kind.DRIFT: pipeline_pb2.CAUSE_KIND_DRIFT,
-    Kind.PERFORMANCE: pipeline_pb2.CAUSE_KIND_PERFORMANCE,
-    Kind.SCHEDULE: pipeline_pb2.CAUSE_KIND_SCHEDULE,
-    Kind.ALERT: pipeline_pb2.CAUSE_KIND_ALERT,
+    EpisodeKind.DRIFT: pipeline_pb2.CAUSE_KIND_DRIFT,
+    EpisodeKind.PERFORMANCE: pipeline_pb2.CAUSE_KIND_PERFORMANCE,
+    EpisodeKind.SCHEDULE: pipeline_pb2.CAUSE_KIND_SCHEDULE,
+    EpisodeKind.ALERT: pipeline_pb2.CAUSE_KIND_ALERT,
 }
 ALERTS = {
     AlertKind.EPISODE: monitor_pb2.ALERT_KIND_EPISODE,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from steadfeast.monitor.decisions.model import (
+from steadfeast.monitor.decisions import (
     Alert,
     AlertKind,
     NotDecidableError,

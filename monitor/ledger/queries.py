@@ -10,13 +10,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from steadfeast.featurestore.tables.locations import path_of
+from steadfeast.featurestore.tables import path_of
 from steadfeast.measures import measure_named
-from steadfeast.monitor.decisions.model import PolicyState, TriggerState
-from steadfeast.monitor.drift.data_quality import Figures, Freshness
-from steadfeast.monitor.drift.detector import Verdict
-from steadfeast.monitor.drift.segments import Segment
-from steadfeast.monitor.ledger.codec import load
+from steadfeast.monitor.decisions import PolicyState, TriggerState
+from steadfeast.monitor.drift import Figures, Freshness, Segment, Verdict
+from steadfeast.monitor.ledger.codec import from_json
 from steadfeast.monitor.ledger.state import (
     Counters,
     EpisodeRecord,
@@ -27,23 +25,23 @@ from steadfeast.monitor.ledger.state import (
     ReferenceInfo,
     TriggerRecord,
 )
-from steadfeast.monitor.performance.realized import Performance
-from steadfeast.monitor.profiles.distribution import Distribution, distributions
-from steadfeast.monitor.sources.snapshot import Bucket
+from steadfeast.monitor.performance import Performance
+from steadfeast.monitor.profiles import Distribution, distributions
+from steadfeast.monitor.sources import Bucket
 from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.drift.reference import Outdated, Reference
+    from steadfeast.monitor.config import MonitorConfig
+    from steadfeast.monitor.drift import Outdated, Reference
 
 HISTORY = 60
 LISTED = 100
 
 
-class Rows(Protocol):
+class Execute(Protocol):
     """A query and the values that are bound to it; all rows at once."""
 
     def __call__(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -51,7 +49,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Position:
     """What a monitor needs to go on from where it stands.
 
     Attributes:
@@ -68,7 +66,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class FrozenBucket:
     """One frozen bucket; its profile is kept over the edges of `reference_key`'s reference."""
 
     bucket: Bucket
@@ -80,8 +78,8 @@ class Kept:
 
 
 def buckets(
-    rows: Rows, folder: Path, monitor: str, start: datetime, end: datetime, *, but: str = ""
-) -> list[Kept]:
+    rows: Execute, folder: Path, monitor: str, start: datetime, end: datetime, *, but: str = ""
+) -> list[FrozenBucket]:
     """Return the frozen buckets inside [start, end), in order; none of the reference key `but`.
 
     Their files are kept as seen from `folder`, which can be moved.
@@ -96,7 +94,7 @@ def buckets(
         but,
     )
     return [
-        Kept(
+        FrozenBucket(
             Bucket(begin.astimezone(UTC), stop.astimezone(UTC)),
             count,
             late,
@@ -108,7 +106,7 @@ def buckets(
     ]
 
 
-def monitor(rows: Rows, name: str, config: MonitorConfig, held: Held) -> MonitorState:
+def monitor(rows: Execute, name: str, config: MonitorConfig, held: Position) -> MonitorState:
     """Return one monitor after its last evaluated window."""
     windows = rows(
         "SELECT past, verdicts, figures, freshness FROM windows WHERE monitor = ? "
@@ -116,7 +114,7 @@ def monitor(rows: Rows, name: str, config: MonitorConfig, held: Held) -> Monitor
         name,
         HISTORY,
     )
-    history = tuple(load(PastWindow, row[0]) for row in reversed(windows))
+    history = tuple(from_json(PastWindow, row[0]) for row in reversed(windows))
     reference = held.reference
     asked = config.performance
     figure = None if asked is None else measure_named(asked.metric)
@@ -155,21 +153,21 @@ def monitor(rows: Rows, name: str, config: MonitorConfig, held: Held) -> Monitor
     return replace(
         state,
         window=window,
-        verdicts=load(tuple[Verdict, ...], verdicts),
-        figures=load(tuple[Figures, ...], figures),
-        freshness=load(tuple[Freshness, ...], freshness),
+        verdicts=from_json(tuple[Verdict, ...], verdicts),
+        figures=from_json(tuple[Figures, ...], figures),
+        freshness=from_json(tuple[Freshness, ...], freshness),
         incidents=tuple(o for o in held.policy.incidents if o.last_seen == held.watermark),
         blocked=held.policy.blocked(held.watermark - config.window),
-        performance=load(Performance, measured[0][0]) if measured else None,
+        performance=from_json(Performance, measured[0][0]) if measured else None,
         estimated=history[-1].estimated if current else {},
         estimate_errors=_errors(history),
-        segments=load(tuple[Segment, ...], parts[0][0]) if parts and current else (),
+        segments=from_json(tuple[Segment, ...], parts[0][0]) if parts and current else (),
         distributions=_spread(reference, spread[0][0] if current else ""),
         superseded=not current,
     )
 
 
-def episodes(rows: Rows, listed: int = LISTED) -> list[EpisodeRecord]:
+def episodes(rows: Execute, listed: int = LISTED) -> list[EpisodeRecord]:
     """Return every open episode, then the last `listed` that closed; newest first in each."""
     found = []
     for where, limit in (("NOT closed", 1_000_000), ("closed", listed)):
@@ -177,11 +175,11 @@ def episodes(rows: Rows, listed: int = LISTED) -> list[EpisodeRecord]:
             f"SELECT body FROM episodes WHERE {where} ORDER BY opened_at DESC, episode_id LIMIT ?",
             limit,
         )
-    return [load(EpisodeRecord, body) for (body,) in found]
+    return [from_json(EpisodeRecord, body) for (body,) in found]
 
 
 def triggers(
-    rows: Rows,
+    rows: Execute,
     request: str = "",
     *,
     limit: int = LISTED,
@@ -218,7 +216,7 @@ def triggers(
     ]
 
 
-def promotions(rows: Rows) -> list[PromotionRecord]:
+def promotions(rows: Execute) -> list[PromotionRecord]:
     """Return the last promotions that no trigger asked for, newest first."""
     found = rows(
         "SELECT monitor, noticed_at, run FROM promotions ORDER BY noticed_at DESC, rowid DESC "
@@ -231,7 +229,7 @@ def promotions(rows: Rows) -> list[PromotionRecord]:
     ]
 
 
-def outbox(rows: Rows) -> OutboxState:
+def outbox(rows: Execute) -> OutboxState:
     """Return what is still to deliver."""
     ((depth, oldest, attempts, dead),) = rows(
         "SELECT count(*) FILTER (state = 'pending'), "
@@ -241,7 +239,7 @@ def outbox(rows: Rows) -> OutboxState:
     return OutboxState(depth, utc(oldest), int(attempts), dead)
 
 
-def counters(rows: Rows) -> Counters:
+def counters(rows: Execute) -> Counters:
     """Return the counts over the life of the ledger."""
     totals: defaultdict[str, dict[Any, int]] = defaultdict(dict)
     for name, monitor, label, amount in rows("FROM counters"):
@@ -268,7 +266,7 @@ def _errors(history: Sequence[PastWindow]) -> dict[str, float]:
 def _spread(reference: Reference | None, compared: str) -> tuple[Distribution, ...]:
     """Return what the last window was compared in, or the reference alone, before the first."""
     if compared:
-        return load(tuple[Distribution, ...], compared)
+        return from_json(tuple[Distribution, ...], compared)
     return () if reference is None else distributions(reference.profile, None)
 
 

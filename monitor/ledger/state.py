@@ -8,21 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from steadfeast.monitor.decisions.model import ordered
+from steadfeast.monitor.decisions import ordered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
 
-    from steadfeast.monitor.decisions.model import Alert, Kind, Member, OpenIncident, TriggerState
-    from steadfeast.monitor.drift.data_quality import Figures, Freshness
-    from steadfeast.monitor.drift.detector import Verdict
-    from steadfeast.monitor.drift.segments import Segment
-    from steadfeast.monitor.performance.realized import Performance
-    from steadfeast.monitor.profiles.distribution import Distribution
-    from steadfeast.monitor.profiles.profile import Window
-    from steadfeast.monitor.profiles.roles import WatchedColumn
-    from steadfeast.monitor.sources.quarantine import Quarantined
+    from steadfeast.monitor.decisions import Alert, EpisodeKind, Member, OpenIncident, TriggerState
+    from steadfeast.monitor.drift import Figures, Freshness, Segment, Verdict
+    from steadfeast.monitor.performance import Performance
+    from steadfeast.monitor.profiles import Distribution, WatchedColumn, Window
+    from steadfeast.monitor.sources import Quarantined
     from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
 
 
@@ -224,7 +220,7 @@ class EpisodeRecord:
 
     episode_id: str
     monitor: str
-    kind: Kind
+    kind: EpisodeKind
     opened_at: datetime
     closed_at: datetime | None
     members: tuple[Member, ...]

@@ -1,1 +1,21 @@
 """performance."""
+
+from steadfeast.monitor.performance.estimated import ESTIMATED, Estimator, fit
+from steadfeast.monitor.performance.realized import (
+    Performance,
+    figures_of,
+    judge,
+    measured,
+    predictions,
+)
+
+__all__ = [
+    "ESTIMATED",
+    "Estimator",
+    "Performance",
+    "figures_of",
+    "fit",
+    "judge",
+    "measured",
+    "predictions",
+]

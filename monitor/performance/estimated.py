@@ -27,15 +27,14 @@ import pyarrow.compute as pc
 from scipy.optimize import isotonic_regression
 
 from steadfeast.measures import HALF, RELIABILITY_BINS, Floats, Task
-from steadfeast.monitor.profiles.binning import places_of
+from steadfeast.monitor.profiles import places_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy.typing as npt
 
-    from steadfeast.monitor.profiles.binning import Edges
-    from steadfeast.monitor.profiles.profile import Profile
+    from steadfeast.monitor.profiles import Edges, Profile
 
 MOST_KNOTS = 500
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 
-from steadfeast.featurestore.tables.sql import identifier
+from steadfeast.featurestore.tables import identifier
 from steadfeast.measures import (
     HALF,
     Measure,
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from steadfeast.monitor.config.schema import MonitorConfig, PerformanceConfig
-    from steadfeast.monitor.profiles.profile import Window
+    from steadfeast.monitor.config import MonitorConfig, PerformanceConfig
+    from steadfeast.monitor.profiles import Window
 
 log = structlog.get_logger(__name__)
 

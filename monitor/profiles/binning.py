@@ -60,7 +60,7 @@ _TAIL_DEPTH, _FEWEST_CUTS = 1.5, 10
 _MICROSECOND = 1_000_000
 
 
-class Kind(StrEnum):
+class ColumnKind(StrEnum):
     """How a column is profiled."""
 
     NUMERIC = "numeric"
@@ -73,7 +73,7 @@ class Kind(StrEnum):
 
 EVENT_TIMES = ("event time of the row", "request_time")
 """Names of the column with the event time: of a reference's rows, and of a snapshot's."""
-ORDERED = frozenset({Kind.NUMERIC, Kind.TIMESTAMP, Kind.TEXT})
+ORDERED = frozenset({ColumnKind.NUMERIC, ColumnKind.TIMESTAMP, ColumnKind.TEXT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class ColumnEdges:
             it, is `OPAQUE`.
     """
 
-    kind: Kind
+    kind: ColumnKind
     cuts: tuple[float, ...] = ()
     categories: tuple[str, ...] = ()
     groups: tuple[int, ...] = (0,)
@@ -123,7 +123,7 @@ class ColumnEdges:
         """Number of bins."""
         if self.kind in ORDERED:
             return len(self.cuts) + 1
-        return 0 if self.kind is Kind.OPAQUE else len(self.categories) + 1
+        return 0 if self.kind is ColumnKind.OPAQUE else len(self.categories) + 1
 
     def coarse(self, counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return counts per group, shape (..., groups), of counts per bin, shape (..., bins)."""
@@ -171,7 +171,7 @@ class ColumnEdges:
     def from_json(cls, data: Mapping[str, Any]) -> ColumnEdges:
         """Return what `to_json` was called on."""
         return cls(
-            Kind(data["kind"]),
+            ColumnKind(data["kind"]),
             tuple(map(float, data["cuts"])),
             tuple(data["categories"]),
             tuple(map(int, data["groups"])),
@@ -196,7 +196,7 @@ class Edges:
         return frozenset(
             name
             for name, one in self.columns.items()
-            if one.kind is Kind.CATEGORICAL and not one.source
+            if one.kind is ColumnKind.CATEGORICAL and not one.source
         )
 
     @property
@@ -307,7 +307,7 @@ def category_places(values: pa.Array, edges: ColumnEdges) -> pa.Array:
 
 def _without_names(edges: ColumnEdges) -> ColumnEdges:
     """Mark bins as personal: what is kept of a category is a digest, which names nobody."""
-    if edges.kind is not Kind.CATEGORICAL:
+    if edges.kind is not ColumnKind.CATEGORICAL:
         return replace(edges, personal=True)
     digests = tuple(_digest(text) or "" for text in edges.categories)
     return replace(edges, personal=True, categories=digests)
@@ -342,18 +342,18 @@ def _surroundings(table: pa.Table, keys: Sequence[str]) -> Surroundings:
     return Surroundings(micros, entities)
 
 
-def kind_of(arrow: pa.DataType) -> Kind:
+def kind_of(arrow: pa.DataType) -> ColumnKind:
     """Return how a column of this Arrow type is read; text counts as categorical."""
     arrow = plain_type(arrow)
     if pa.types.is_boolean(arrow):
-        return Kind.BOOLEAN
+        return ColumnKind.BOOLEAN
     if pa.types.is_timestamp(arrow) or pa.types.is_date(arrow):
-        return Kind.TIMESTAMP
+        return ColumnKind.TIMESTAMP
     if pa.types.is_integer(arrow) or pa.types.is_floating(arrow) or pa.types.is_decimal(arrow):
-        return Kind.NUMERIC
+        return ColumnKind.NUMERIC
     if pa.types.is_string(arrow) or pa.types.is_large_string(arrow):
-        return Kind.CATEGORICAL
-    return Kind.OPAQUE
+        return ColumnKind.CATEGORICAL
+    return ColumnKind.OPAQUE
 
 
 def plain_type(arrow: pa.DataType) -> pa.DataType:
@@ -375,49 +375,51 @@ def _column_edges(
     if role is None:
         made = _recognised(name, column, rows, kind)
     elif role in LEFT_OUT or role is Role.TIME:
-        made = ColumnEdges(Kind.OPAQUE, role=role)
+        made = ColumnEdges(ColumnKind.OPAQUE, role=role)
     else:
         made = replace(_cut(column, kind), role=role)
-    left_out = made.role in LEFT_OUT and made.kind is not Kind.TEXT
-    return ColumnEdges(Kind.OPAQUE, role=made.role) if left_out else made
+    left_out = made.role in LEFT_OUT and made.kind is not ColumnKind.TEXT
+    return ColumnEdges(ColumnKind.OPAQUE, role=made.role) if left_out else made
 
 
-def _recognised(name: str, column: pa.ChunkedArray, rows: Surroundings, kind: Kind) -> ColumnEdges:
+def _recognised(
+    name: str, column: pa.ChunkedArray, rows: Surroundings, kind: ColumnKind
+) -> ColumnEdges:
     if pa.types.is_null(column.type):
-        return ColumnEdges(Kind.OPAQUE, role=Role.EMPTY)
-    if kind is Kind.OPAQUE:
+        return ColumnEdges(ColumnKind.OPAQUE, role=Role.EMPTY)
+    if kind is ColumnKind.OPAQUE:
         role = Role.PARTS if aspects_of(column.type) else Role.UNWATCHED
         return ColumnEdges(kind, role=Role.EMBEDDING if is_list(column.type) else role)
-    if kind is Kind.TIMESTAMP and rows.micros is not None:
-        return ColumnEdges(Kind.OPAQUE, role=Role.TIME)
+    if kind is ColumnKind.TIMESTAMP and rows.micros is not None:
+        return ColumnEdges(ColumnKind.OPAQUE, role=Role.TIME)
     made, plain = _cut(column, kind), decoded(column)
-    if kind is Kind.NUMERIC:
+    if kind is ColumnKind.NUMERIC:
         values = np.concatenate([np.empty(0), *(values_of(one, kind) for one in column.chunks)])
         role = number_role(name, plain, values, rows)
         few = pc.count_distinct(plain).as_py() <= MAX_CATEGORIES
         if few and role in {Role.FEATURE, Role.CONSTANT} and exact_codes(plain):
-            made, role = ColumnEdges(Kind.OPAQUE), Role.PARTS
-    elif kind is Kind.CATEGORICAL:
+            made, role = ColumnEdges(ColumnKind.OPAQUE), Role.PARTS
+    elif kind is ColumnKind.CATEGORICAL:
         role = word_role(plain, pc.count_distinct(plain).as_py(), rows)
-        role = Role.TEXT if role is Role.FEATURE and made.kind is Kind.TEXT else role
+        role = Role.TEXT if role is Role.FEATURE and made.kind is ColumnKind.TEXT else role
     else:
         role = Role.FEATURE
     return replace(made, role=role)
 
 
-def _cut(column: pa.ChunkedArray, kind: Kind) -> ColumnEdges:
-    if kind is Kind.BOOLEAN:
+def _cut(column: pa.ChunkedArray, kind: ColumnKind) -> ColumnEdges:
+    if kind is ColumnKind.BOOLEAN:
         return ColumnEdges(kind, categories=("false", "true"), groups=(0, 1, 2))
-    if kind is Kind.OPAQUE:
+    if kind is ColumnKind.OPAQUE:
         return ColumnEdges(kind)
-    if kind is Kind.CATEGORICAL:
+    if kind is ColumnKind.CATEGORICAL:
         found = pc.value_counts(decoded(column).drop_null())
         if len(found) <= MAX_CATEGORIES:
             return _category_edges(_pairs(found, MAX_CATEGORIES))
         largest = _pairs(found, MAX_CATEGORIES)
         if sum(count for _, count in largest) >= MOSTLY * (len(column) - column.null_count):
             return _category_edges(largest)
-        kind = Kind.TEXT
+        kind = ColumnKind.TEXT
     values = np.concatenate([np.empty(0), *(values_of(chunk, kind) for chunk in column.chunks)])
     return _cut_edges(values[np.isfinite(values)], kind)
 
@@ -431,7 +433,7 @@ def _pairs(found: pa.StructArray, most: int) -> list[tuple[str, int]]:
 def _computed(name: str, table: pa.Table, edges: ColumnEdges) -> Iterator[tuple[str, ColumnEdges]]:
     """Yield what is computed of a column that has no bins, or only of its length, by name."""
     column, times = table[name], event_times(table)
-    if edges.kind is Kind.TEXT:
+    if edges.kind is ColumnKind.TEXT:
         wanted: list[tuple[Aspect, tuple[str, ...]]] = [(Aspect.PATTERN, ())]
     elif edges.role is Role.TIME:
         wanted = [(Aspect.AGE, ())]
@@ -444,7 +446,7 @@ def _computed(name: str, table: pa.Table, edges: ColumnEdges) -> Iterator[tuple[
         if aspect is Aspect.DISTANCE and not center:
             continue
         made = ColumnEdges(
-            Kind.OPAQUE, source=name, aspect=aspect, centroid=tuple(center), path=path
+            ColumnKind.OPAQUE, source=name, aspect=aspect, centroid=tuple(center), path=path
         )
         whole = column.combine_chunks()
         given = None if times is None else times.combine_chunks()
@@ -465,13 +467,13 @@ def _category_edges(pairs: Sequence[tuple[str, int]]) -> ColumnEdges:
     common = sum(count >= POINT_MASS * rows for _, count in pairs)
     groups = {*range(common), common, len(pairs)}
     return ColumnEdges(
-        Kind.CATEGORICAL,
+        ColumnKind.CATEGORICAL,
         categories=tuple(name for name, _ in pairs),
         groups=tuple(sorted(groups)),
     )
 
 
-def _cut_edges(values: Floats, kind: Kind) -> ColumnEdges:
+def _cut_edges(values: Floats, kind: ColumnKind) -> ColumnEdges:
     if not len(values):
         return ColumnEdges(kind)
     distinct, counts = np.unique(values, return_counts=True)
@@ -517,15 +519,15 @@ def decoded(column: Any) -> Any:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def values_of(column: pa.Array, kind: Kind) -> npt.NDArray[Any]:
+def values_of(column: pa.Array, kind: ColumnKind) -> npt.NDArray[Any]:
     """Return the non-null values as numbers of any width, shape (n,).
 
     Timestamps are seconds, text is its length in characters.
     """
-    column = _lengths(column) if kind is Kind.TEXT else decoded(column)
+    column = _lengths(column) if kind is ColumnKind.TEXT else decoded(column)
     if column.null_count:
         column = column.drop_null()
-    if kind is Kind.TIMESTAMP:
+    if kind is ColumnKind.TIMESTAMP:
         # To microseconds whatever the unit was; sub-microsecond digits are beyond our clock.
         micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
         return np.asarray(micros.to_numpy(zero_copy_only=False), np.float64) / _MICROSECOND
@@ -549,7 +551,7 @@ def places_of(column: Any, edges: ColumnEdges) -> Integers:
     column = decoded(column)
     missing = edges.bins
     found = np.full(len(column), missing, np.int64)
-    reads_as = {Kind.TEXT: Kind.CATEGORICAL}.get(edges.kind, edges.kind)
+    reads_as = {ColumnKind.TEXT: ColumnKind.CATEGORICAL}.get(edges.kind, edges.kind)
     if kind_of(column.type) is not reads_as:
         return found
     valid = column.is_valid().to_numpy(zero_copy_only=False)
@@ -557,7 +559,7 @@ def places_of(column: Any, edges: ColumnEdges) -> Integers:
         values = values_of(column, edges.kind)
         bins = np.searchsorted(np.array(edges.cuts), values)
         bins = np.where(np.isnan(values), missing, bins)
-    elif edges.kind is Kind.BOOLEAN:
+    elif edges.kind is ColumnKind.BOOLEAN:
         bins = column.drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
     else:
         held = category_places(column.drop_null(), edges)

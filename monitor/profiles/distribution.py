@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steadfeast.featurestore.tables.times import EPOCH
-from steadfeast.monitor.profiles.binning import ORDERED, ColumnEdges, Kind
+from steadfeast.featurestore.tables import EPOCH
+from steadfeast.monitor.profiles.binning import ORDERED, ColumnEdges, ColumnKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,8 +156,8 @@ def stretch(edges: ColumnEdges, start: int, stop: int) -> str:
     return f"{least} to {most}"
 
 
-def _value(kind: Kind, value: float) -> str:
-    if kind is Kind.TIMESTAMP and abs(value) < _YEARS:
+def _value(kind: ColumnKind, value: float) -> str:
+    if kind is ColumnKind.TIMESTAMP and abs(value) < _YEARS:
         return f"{EPOCH + timedelta(seconds=value):%Y-%m-%d %H:%M}"
     if value == 0:
         return "0"  # of either sign

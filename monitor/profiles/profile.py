@@ -24,8 +24,8 @@ from steadfeast.featurestore.errors import SteadfeastError
 from steadfeast.monitor.profiles.binning import (
     ORDERED,
     ColumnEdges,
+    ColumnKind,
     Edges,
-    Kind,
     category_places,
     decoded,
     event_times,
@@ -295,9 +295,9 @@ def _count(column: pa.Array, edges: ColumnEdges, counter: Counter) -> ColumnProf
     blank = replace(ColumnProfile.empty(edges), rows=len(column), nulls=_nulls(column))
     if pa.types.is_null(column.type):
         return replace(blank, nulls=len(column))
-    if edges.kind is Kind.OPAQUE:
+    if edges.kind is ColumnKind.OPAQUE:
         return blank
-    reads_as = {Kind.TEXT: Kind.CATEGORICAL}.get(edges.kind, edges.kind)
+    reads_as = {ColumnKind.TEXT: ColumnKind.CATEGORICAL}.get(edges.kind, edges.kind)
     if found is not reads_as:
         return replace(blank, mistyped=len(column) - blank.nulls)
     if edges.kind not in ORDERED:
@@ -365,7 +365,7 @@ def _large_moments(finite: Floats) -> dict[str, Any]:
 
 
 def _category_counts(column: pa.Array, edges: ColumnEdges) -> Integers:
-    if edges.kind is Kind.BOOLEAN:
+    if edges.kind is ColumnKind.BOOLEAN:
         held = decoded(column).drop_null()
         true = pc.sum(held).as_py() or 0
         return np.array([len(held) - true, true, 0], dtype=np.int64)

@@ -28,39 +28,33 @@ import pyarrow.parquet as pq
 
 from steadfeast import featurestore
 from steadfeast.featurestore.errors import NotFoundError, SourceError, UserError
-from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
-from steadfeast.featurestore.tables.sql import literal
+from steadfeast.featurestore.tables import EVENT_TIMESTAMP, literal
 from steadfeast.measures import Sample
-from steadfeast.monitor.drift.data_facts import (
-    data_facts,
-    quarantined_share,
-    unique_columns,
-)
-from steadfeast.monitor.drift.multivariate.detector import looks, related
-from steadfeast.monitor.drift.reference import (
+from steadfeast.monitor.drift import (
     PREDICTION,
     build_reference,
     by_bucket,
+    data_facts,
+    quarantined_share,
     read_columns,
     reference_of,
     reference_of_rows,
+    segmented,
+    unique_columns,
 )
-from steadfeast.monitor.drift.segments import segmented
-from steadfeast.monitor.performance.estimated import fit
-from steadfeast.monitor.performance.realized import figures_of, measured
-from steadfeast.monitor.profiles.binning import Edges, edges_of
-from steadfeast.monitor.profiles.profile import Profile
-from steadfeast.monitor.sources.snapshot import AT
+from steadfeast.monitor.drift.multivariate.detector import extra_tests, related
+from steadfeast.monitor.performance import figures_of, fit, measured
+from steadfeast.monitor.profiles import Edges, Profile, edges_of
+from steadfeast.monitor.sources import AT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import duckdb
 
-    from steadfeast.monitor.config.schema import MonitorConfig
-    from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.sources.quarantine import Quarantined
-    from steadfeast.monitor.sources.source import Source
+    from steadfeast.monitor.config import MonitorConfig
+    from steadfeast.monitor.drift import Reference
+    from steadfeast.monitor.sources import Quarantined, Source
 
 HELD_OUT = "held_out"
 STRETCH = "rows of "
@@ -128,7 +122,7 @@ def reference_from(
         config,
         model_version=model_version,
         performance=performance,
-        beside=looks(config) + (0 if scored is None else 1),
+        beside=extra_tests(config) + (0 if scored is None else 1),
     )
     data = manifest_path.with_name("data.parquet")
     if scored is None:
@@ -141,7 +135,7 @@ def reference_from(
         list(by_bucket(in_order, edges, config.bucket)),
         edges,
         config,
-        beside=len(reference.features) + looks(config),
+        beside=len(reference.features) + extra_tests(config),
     )
     merged = Edges({**reference.edges.columns, **edges.columns})
     expected: dict[str, float] = {}

@@ -1,1 +1,5 @@
 """rpc."""
+
+from steadfeast.monitor.rpc.service import Monitor, Server
+
+__all__ = ["Monitor", "Server"]

@@ -16,8 +16,8 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from steadfeast.featurestore.errors import NotFoundError, SourceError, UserError
-from steadfeast.monitor.decisions.model import NotDecidableError
-from steadfeast.monitor.ledger.database import LedgerWriteError
+from steadfeast.monitor.decisions import NotDecidableError
+from steadfeast.monitor.ledger import LedgerWriteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from steadfeast.monitor.auth.access import RefusedError
-from steadfeast.monitor.config.schema import Role
+from steadfeast.monitor.auth import RefusedError
+from steadfeast.monitor.config import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from steadfeast.monitor.auth.access import Access, Principal
+    from steadfeast.monitor.auth import Access, Principal
 
 PREFIX = "/steadfeast.v1.MonitorService/"
 

@@ -32,10 +32,8 @@ from steadfeast.protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from steadfeast.monitor.auth.access import Access
-    from steadfeast.monitor.auth.certificates import Certificates
-    from steadfeast.monitor.ledger.ledger import Ledger
-    from steadfeast.monitor.ledger.state import State, TriggerRecord
+    from steadfeast.monitor.auth import Access, Certificates
+    from steadfeast.monitor.ledger import Ledger, State, TriggerRecord
 
 SERVICE = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name
 

@@ -1,1 +1,37 @@
 """sources."""
+
+from steadfeast.monitor.sources.quarantine import Fault, Quarantined
+from steadfeast.monitor.sources.snapshot import (
+    AT,
+    OPEN,
+    REQUEST,
+    Bucket,
+    Snapshot,
+    bucket_path,
+    buckets,
+    open_path,
+    read_snapshot,
+    swept,
+)
+from steadfeast.monitor.sources.source import Source, Sources, check, frozen
+from steadfeast.monitor.sources.views import ViewFacts
+
+__all__ = [
+    "AT",
+    "OPEN",
+    "REQUEST",
+    "Bucket",
+    "Fault",
+    "Quarantined",
+    "Snapshot",
+    "Source",
+    "Sources",
+    "ViewFacts",
+    "bucket_path",
+    "buckets",
+    "check",
+    "frozen",
+    "open_path",
+    "read_snapshot",
+    "swept",
+]

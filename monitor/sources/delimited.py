@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from steadfeast.featurestore.tables.sql import identifier, literal
+from steadfeast.featurestore.tables import identifier, literal
 from steadfeast.monitor.sources.quarantine import Fault, Quarantined, shortened
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from steadfeast.featurestore.config import FilePath, load_section, sections
-from steadfeast.featurestore.tables.whole_files import sweep, whole_file
+from steadfeast.featurestore.tables import sweep, whole_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from steadfeast.featurestore.retention.erasure import Matches
+    from steadfeast.featurestore.retention import Matches
 
 
 class _State(BaseModel, frozen=True):

@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from steadfeast.featurestore.tables.sql import identifier, literal
-from steadfeast.featurestore.tables.times import EPOCH
-from steadfeast.featurestore.tables.whole_files import sweep, whole_file
+from steadfeast.featurestore.tables import EPOCH, identifier, literal, sweep, whole_file
 from steadfeast.monitor.sources.quarantine import Fault, Quarantined
 
 if TYPE_CHECKING:
@@ -46,14 +44,14 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowQuery:
     """A query, and the values that are bound to it, for rows with a column `request_time`."""
 
     query: str
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, files: Sequence[Path]) -> Rows | None:
+    def of(cls, files: Sequence[Path]) -> RowQuery | None:
         """Return the rows of Parquet files; they may have different columns."""
         if not files:
             return None
@@ -136,7 +134,7 @@ def swept(state: Path) -> None:
 
 def freeze(
     con: duckdb.DuckDBPyConnection,
-    rows: Rows | Sequence[Path] | None,
+    rows: RowQuery | Sequence[Path] | None,
     bucket: Bucket,
     path: Path,
     *,
@@ -157,14 +155,14 @@ def freeze(
         quarantined: What is left out of `rows`; the file says so.
     """
     if again or not path.exists():
-        if rows is not None and not isinstance(rows, Rows):
-            rows = Rows.of(rows)
+        if rows is not None and not isinstance(rows, RowQuery):
+            rows = RowQuery.of(rows)
         with whole_file(path) as aside:
             con.execute(*_copy(con, rows, bucket, aside, quarantined)).fetchall()
-    return load(con, bucket, path)
+    return read_snapshot(con, bucket, path)
 
 
-def load(con: duckdb.DuckDBPyConnection, bucket: Bucket, path: Path) -> Snapshot:
+def read_snapshot(con: duckdb.DuckDBPyConnection, bucket: Bucket, path: Path) -> Snapshot:
     """Return the snapshot that is kept in `path`."""
     query = "SELECT count(*), epoch_us(max(request_time)) FROM read_parquet($path)"
     ((rows, micros),) = con.execute(query, {"path": str(path)}).fetchall()
@@ -179,7 +177,7 @@ def load(con: duckdb.DuckDBPyConnection, bucket: Bucket, path: Path) -> Snapshot
 
 def _copy(
     con: duckdb.DuckDBPyConnection,
-    rows: Rows | None,
+    rows: RowQuery | None,
     bucket: Bucket,
     aside: Path,
     quarantined: Sequence[Quarantined],

@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from steadfeast.featurestore.errors import NotFoundError, SourceError
-from steadfeast.featurestore.tables.times import EPOCH
+from steadfeast.featurestore.tables import EPOCH
 from steadfeast.monitor.sources.quarantine import Fault, Quarantined, shortened
-from steadfeast.monitor.sources.snapshot import Rows, freeze
+from steadfeast.monitor.sources.snapshot import RowQuery, freeze
 from steadfeast.monitor.sources.table import AwayError, Part, Reading, Shape, Table, instant
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from steadfeast.featurestore.served_log.log import ServedLog
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.featurestore.served_log import ServedLog
+    from steadfeast.monitor.config import MonitorConfig
     from steadfeast.monitor.sources.snapshot import Bucket, Snapshot
     from steadfeast.monitor.sources.views import ViewFacts
 
@@ -122,7 +122,7 @@ class Served:
     ) -> Iterator[Reading]:
         """See `Source`."""
         del con, types, carefully
-        yield Reading(Rows.of(self._log.files(self._service, start, end)))
+        yield Reading(RowQuery.of(self._log.files(self._service, start, end)))
 
 
 class Sources:

@@ -23,25 +23,25 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from steadfeast.featurestore.errors import NotFoundError, SourceError
-from steadfeast.featurestore.tables import sql
-from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
-from steadfeast.featurestore.tables.locations import (
+from steadfeast.featurestore.tables import (
+    EPOCH,
+    EVENT_TIMESTAMP,
     delta_table,
     is_hive,
     is_remote,
     local_files,
     nothing,
+    sql,
 )
-from steadfeast.featurestore.tables.times import EPOCH
 from steadfeast.monitor.sources import delimited
 from steadfeast.monitor.sources.quarantine import Fault, Quarantined, shortened
-from steadfeast.monitor.sources.snapshot import AT, REQUEST, Rows
+from steadfeast.monitor.sources.snapshot import AT, REQUEST, RowQuery
 from steadfeast.monitor.sources.spans import Span, believed, inside, joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from steadfeast.featurestore.tables.total_order import Type
+    from steadfeast.featurestore.tables import Type
 
 SETTLED_NS = 1_000_000_000
 RESERVED = frozenset({REQUEST, AT, EVENT_TIMESTAMP})
@@ -96,7 +96,7 @@ class Reading:
         quarantined: What was put aside.
     """
 
-    rows: Rows | None
+    rows: RowQuery | None
     quarantined: tuple[Quarantined, ...] = ()
 
 
@@ -242,7 +242,7 @@ class Table:
                 scan = self._scan(pieces) if pieces else ""
             else:
                 scan = self._scan(pieces)
-            rows = Rows(self._query(con, scan, start, end, left_out)) if scan else None
+            rows = RowQuery(self._query(con, scan, start, end, left_out)) if scan else None
             yield Reading(rows, tuple(dict.fromkeys(map(self._shown, aside))))
 
     # What there is

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 import structlog
 from pydantic import BaseModel, Field, ValidationError
 
-from steadfeast.monitor.auth.access import RefusedError
-from steadfeast.monitor.evaluation.causes import ForeignAlert
+from steadfeast.monitor.auth import RefusedError
+from steadfeast.monitor.evaluation import ForeignAlert
 
 log = structlog.get_logger(__name__)
 

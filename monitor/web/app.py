@@ -22,17 +22,17 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from steadfeast.featurestore.errors import NotFoundError
-from steadfeast.monitor.auth.access import (
+from steadfeast.monitor.auth import (
     COOKIE,
     SESSION_SECONDS,
     Access,
     RefusedError,
     same_origin,
 )
-from steadfeast.monitor.config.schema import Role
-from steadfeast.monitor.decisions.model import NotDecidableError
-from steadfeast.monitor.evaluation.causes import NotYetError
-from steadfeast.monitor.ledger.database import LedgerWriteError
+from steadfeast.monitor.config import Role
+from steadfeast.monitor.decisions import NotDecidableError
+from steadfeast.monitor.evaluation import NotYetError
+from steadfeast.monitor.ledger import LedgerWriteError
 from steadfeast.monitor.web.alertmanager import MAX_WEBHOOK_BYTES, parse
 from steadfeast.monitor.web.render import HERE, Renderer, Viewer
 
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from steadfeast.monitor.evaluation.causes import ForeignAlert
-    from steadfeast.monitor.ledger.state import State
+    from steadfeast.monitor.evaluation import ForeignAlert
+    from steadfeast.monitor.ledger import State
 
 HEADERS = {
     "Content-Security-Policy": (

@@ -14,8 +14,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from steadfeast.monitor.drift.detector import Level
-from steadfeast.monitor.profiles.roles import Role
+from steadfeast.monitor.drift import Level
+from steadfeast.monitor.profiles import Role
 from steadfeast.monitor.web import charts, retraining
 from steadfeast.monitor.web.problems import problems
 from steadfeast.monitor.web.text import (
@@ -46,10 +46,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from steadfeast.monitor.drift.data_quality import Figures
-    from steadfeast.monitor.drift.detector import Verdict
-    from steadfeast.monitor.ledger.state import MonitorState, PastWindow, State
-    from steadfeast.monitor.profiles.distribution import Distribution
+    from steadfeast.monitor.drift import Figures, Verdict
+    from steadfeast.monitor.ledger import MonitorState, PastWindow, State
+    from steadfeast.monitor.profiles import Distribution
     from steadfeast.monitor.web.charts import Chart
     from steadfeast.monitor.web.view_models import Problem
 

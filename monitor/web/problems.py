@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from steadfeast.monitor.decisions.model import Kind, TriggerState
-from steadfeast.monitor.ledger.messages import RUN_STATES
+from steadfeast.monitor.decisions import EpisodeKind, TriggerState
+from steadfeast.monitor.ledger import RUN_STATES
 from steadfeast.monitor.web.text import (
     RUN_TONES,
     TRIGGER_TONES,
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from steadfeast.monitor.decisions.model import OpenIncident
-    from steadfeast.monitor.drift.detector import Verdict
-    from steadfeast.monitor.ledger.state import AuditCheck, EpisodeRecord, MonitorState, State
+    from steadfeast.monitor.decisions import OpenIncident
+    from steadfeast.monitor.drift import Verdict
+    from steadfeast.monitor.ledger import AuditCheck, EpisodeRecord, MonitorState, State
 
 ADVICE = {
     "incident": (
@@ -37,29 +37,33 @@ ADVICE = {
         "Serving and training disagree, so trust neither the figures below nor a retraining. "
         "steadfeast store audit shows examples of the cells that differ."
     ),
-    Kind.DRIFT: (
+    EpisodeKind.DRIFT: (
         "See below what moved and since when. If the world changed, let the retraining run; if a "
         "source broke, mend it and cancel the run."
     ),
-    Kind.PERFORMANCE: (
+    EpisodeKind.PERFORMANCE: (
         "Compare with the features below: drift beside the drop speaks for retraining, a drop "
         "alone for wrong labels or a changed target."
     ),
-    Kind.SCHEDULE: "Nothing drifted: the schedule asks for a retraining, and something keeps it.",
-    Kind.ALERT: "Look at the alert where it comes from; a retraining was asked for because of it.",
+    EpisodeKind.SCHEDULE: (
+        "Nothing drifted: the schedule asks for a retraining, and something keeps it."
+    ),
+    EpisodeKind.ALERT: (
+        "Look at the alert where it comes from; a retraining was asked for because of it."
+    ),
 }
 """What to do first, by what is wrong; docs/runbook.md says more."""
 
 KINDS = {
-    Kind.DRIFT: "Drift",
-    Kind.PERFORMANCE: "Performance drop",
-    Kind.SCHEDULE: "Scheduled retraining",
-    Kind.ALERT: "Alert from outside",
+    EpisodeKind.DRIFT: "Drift",
+    EpisodeKind.PERFORMANCE: "Performance drop",
+    EpisodeKind.SCHEDULE: "Scheduled retraining",
+    EpisodeKind.ALERT: "Alert from outside",
 }
 
 MOVED = {
-    Kind.DRIFT: ("has moved away from the reference", "have moved away from the reference"),
-    Kind.PERFORMANCE: ("is worse than when the model was trained",) * 2,
+    EpisodeKind.DRIFT: ("has moved away from the reference", "have moved away from the reference"),
+    EpisodeKind.PERFORMANCE: ("is worse than when the model was trained",) * 2,
 }
 """What is said of the features of an episode, one or several."""
 

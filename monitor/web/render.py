@@ -22,7 +22,7 @@ from steadfeast.monitor.web.text import lasting, moment
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from steadfeast.monitor.ledger.state import State
+    from steadfeast.monitor.ledger import State
 
 HERE = Path(__file__).parent
 

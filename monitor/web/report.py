@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from steadfeast.featurestore.errors import UserError
-from steadfeast.monitor.config.schema import load
-from steadfeast.monitor.ledger.ledger import Ledger
+from steadfeast.monitor.config import load
+from steadfeast.monitor.ledger import Ledger
 from steadfeast.monitor.web.render import Renderer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from steadfeast.monitor.config.schema import DaemonConfig
+    from steadfeast.monitor.config import DaemonConfig
 
 TIMEOUT_SECONDS = 30.0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from steadfeast.monitor.ledger.messages import RUN_STATES
+from steadfeast.monitor.ledger import RUN_STATES
 from steadfeast.monitor.web import charts
 from steadfeast.monitor.web.charts import Contest
 from steadfeast.monitor.web.text import FIGURES, RUN_TONES, TRIGGER_TONES, ending, version
@@ -18,7 +18,7 @@ from steadfeast.protos.steadfeast.v1 import pipeline_pb2
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from steadfeast.monitor.ledger.state import PromotionRecord, State, TriggerRecord
+    from steadfeast.monitor.ledger import PromotionRecord, State, TriggerRecord
     from steadfeast.monitor.web.charts import Chart
     from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Gate, Run
 

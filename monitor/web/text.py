@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from steadfeast.monitor.decisions.model import TriggerState
-from steadfeast.monitor.drift.detector import Level
+from steadfeast.monitor.decisions import TriggerState
+from steadfeast.monitor.drift import Level
 from steadfeast.monitor.web import charts
 from steadfeast.monitor.web.view_models import Tone
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
-    from steadfeast.monitor.drift.detector import Verdict
+    from steadfeast.monitor.drift import Verdict
     from steadfeast.protos.steadfeast.v1.pipeline_pb2 import Run
 
 WORDS = {

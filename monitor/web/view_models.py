@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from steadfeast.monitor.ledger.state import EpisodeRecord, State
+    from steadfeast.monitor.ledger import EpisodeRecord, State
     from steadfeast.monitor.web.charts import Chart
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from steadfeast.featurestore.training.manifest import TrainingSet
+    from steadfeast.featurestore.training import TrainingSet
     from steadfeast.measures import Task
 
 

@@ -1,16 +1,7 @@
 """Models and their versions, kept by MLflow."""
 
-from steadfeast.pipeline.registry.formats import (
-    MissingLibraryError,
-    OnnxModel,
-    UntrustedModelError,
-)
-from steadfeast.pipeline.registry.registry import (
-    Facts,
-    LoadedModel,
-    Registry,
-    RegistryError,
-)
+from steadfeast.pipeline.registry.formats import MissingLibraryError, OnnxModel, UntrustedModelError
+from steadfeast.pipeline.registry.registry import Facts, LoadedModel, Registry, RegistryError
 
 __all__ = [
     "Facts",

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from steadfeast.featurestore.errors import NotFoundError, UserError
-from steadfeast.featurestore.tables.whole_files import private_folder
+from steadfeast.featurestore.tables import private_folder
 from steadfeast.measures import Task
 from steadfeast.pipeline.recipes import Target, scores
 from steadfeast.pipeline.registry import formats

@@ -38,8 +38,7 @@ from steadfeast.pipeline.queue import (
 from steadfeast.pipeline.recipes import load_function
 from steadfeast.pipeline.registry import Registry
 from steadfeast.pipeline.server.worker import Worker
-from steadfeast.pipeline.training.challenge import judged_by
-from steadfeast.pipeline.training.retrain import Retrain
+from steadfeast.pipeline.training import Retrain, judged_by
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2_grpc as rpc
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from steadfeast.featurestore.errors import SteadfeastError
 from steadfeast.pipeline.queue import ENDED, POLL_SECONDS, worker_lock
-from steadfeast.pipeline.training.retrain import RunCancelledError, RunInterruptedError
+from steadfeast.pipeline.training import RunCancelledError, RunInterruptedError
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:

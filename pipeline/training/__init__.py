@@ -7,11 +7,18 @@ from steadfeast.pipeline.training.challenge import (
     Model,
     Split,
     challenge,
+    judged_by,
     refit,
     split,
     target_of,
 )
-from steadfeast.pipeline.training.retrain import ExamplesError, Retrain, examples
+from steadfeast.pipeline.training.retrain import (
+    ExamplesError,
+    Retrain,
+    RunCancelledError,
+    RunInterruptedError,
+    examples,
+)
 
 __all__ = [
     "Challenge",
@@ -20,9 +27,12 @@ __all__ = [
     "Live",
     "Model",
     "Retrain",
+    "RunCancelledError",
+    "RunInterruptedError",
     "Split",
     "challenge",
     "examples",
+    "judged_by",
     "refit",
     "split",
     "target_of",

@@ -37,7 +37,7 @@ from steadfeast.pipeline.recipes import Fitted, Target, load_function, scores
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from steadfeast.featurestore.training.manifest import TrainingSet
+    from steadfeast.featurestore.training import TrainingSet
     from steadfeast.measures import Floats
     from steadfeast.pipeline.config import GateConfig, ModelConfig
     from steadfeast.pipeline.recipes import Recipe

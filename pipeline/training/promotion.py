@@ -13,7 +13,7 @@ from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
     from steadfeast.pipeline.queue import RunQueue
-    from steadfeast.pipeline.registry.registry import Registry
+    from steadfeast.pipeline.registry import Registry
 
 
 def by_hand(queue: RunQueue, registry: Registry, model: str, version: str) -> pb.Run:

@@ -26,9 +26,7 @@ from steadfeast.featurestore.errors import (
     SteadfeastError,
     UserError,
 )
-from steadfeast.featurestore.tables.locations import kept_path, path_of
-from steadfeast.featurestore.tables.sql import identifier
-from steadfeast.featurestore.tables.times import micros
+from steadfeast.featurestore.tables import identifier, kept_path, micros, path_of
 from steadfeast.pipeline import recipes
 from steadfeast.pipeline.gates import Gate, load_checks, refusal
 from steadfeast.pipeline.registry import Facts
@@ -52,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from steadfeast.featurestore.training.manifest import TrainingSet
+    from steadfeast.featurestore.training import TrainingSet
     from steadfeast.pipeline.config import ModelConfig, PipelineConfig
     from steadfeast.pipeline.queue import RunQueue
     from steadfeast.pipeline.recipes import Target

@@ -8,7 +8,7 @@ from steadfeast.monitor.config.schema import load
 from steadfeast.monitor.decisions.model import (
     Decision,
     Episode,
-    Kind,
+    EpisodeKind,
     Member,
     Outcome,
     PolicyState,
@@ -56,7 +56,12 @@ class World:
 
     def fire(self, request: str = "r1") -> None:
         episode = Episode(
-            f"e-{request}", Kind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64
+            f"e-{request}",
+            EpisodeKind.DRIFT,
+            WINDOW,
+            WINDOW,
+            (Member(VERDICT, WINDOW.end),),
+            "c" * 64,
         )
         fired = Trigger(request, (episode,), Outcome.FIRED, WINDOW.end)
         decision = Decision(PolicyState(), opened=(episode,), triggers=(fired,))

@@ -30,12 +30,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy import special
 
-from steadfeast.monitor.profiles.binning import ORDERED, Kind, places_of
+from steadfeast.monitor.profiles import ORDERED, ColumnKind, places_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from steadfeast.monitor.profiles.binning import Edges
+    from steadfeast.monitor.profiles import Edges
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ _SHARED = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Sample:
     """Rows as bins of the reference; no value of anybody is in them.
 
     Attributes:
@@ -75,18 +75,18 @@ class Rows:
         """How many rows."""
         return len(self.micros)
 
-    def take(self, chosen: npt.NDArray[Any]) -> Rows:
+    def take(self, chosen: npt.NDArray[Any]) -> Sample:
         """Return some of the rows, by number or by mask."""
-        return Rows(self.names, self.bins, self.ordered, self.places[chosen], self.micros[chosen])
+        return Sample(self.names, self.bins, self.ordered, self.places[chosen], self.micros[chosen])
 
-    def spread(self, most: int) -> Rows:
+    def spread(self, most: int) -> Sample:
         """Return at most `most` rows, evenly over all."""
         if len(self) <= most:
             return self
         return self.take(np.linspace(0, len(self) - 1, most).round().astype(np.int64))
 
     @classmethod
-    def joined(cls, parts: Sequence[Rows]) -> Rows:
+    def joined(cls, parts: Sequence[Sample]) -> Sample:
         """Return the rows of at least one part after the other."""
         first = parts[0]
         return cls(
@@ -103,7 +103,7 @@ def joinable(edges: Edges, importance: Mapping[str, float]) -> tuple[str, ...]:
 
     Those that matter most to the model where there are more; else in the reference's order.
     """
-    kinds = {Kind.TIMESTAMP, Kind.OPAQUE}
+    kinds = {ColumnKind.TIMESTAMP, ColumnKind.OPAQUE}
     held = [name for name, one in edges.columns.items() if one.kind not in kinds and one.bins > 1]
     if len(held) <= MOST_COLUMNS:
         return tuple(held)
@@ -111,7 +111,7 @@ def joinable(edges: Edges, importance: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(name for name in held if name in kept)
 
 
-def rows_of(table: pa.Table, edges: Edges, names: Sequence[str], time: str) -> Rows:
+def rows_of(table: pa.Table, edges: Edges, names: Sequence[str], time: str) -> Sample:
     """Return the rows of a table; a column that it lacks has no values.
 
     Args:
@@ -131,7 +131,7 @@ def rows_of(table: pa.Table, edges: Edges, names: Sequence[str], time: str) -> R
             places[:, i] = places_of(column, one)
     micros = table[time].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
     ordered = tuple(one.kind in ORDERED for one in held)
-    return Rows(tuple(names), tuple(one.bins for one in held), ordered, places, micros)
+    return Sample(tuple(names), tuple(one.bins for one in held), ordered, places, micros)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class Pair:
 
     Attributes:
         names: Of the columns that are left.
-        ordered: As in `Rows`.
+        ordered: As in `Sample`.
         owners: Column number of each indicator.
         scale: What the indicators of a column are divided by, so that they weigh as one column.
     """
@@ -177,7 +177,7 @@ class Pair:
     scale: Floats
 
 
-def paired(reference: Rows, window: Rows, *, window_micros: int, seed: int) -> Pair | None:
+def paired(reference: Sample, window: Sample, *, window_micros: int, seed: int) -> Pair | None:
     """Make two samples equal in every single column.
 
     Args:
@@ -299,8 +299,8 @@ def _varies(places: npt.NDArray[np.int16], bins: int) -> bool:
     return bool(len(held)) and bool(held.min() < held.max())
 
 
-def _columns(rows: Rows, chosen: Sequence[int]) -> Rows:
-    return Rows(
+def _columns(rows: Sample, chosen: Sequence[int]) -> Sample:
+    return Sample(
         tuple(rows.names[i] for i in chosen),
         tuple(rows.bins[i] for i in chosen),
         tuple(rows.ordered[i] for i in chosen),

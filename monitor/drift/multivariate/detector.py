@@ -33,11 +33,9 @@ import numpy as np
 from scipy import special
 
 from steadfeast.featurestore.errors import UserError
-from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP
-from steadfeast.featurestore.tables.sql import identifier
-from steadfeast.featurestore.tables.times import EPOCH
+from steadfeast.featurestore.tables import EPOCH, EVENT_TIMESTAMP, identifier
 from steadfeast.monitor.drift.detector import Level, Verdict
-from steadfeast.monitor.drift.multivariate.balancing import Pair, Rows, joinable, paired, rows_of
+from steadfeast.monitor.drift.multivariate.balancing import Pair, Sample, joinable, paired, rows_of
 from steadfeast.monitor.drift.multivariate.domain_classifier import (
     Reconstruction,
     Separation,
@@ -45,8 +43,8 @@ from steadfeast.monitor.drift.multivariate.domain_classifier import (
     reconstructed,
     told_apart,
 )
-from steadfeast.monitor.profiles.profile import Window
-from steadfeast.monitor.sources.snapshot import AT
+from steadfeast.monitor.profiles import Window
+from steadfeast.monitor.sources import AT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,9 +52,9 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.config import MonitorConfig
     from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.sources.snapshot import Bucket, Snapshot
+    from steadfeast.monitor.sources import Bucket, Snapshot
 
 SOURCE = "joint"
 CLASSIFIER, RECONSTRUCTION = "domain_classifier", "reconstruction_error"
@@ -86,7 +84,7 @@ def required(config: MonitorConfig) -> None:
         raise NoClassifierError
 
 
-def looks(config: MonitorConfig) -> int:
+def extra_tests(config: MonitorConfig) -> int:
     """Return how many looks share the false alarms with the features."""
     return len(NAMES) if config.multivariate else 0
 
@@ -105,7 +103,7 @@ def related(
     return replace(reference, joint=usual_of(sample, config, share))
 
 
-def usual_of(sample: Rows, config: MonitorConfig, alarms_per_year: float) -> dict[str, Usual]:
+def usual_of(sample: Sample, config: MonitorConfig, alarms_per_year: float) -> dict[str, Usual]:
     """Compare each window of a reference with the rest of it; empty with too few.
 
     Args:
@@ -161,7 +159,7 @@ class _Look:
     found: Separation | Reconstruction
 
 
-def _pair(reference: Rows, window: Rows, config: MonitorConfig, *, seed: int) -> Pair | None:
+def _pair(reference: Sample, window: Sample, config: MonitorConfig, *, seed: int) -> Pair | None:
     return paired(
         reference, window.spread(WINDOW_ROWS), window_micros=_micros(config.window), seed=seed
     )
@@ -181,8 +179,8 @@ def _measured(pair: Pair | None, *, seed: int) -> dict[str, _Look]:
     return made
 
 
-def judged(
-    reference: Reference, sample: Rows, rows: Rows, window: Window, config: MonitorConfig
+def judge_together(
+    reference: Reference, sample: Sample, rows: Sample, window: Window, config: MonitorConfig
 ) -> list[Verdict]:
     """Judge a window by its rows.
 
@@ -248,7 +246,7 @@ def _unknown(why: str, window: Window) -> list[Verdict]:
 # Rows
 
 
-def reference_rows(con: duckdb.DuckDBPyConnection, reference: Reference) -> Rows | None:
+def reference_rows(con: duckdb.DuckDBPyConnection, reference: Reference) -> Sample | None:
     """Return a sample of the training set's rows; None where they are gone."""
     path = Path(reference.uri).with_name("data.parquet")
     if not path.exists():
@@ -263,7 +261,7 @@ def _read(
     time: str,
     wanted: int,
     rows: int,
-) -> Rows:
+) -> Sample:
     """Return about `wanted` of the `rows` rows of a file, the same each time."""
     names = joinable(reference.edges, reference.importance)
     sources = {reference.edges.columns[name].source or name for name in names}
@@ -305,8 +303,8 @@ class Relations:
 
     def __init__(self, kept: Callable[[str, datetime, datetime], Sequence[Frozen]]) -> None:
         self._kept = kept
-        self._references: dict[str, tuple[str, Rows | None]] = {}
-        self._buckets: dict[tuple[str, datetime, str], Rows] = {}
+        self._references: dict[str, tuple[str, Sample | None]] = {}
+        self._buckets: dict[tuple[str, datetime, str], Sample] = {}
         self._last: dict[str, tuple[str, datetime, list[Verdict]]] = {}
 
     def judge(
@@ -378,7 +376,7 @@ class Relations:
                 continue
             rows = self._sampled(con, monitor, config, one, reference, key)
             parts.append(rows.spread(math.ceil(WINDOW_ROWS * one.rows / window.rows)))
-        return judged(reference, sample, Rows.joined(parts), window, config)
+        return judge_together(reference, sample, Sample.joined(parts), window, config)
 
     def _sampled(
         self,
@@ -388,7 +386,7 @@ class Relations:
         one: Frozen,
         reference: Reference,
         key: str,
-    ) -> Rows:
+    ) -> Sample:
         at = (monitor, one.bucket.start, key)
         if at not in self._buckets:
             # Four times its even share, for a bucket with more rows than the others.

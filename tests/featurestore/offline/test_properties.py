@@ -111,7 +111,7 @@ def test_join_agrees_with_the_naive_loop(
     asked = asked * repeat
     frame = Entities(arrow(asked, ["k", "j", "event_timestamp"]), "event_timestamp")
     bound = Bound("v", view, tuple(by), source)
-    found = join.point_in_time(world.connection, frame, [bound], as_known=as_known)
+    found = join.join(world.connection, frame, [bound], as_known=as_known)
     assert found.select(frame.table.column_names).equals(frame.table)
     rows = history if created else [{**row, "made": None} for row in history]
     for ask, got in zip(asked, found.to_pylist(), strict=True):

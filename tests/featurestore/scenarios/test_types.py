@@ -24,7 +24,7 @@ from steadfeast.featurestore.server.grpc_server import Features
 from steadfeast.featurestore.server.metrics import Figures
 from steadfeast.featurestore.tables.hashing import content_sha256
 from steadfeast.featurestore.training.pins import over_pins
-from steadfeast.featurestore.training.training_set import point_in_time
+from steadfeast.featurestore.training.training_set import features_at
 from steadfeast.protos.steadfeast.v1 import features_pb2
 from support.tiny_repo import one_view, tiny_repo
 
@@ -343,7 +343,7 @@ def test_any_value_is_the_same_online_and_in_training(store, row):
     (view,) = bundle.plan.views
     frame = pa.table({"k": [key], "event_timestamp": pa.array([LATER], US)})
     plan = over_pins(bundle.plan, {view.name: folder / "one.parquet"})
-    offline = point_in_time(store.feast, plan, bundle.executors, frame)
+    offline = features_at(store.feast, plan, bundle.executors, frame)
     for name, text in COLUMNS.items():
         wanted = told([canonical(row[name])])
         assert told(online[name].to_pylist()) == wanted, text

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from steadfeast.monitor.backtest import replay as backtest
 from steadfeast.monitor.config.schema import load
-from steadfeast.monitor.decisions.model import Kind
+from steadfeast.monitor.decisions.model import EpisodeKind
 from steadfeast.protos.steadfeast.v1 import monitor_pb2
 from support import monitor_world as world
 from support.monitor_world import DAY, PER_DAY, START, TRAINED_DAYS
@@ -95,7 +95,7 @@ def test_a_model_left_alone_decays_and_the_alarm_is_timed(lived):
     settings = backtest.chosen(config, "prices", {"reference": manifest})
     monitor = settings.monitors["prices"]
     [found] = backtest.run(settings, store.data, SERVED, END, {})
-    [drift] = [one for one in found.alarms if one.episode.kind is Kind.DRIFT]
+    [drift] = [one for one in found.alarms if one.episode.kind is EpisodeKind.DRIFT]
     assert drift.episode.features[0].feature == "x"
     assert timedelta(0) <= drift.delay <= 2 * DAY
     assert drift.episode.opened_at - DRIFT_AT <= 3 * DAY

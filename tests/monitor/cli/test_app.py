@@ -18,7 +18,7 @@ from steadfeast.monitor.decisions.model import (
     AlertKind,
     Decision,
     Episode,
-    Kind,
+    EpisodeKind,
     Member,
     Outcome,
     PolicyState,
@@ -26,7 +26,7 @@ from steadfeast.monitor.decisions.model import (
     Trigger,
 )
 from steadfeast.monitor.drift.detector import Level, Verdict
-from steadfeast.monitor.ledger.ledger import Held, Ledger
+from steadfeast.monitor.ledger.ledger import Ledger, Position
 from steadfeast.monitor.profiles.profile import Window
 from steadfeast.monitor.rpc.service import Monitor, Server
 from support import monitor_world as world
@@ -58,7 +58,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(tmp_path_factory.mktemp("state")))
         episode = Episode(
-            "e1", Kind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64
+            "e1", EpisodeKind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64
         )
         alert = Alert(
             AlertKind.EPISODE, Severity.WARNING, "w", WINDOW.end, "x moved", {"e1": "x moved"}
@@ -71,7 +71,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
         with ledger.transaction():
             ledger.add_decision("w", CONFIG["w"], decision)
-            ledger.hold("w", Held(WINDOW.end))
+            ledger.hold("w", Position(WINDOW.end))
             for entry in (
                 (START, "start", "configure", "steadfeast.yaml", "first"),
                 (START + DAY, "ann (oncall)", "approve", "r1", "go"),

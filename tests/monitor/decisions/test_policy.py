@@ -14,7 +14,7 @@ from steadfeast.monitor.decisions.builder import request_id
 from steadfeast.monitor.decisions.model import (
     AlertKind,
     Decision,
-    Kind,
+    EpisodeKind,
     ModelHistory,
     NotDecidableError,
     Outcome,
@@ -331,7 +331,7 @@ def test_a_fall_of_the_live_metric_is_an_episode_of_its_own():
         decision = decide(state, shown, config())
         state = decision.state
     (episode,) = decision.opened
-    assert episode.kind is Kind.PERFORMANCE
+    assert episode.kind is EpisodeKind.PERFORMANCE
     assert episode.features[0].value == pytest.approx(0.2)
     assert episode.features[0].threshold == pytest.approx(0.05)
     assert outcomes([decision]) == [(3, "fired")]

@@ -14,7 +14,7 @@ from steadfeast.monitor.decisions.builder import episode_id
 from steadfeast.monitor.decisions.model import (
     Cause,
     Decision,
-    Kind,
+    EpisodeKind,
     ModelHistory,
     NotDecidableError,
     Outcome,
@@ -30,7 +30,7 @@ from steadfeast.monitor.decisions.policy import (
     scheduled,
     take,
 )
-from steadfeast.monitor.ledger.codec import dump, load
+from steadfeast.monitor.ledger.codec import dump, from_json
 from steadfeast.monitor.performance.realized import Performance
 from support.policy_world import DAY, REFERENCE, START, config, evaluation
 
@@ -87,7 +87,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     def take(self, monitor: str, decision: Decision) -> None:
         """Keep a decision, and check the rules that it must have followed."""
-        self.states[monitor] = load(PolicyState, dump(decision.state))
+        self.states[monitor] = from_json(PolicyState, dump(decision.state))
         for episode in decision.opened:
             assert episode.episode_id not in self.open | self.closed, "opened twice"
             self.open.add(episode.episode_id)
@@ -110,7 +110,7 @@ class AnyHistory(RuleBasedStateMachine):
             assert len(recent) < self.BUDGET, "over budget"
             self.fired.append((trigger.at, trigger.request_id))
             for episode in trigger.episodes:
-                if episode.kind is Kind.ALERT:
+                if episode.kind is EpisodeKind.ALERT:
                     assert self.firing[monitor, int(episode.cause)], "fired for what is over"
             self.running.add(trigger.request_id)
 
@@ -240,7 +240,7 @@ class AnyHistory(RuleBasedStateMachine):
         now = START + self.clock[monitor] * DAY + timedelta(hours=12)
         before = self.states[monitor].scheduled
         state, cause = scheduled(self.states[monitor], self.config, now)
-        self.states[monitor] = load(PolicyState, dump(state))
+        self.states[monitor] = from_json(PolicyState, dump(state))
         assert scheduled(state, self.config, now) == (state, None), "taken twice"
         if before is None:
             assert cause is None, "fired for the time before there was a schedule"
@@ -263,14 +263,14 @@ class AnyHistory(RuleBasedStateMachine):
         """Six alerts, told and told again, in any order."""
         if self.states[monitor].watermark is None:
             return
-        cause = Cause(Kind.ALERT, ("f", str(number)), str(number))
+        cause = Cause(EpisodeKind.ALERT, ("f", str(number)), str(number))
         if firing:
             self.firing.setdefault((monitor, number), True)
             self.cause(monitor, cause)
             return
         if (monitor, number) in self.firing:
             self.firing[monitor, number] = False
-        episode = episode_id(monitor, Kind.ALERT, *cause.identity)
+        episode = episode_id(monitor, EpisodeKind.ALERT, *cause.identity)
         self.take(monitor, resolve(self.states[monitor], monitor, episode, "resolved"))
         assert episode not in self.open
 
@@ -319,7 +319,7 @@ class AnyHistory(RuleBasedStateMachine):
             (monitor, member.verdict.feature)
             for monitor, state in self.states.items()
             for episode in state.episodes.values()
-            if episode.kind is Kind.DRIFT
+            if episode.kind is EpisodeKind.DRIFT
             for member in episode.members
             if member.open
         }

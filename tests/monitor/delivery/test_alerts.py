@@ -18,7 +18,7 @@ from steadfeast.monitor.delivery.alerts import AlertSenders
 from steadfeast.monitor.delivery.threads import Backoff
 from steadfeast.monitor.drift.data_quality import Incident, IncidentKind
 from steadfeast.monitor.drift.detector import Level, Verdict
-from steadfeast.monitor.ledger.ledger import Held, Ledger
+from steadfeast.monitor.ledger.ledger import Ledger, Position
 from steadfeast.monitor.profiles.profile import Window
 from support.http_world import TOKEN, Api
 from support.monitor_world import DAY, START, wait_for
@@ -177,7 +177,7 @@ def test_alertmanager_sees_an_episode_until_it_ends(ledger: Ledger, alertmanager
     broken = PolicyState(
         watermark=WINDOW.end, incidents=(OpenIncident(incident, WINDOW.end, WINDOW.end),)
     )
-    ledger.hold("w", Held(WINDOW.end, broken))
+    ledger.hold("w", Position(WINDOW.end, broken))
     here = sinks(ledger, alertmanager, "alertmanager")
     broke = {"kind": AlertKind.DATA_INCIDENT, "severity": Severity.CRITICAL, "episodes": {}}
     tell(ledger, "x moved")
@@ -195,7 +195,7 @@ def test_alertmanager_sees_an_episode_until_it_ends(ledger: Ledger, alertmanager
     tell(ledger, "passed: y", **broke | {"resolved": True})  # another incident stays open
     wait_for(lambda: ledger.sent("there") == 5)
     wait_for(lambda: set(standing()) == {"SteadfeastDataIncident"})
-    ledger.hold("w", Held(WINDOW.end, PolicyState(watermark=WINDOW.end)))
+    ledger.hold("w", Position(WINDOW.end, PolicyState(watermark=WINDOW.end)))
     tell(ledger, "passed: x", **broke | {"resolved": True})
     wait_for(lambda: not standing())
     here.close()

@@ -12,7 +12,7 @@ from steadfeast.monitor.config.endpoints import PipelineConfig
 from steadfeast.monitor.decisions.model import TriggerState
 from steadfeast.monitor.delivery import http_pipelines
 from steadfeast.monitor.delivery.http_client import Caller
-from steadfeast.monitor.delivery.http_pipelines import connect
+from steadfeast.monitor.delivery.http_pipelines import pipeline_of
 from steadfeast.monitor.delivery.pipeline import RejectedError, RunForgottenError, UnansweredError
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from support import http_world
@@ -43,7 +43,7 @@ def api(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def target(api: Api, **changes: object) -> http_pipelines.HttpTarget:
     plain = {**api.config, "url": api.url, "token": TOKEN, **changes}
-    made = connect(TypeAdapter(PipelineConfig).validate_python(plain))
+    made = pipeline_of(TypeAdapter(PipelineConfig).validate_python(plain))
     assert isinstance(made, http_pipelines.HttpTarget)
     made._poll_seconds = 0.05
     return made

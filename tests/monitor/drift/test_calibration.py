@@ -22,7 +22,7 @@ from steadfeast.monitor.drift.distances import STATISTICS, Statistic, psi
 from steadfeast.monitor.drift.reference import reference_of
 from steadfeast.monitor.drift.shares import extended
 from steadfeast.monitor.drift.thresholds import distance, distances
-from steadfeast.monitor.profiles.binning import ColumnEdges, Edges, Kind, edges_of
+from steadfeast.monitor.profiles.binning import ColumnEdges, ColumnKind, Edges, edges_of
 from steadfeast.monitor.profiles.profile import Profile, Window, profile, total
 from support.drift_world import DAY, T0
 from support.normal_world import judge, made, normal_days, normal_edges
@@ -93,7 +93,9 @@ stacks = st.lists(
 @every
 @given(stack=stacks)
 def test_bins_that_are_empty_in_some_buckets_do_not_matter(stack, chosen):
-    edges = ColumnEdges(Kind.NUMERIC, cuts=(0.0, 1.0, 2.0, 3.0, 4.0), groups=(0, 1, 2, 3, 4, 5))
+    edges = ColumnEdges(
+        ColumnKind.NUMERIC, cuts=(0.0, 1.0, 2.0, 3.0, 4.0), groups=(0, 1, 2, 3, 4, 5)
+    )
     at = np.arange(6.0)
     expected = [distance(chosen, edges, stack[0], one, at) for one in stack]
     found = distances(chosen, edges, stack[0], stack, at)

@@ -18,12 +18,12 @@ from steadfeast.monitor.drift.shares import (
     share_limits,
     shares_of,
 )
-from steadfeast.monitor.profiles.binning import ColumnEdges, Kind
+from steadfeast.monitor.profiles.binning import ColumnEdges, ColumnKind
 
 BINS = 102
 """One empty bin at either end, a hundred of one percent between."""
 SHARES = np.array([0, *[0.01] * 100, 0])
-NUMERIC = ColumnEdges(Kind.NUMERIC, cuts=tuple(map(float, range(BINS - 1))), groups=(0,))
+NUMERIC = ColumnEdges(ColumnKind.NUMERIC, cuts=tuple(map(float, range(BINS - 1))), groups=(0,))
 DAYS = 56
 
 
@@ -68,7 +68,7 @@ def test_the_limit_of_a_share_is_near_the_binomial_quantile(expected):
     rows = 100_000
     share = expected / rows
     shares = np.array([share, 1 - share])
-    edges = ColumnEdges(Kind.CATEGORICAL, categories=("a",), groups=(0, 1))
+    edges = ColumnEdges(ColumnKind.CATEGORICAL, categories=("a",), groups=(0, 1))
     found = np.tile(np.append(np.round(1e6 * shares), 0).astype(np.int64), (DAYS, 1))
     made, was, _ = limits(found, edges)
     free = made.__class__(made.ends, made.spread, made.news, scale=0.0)
@@ -164,7 +164,7 @@ def test_a_reference_whose_every_day_brought_news_expects_some():
     inside = np.zeros((10, 13), np.int64)
     inside[:, 0] = 900
     inside[np.arange(10), np.arange(1, 11)] = 100
-    edges = ColumnEdges(Kind.CATEGORICAL, categories=("a",) * 11)
+    edges = ColumnEdges(ColumnKind.CATEGORICAL, categories=("a",) * 11)
     now = np.zeros(13, np.int64)
     now[0], now[11] = 900, 100
     assert ratio(limits(inside, edges), now) < 1

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from steadfeast.monitor.decisions.model import Kind
+from steadfeast.monitor.decisions.model import EpisodeKind
 from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.exporter import metrics
 from steadfeast.monitor.exporter.collector import StateCollector
@@ -251,7 +251,7 @@ def test_the_features_of_an_open_episode_stay_in_sight(drifting):
     state, names = widened(drifting, 10_000)
     (monitor,) = state.monitors.values()
     last = monitor.verdicts[-1]
-    mine = next(one for one in drifting.episodes if one.open and one.kind is Kind.DRIFT)
+    mine = next(one for one in drifting.episodes if one.open and one.kind is EpisodeKind.DRIFT)
     closed = dataclasses.replace(mine, closed_at=mine.opened_at)
     for one, seen in ((mine, True), (closed, False)):
         members = (dataclasses.replace(mine.members[0], verdict=last),)

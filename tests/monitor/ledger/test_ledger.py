@@ -20,8 +20,8 @@ from steadfeast.monitor.decisions.model import (
     AlertKind,
     Decision,
     Episode,
+    EpisodeKind,
     Evaluation,
-    Kind,
     Member,
     Outcome,
     PolicyState,
@@ -39,7 +39,7 @@ from steadfeast.monitor.ledger.database import (
     LedgerWriteError,
 )
 from steadfeast.monitor.ledger.file import CHECKPOINT_BYTES
-from steadfeast.monitor.ledger.ledger import Held, Ledger
+from steadfeast.monitor.ledger.ledger import Ledger, Position
 from steadfeast.monitor.performance.realized import Performance
 from steadfeast.monitor.profiles.binning import Edges
 from steadfeast.monitor.profiles.profile import Profile, Window
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 CONFIG = MonitorConfig(service="s", model="m", pipeline="p", window=3 * DAY)
 WINDOW = Window(START, START + 3 * DAY, 600)
 VERDICT = Verdict("served", "x", "psi", 0.5, 0.1, Level.DRIFT, "moved", WINDOW)
-EPISODE = Episode("e1", Kind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64)
+EPISODE = Episode("e1", EpisodeKind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64)
 ALERT = Alert(
     AlertKind.EPISODE, Severity.WARNING, "w", WINDOW.end, "drift", {"e1": "x"}, (VERDICT,)
 )
@@ -69,7 +69,7 @@ FIRED = Decision(
 def fire(ledger: Ledger, decision: Decision = FIRED) -> None:
     with ledger.transaction():
         ledger.add_decision("w", CONFIG, decision)
-        ledger.hold("w", Held(WINDOW.end, decision.state))
+        ledger.hold("w", Position(WINDOW.end, decision.state))
 
 
 def test_a_decision_is_there_after_a_restart(tmp_path: Path):
@@ -103,7 +103,7 @@ def test_a_transaction_is_whole_or_nothing(tmp_path: Path):
             fire(ledger)
             raise ZeroDivisionError
         assert ledger.state({"w": CONFIG}).episodes == ()
-        assert ledger.held("w") == Held()
+        assert ledger.held("w") == Position()
         assert ledger.pending() == []
         fire(ledger)
         assert ledger.last_sequence() == 1
@@ -127,7 +127,7 @@ def test_a_bucket_is_kept_once(tmp_path: Path):
         assert Profile.from_json(ledger.profile("w", kept), reference.edges) == profile
         with ledger.transaction():
             ledger.add_late_rows("w", kept, 3)
-            ledger.hold("w", Held(reference=reference, reference_key="k"))
+            ledger.hold("w", Position(reference=reference, reference_key="k"))
         assert ledger.state({"w": CONFIG}).counters.late_rows == {"w": 3}
     with Ledger(tmp_path) as ledger:
         assert ledger.held("w").reference == reference
@@ -164,7 +164,7 @@ def test_what_was_measured_comes_back_equal(tmp_path: Path):
         ledger.add_bucket("w", snapshot, Profile.empty(Edges({})), "", START)
         ledger.add_window(evaluation)
         ledger.add_spread("w", WINDOW.end, "", ())
-        ledger.hold("w", Held(WINDOW.end))
+        ledger.hold("w", Position(WINDOW.end))
     with Ledger(tmp_path) as ledger:
         state = ledger.state({"w": CONFIG}).monitors["w"]
     assert state.verdicts == evaluation.verdicts
@@ -319,7 +319,7 @@ def test_the_last_sixty_windows_are_shown_oldest_first(tmp_path: Path):
             shown = Evaluation("w", Window(end - 3 * DAY, end, day), WINDOW, ())
             with ledger.transaction():
                 ledger.add_window(shown)
-                ledger.hold("w", Held(end))
+                ledger.hold("w", Position(end))
         history = ledger.state({"w": CONFIG}).monitors["w"].history
     assert [past.window.rows for past in history] == list(range(10, 70))
     assert history[-1].window.end - history[0].window.end == timedelta(days=59)
@@ -329,7 +329,7 @@ def test_a_checkpoint_that_fails_loses_nothing(tmp_path: Path):
     """The limit lets the log grow, and not the file; the ledger goes on from a file opened anew."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Ledger(tmp_path) as ledger:
-        ledger.hold("w", Held(WINDOW.end))
+        ledger.hold("w", Position(WINDOW.end))
         ledger.file._checkpoint_bytes = 1
         resource.setrlimit(resource.RLIMIT_FSIZE, (ledger.file.path.stat().st_size, hard))
         try:
@@ -343,7 +343,7 @@ def test_a_checkpoint_that_fails_loses_nothing(tmp_path: Path):
         assert len(ledger.audit(0, 10)) == 3
         assert ledger.held("w").watermark == WINDOW.end
         ledger.file._checkpoint_bytes = 1
-        ledger.hold("w", Held(WINDOW.end + DAY))
+        ledger.hold("w", Position(WINDOW.end + DAY))
         assert not ledger.file._wal.exists()
         assert not ledger.problem
     with Ledger(tmp_path) as ledger:
@@ -353,12 +353,12 @@ def test_a_checkpoint_that_fails_loses_nothing(tmp_path: Path):
 def test_a_commit_that_fails_is_not_there_and_says_so(tmp_path: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Ledger(tmp_path) as ledger:
-        ledger.hold("w", Held(WINDOW.end))
+        ledger.hold("w", Position(WINDOW.end))
         resource.setrlimit(resource.RLIMIT_FSIZE, (ledger.file._wal.stat().st_size, hard))
         try:
             for _ in range(2):
                 with pytest.raises(LedgerWriteError, match=r"monitor.duckdb: cannot be written"):
-                    ledger.hold("w", Held(WINDOW.end + DAY))
+                    ledger.hold("w", Position(WINDOW.end + DAY))
             assert "File too large" in ledger.problem
             assert ledger.held("w").watermark == WINDOW.end
             with pytest.raises(LedgerWriteError):
@@ -367,6 +367,6 @@ def test_a_commit_that_fails_is_not_there_and_says_so(tmp_path: Path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         ledger.probe()
         assert not ledger.problem
-        ledger.hold("w", Held(WINDOW.end + DAY))
+        ledger.hold("w", Position(WINDOW.end + DAY))
     with Ledger(tmp_path) as ledger:
         assert ledger.held("w").watermark == WINDOW.end + DAY

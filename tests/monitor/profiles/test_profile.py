@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steadfeast.monitor.drift.distances import total_variation
-from steadfeast.monitor.profiles.binning import Edges, Kind, edges_of
+from steadfeast.monitor.profiles.binning import ColumnKind, Edges, edges_of
 from steadfeast.monitor.profiles.profile import EdgesMismatchError, Profile, Window, profile, total
 
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
@@ -243,7 +243,7 @@ def test_edges_of_a_long_stream_come_from_evenly_spread_rows():
 
 def test_text_with_many_values_is_profiled_by_length():
     edges, _ = one([f"tail{i}" for i in range(1000)])
-    assert edges.kind is Kind.TEXT
+    assert edges.kind is ColumnKind.TEXT
     found = counted(edges, ["tail1", "äöü", None])
     assert (found.minimum, found.maximum, found.nulls) == (3, 5, 1)
 
@@ -333,7 +333,11 @@ def test_many_categories_keep_the_most_frequent_and_the_size_of_the_others():
     made = pa.table({"v": [f"c{code}" for code in codes]})
     edges = edges_of(made, ["v"])
     column = edges.columns["v"]
-    assert (column.kind, len(column.categories), len(edges.columns)) == (Kind.CATEGORICAL, 200, 1)
+    assert (column.kind, len(column.categories), len(edges.columns)) == (
+        ColumnKind.CATEGORICAL,
+        200,
+        1,
+    )
     found = profile(made.to_batches(), edges).columns["v"]
     most = Counter(f"c{code}" for code in codes).most_common(200)
     assert sorted(found.counts[:-1].tolist()) == sorted(count for _, count in most)
@@ -344,7 +348,7 @@ def test_a_million_categories_are_bounded():
     made = pa.table({"v": pc.cast(pa.array(range(1_000_000)), pa.string())})
     edges = edges_of(made, ["v"])
     assert list(edges.columns) == ["v", "v.pattern"]
-    assert edges.columns["v"].kind is Kind.TEXT
+    assert edges.columns["v"].kind is ColumnKind.TEXT
     assert len(json.dumps(edges.to_json())) < 10_000
     found = profile(made.to_batches(max_chunksize=32_768), edges)
     assert found.columns["v.pattern"].counts.tolist() == [1_000_000, 0]
@@ -356,7 +360,7 @@ def test_a_million_categories_are_bounded():
 
 def test_lists_of_anything_else_are_counted_but_not_compared():
     edges, _ = one([["a"], ["b"]])
-    assert (edges.kind, edges.bins) == (Kind.OPAQUE, 0)
+    assert (edges.kind, edges.bins) == (ColumnKind.OPAQUE, 0)
     found = counted(edges, [["a"], None])
     assert (found.rows, found.nulls, found.usable) == (2, 1, 0)
 

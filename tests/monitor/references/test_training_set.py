@@ -191,7 +191,7 @@ def test_a_drift_in_one_segment_is_found_there(reference):
     x[np.array(table["kind"].to_pylist()) == "b"] += 1.5
     table = table.set_column(table.column_names.index("x"), "x", pa.array(x))
     predictions = table.select(["prediction", "kind"]).append_column("label", table["late"])
-    found = segments.judged(
+    found = segments.judge_segments(
         reference, segments.profiles(table.to_batches(), reference), predictions, NOW, CONFIG
     )
     assert [one.value for one in found] == ["a", "b", "c"]  # the largest first

@@ -20,7 +20,7 @@ from steadfeast.monitor.decisions.model import (
     AlertKind,
     Decision,
     Episode,
-    Kind,
+    EpisodeKind,
     Member,
     NotDecidableError,
     Outcome,
@@ -29,7 +29,7 @@ from steadfeast.monitor.decisions.model import (
     Trigger,
 )
 from steadfeast.monitor.drift.detector import Level, Verdict
-from steadfeast.monitor.ledger.ledger import Held, Ledger
+from steadfeast.monitor.ledger.ledger import Ledger, Position
 from steadfeast.monitor.profiles.profile import Window
 from steadfeast.monitor.rpc import service as under_test
 from steadfeast.monitor.rpc.errors import STATUS
@@ -86,10 +86,12 @@ class World:
             self.ledger.add_alerts([alert(text) for text in texts])
 
     def open_episode(self) -> None:
-        episode = Episode("e", Kind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64)
+        episode = Episode(
+            "e", EpisodeKind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64
+        )
         with self.ledger.transaction():
             self.ledger.add_decision("w", CONFIG["w"], Decision(PolicyState(), (episode,)))
-            self.ledger.hold("w", Held(WINDOW.end))
+            self.ledger.hold("w", Position(WINDOW.end))
 
     def watch(self, after: int = 0, heartbeat: float | None = None):
         request = mp.WatchAlertsRequest(after_sequence=after)
@@ -301,7 +303,9 @@ def test_a_watch_ends_as_unavailable_when_the_daemon_stops(here: World):
 
 
 def test_a_dead_letter_is_listed_and_sent_again_by_word(here: World):
-    episode = Episode("e", Kind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64)
+    episode = Episode(
+        "e", EpisodeKind.DRIFT, WINDOW, WINDOW, (Member(VERDICT, WINDOW.end),), "c" * 64
+    )
     fired = Trigger("r1", (episode,), Outcome.FIRED, WINDOW.end)
     with here.ledger.transaction():
         here.ledger.add_decision(

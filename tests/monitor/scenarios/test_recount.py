@@ -14,7 +14,7 @@ from steadfeast.monitor.evaluation.evaluator import Evaluator
 from steadfeast.monitor.evaluation.window import rows_of
 from steadfeast.monitor.ledger.ledger import Ledger
 from steadfeast.monitor.profiles.profile import Profile, profile
-from steadfeast.monitor.sources.snapshot import load
+from steadfeast.monitor.sources.snapshot import read_snapshot
 from support.monitor_world import DAY, START, TRAINED_DAYS, serve, train
 
 SERVED_FROM = START + TRAINED_DAYS * DAY
@@ -74,7 +74,7 @@ def test_retained_buckets_are_counted_anew_a_bounded_number_each_time(lived):
     with duckdb.connect() as con:
         for kept in ledger.buckets("m", SERVED_FROM, SERVED_FROM + DAYS * DAY):
             assert kept.reference_key == key
-            frozen = load(con, kept.bucket, kept.path)
+            frozen = read_snapshot(con, kept.bucket, kept.path)
             said = Profile.from_json(ledger.profile("m", kept), moved.edges)
             assert said == profile(rows_of(frozen, moved), moved.edges)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steadfeast.monitor.sources.snapshot import Bucket, bucket_path, buckets, freeze, load
+from steadfeast.monitor.sources.snapshot import Bucket, bucket_path, buckets, freeze, read_snapshot
 
 DAY = timedelta(days=1)
 T0 = datetime(2013, 3, 10, tzinfo=UTC)
@@ -91,7 +91,7 @@ def test_a_bucket_is_frozen_once(con, log, tmp_path):
     for file in log:
         file.unlink()
     assert freeze(con, log, BUCKET, path) == first
-    assert load(con, BUCKET, path) == first
+    assert read_snapshot(con, BUCKET, path) == first
 
 
 def test_what_a_crash_left_aside_is_not_a_snapshot(con, log, tmp_path):

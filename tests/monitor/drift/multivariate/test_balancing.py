@@ -15,7 +15,7 @@ from steadfeast.monitor.drift.multivariate import domain_classifier
 from steadfeast.monitor.drift.multivariate.balancing import (
     FOLDS,
     MOST_COLUMNS,
-    Rows,
+    Sample,
     joinable,
     paired,
     rows_of,
@@ -24,7 +24,7 @@ from steadfeast.monitor.drift.multivariate.detector import (
     CLASSIFIER,
     RECONSTRUCTION,
     WINDOW_ROWS,
-    judged,
+    judge_together,
     usual_of,
 )
 from steadfeast.monitor.drift.multivariate.domain_classifier import (
@@ -211,7 +211,9 @@ def verdicts(known, table):
     edges, rows, usual = known
     window = coded(table, edges, rows.names)
     end = START + 70 * DAY
-    return judged(Limits(usual), rows, window, Window(end - 7 * DAY, end, len(window)), CONFIG)
+    return judge_together(
+        Limits(usual), rows, window, Window(end - 7 * DAY, end, len(window)), CONFIG
+    )
 
 
 def known_from(table):
@@ -296,5 +298,7 @@ def test_fewer_rows_may_be_farther_off(world):
 def test_rows_hold_bins_and_no_values(world):
     _, rows, _ = world
     assert rows.places.dtype == np.int16
-    assert Rows.joined([rows, rows]).take(np.arange(3)).places.tolist() == rows.places[:3].tolist()
+    assert (
+        Sample.joined([rows, rows]).take(np.arange(3)).places.tolist() == rows.places[:3].tolist()
+    )
     assert len(rows.spread(10)) == 10
