@@ -47,7 +47,7 @@ def append(log, time, rows=2, prefix="r", **more):
 
 def awaited(log, count):
     """The files of service s, once the log's own thread has written `count` of them."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(log.files("s", NOON, NOON + 3600 * SECOND)) < count:
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -136,6 +136,10 @@ def test_a_full_buffer_is_written_without_being_asked(tmp_path):
         append(log, NOON + n * SECOND)
     files = awaited(log, 2)
     assert [pq.read_metadata(path).num_rows for path in files] == [10, 10]
+    deadline = time.monotonic() + 60
+    while log.counters("s").written < 20:  # a file is there a moment before it is counted
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
     counters = log.counters("s")
     assert (counters.requests, counters.rows, counters.written) == (12, 24, 20)
 
