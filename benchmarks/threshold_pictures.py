@@ -18,8 +18,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.quiet_worlds import DAY, START, Running
-from steadfeast.monitor.decisions import PolicyState
-from steadfeast.monitor.drift import episodes
+from steadfeast.monitor.decisions.model import PolicyState
+from steadfeast.monitor.drift.false_alarms import episodes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,8 +103,7 @@ def picture(world: str, moves: int, by: float, title: str) -> str:
         f'<rect width="{WIDTH}" height="{HEIGHT + 8}" fill="#fff"/>',
         (
             f'<rect x="{LEFT}" y="8" width="{x(KNOWN - 0.5) - LEFT:.1f}" '
-            f'height="{HEIGHT - BOTTOM}" '
-            'fill="#eef2f7"/>'
+            f'height="{HEIGHT - BOTTOM}" fill="#eef2f7"/>'
         ),
     ]
     for day in np.flatnonzero(standing):
@@ -125,9 +124,8 @@ def picture(world: str, moves: int, by: float, title: str) -> str:
     below = HEIGHT - 2
     parts += [
         (
-            f'<text x="{LEFT + 6}" y="{below}" fill="#334155">'
-            f"reference, {KNOWN} days, each compared "
-            "with its weekday</text>"
+            f'<text x="{LEFT + 6}" y="{below}" fill="#334155">reference, {KNOWN} days, each '
+            "compared with its weekday</text>"
         ),
         f'<text x="{x(KNOWN) + 6:.1f}" y="{below}" fill="#334155">{title}</text>',
         "</svg>",

@@ -41,7 +41,7 @@ LEAST, MOST = 2.0, 9.0
 JUMP = 3.0
 """Times a feature's own limit that a single bucket must at least be off to be decisive."""
 
-_ALLOWANCE = 0.3
+_ALLOWANCE = 0.6
 """Standard errors by which memory is taken to be above its estimate."""
 _SHARE = 0.8
 """Of what is promised, what the multiple is set for."""

@@ -60,7 +60,7 @@ class ShareChange:
         share: Of the current rows, 0 to 1.
         was: Of the rows that are compared with.
         allowed: Change of share at the limit, above 0.
-        side: 1 or -1: to which side of the distribution its rows are.
+        side: 1 or -1: which of two kinds of change it is, so that what lasts is of one kind.
     """
 
     name: str
@@ -189,11 +189,11 @@ class ShareLimits:
         bins, ends = len(current) - 1, self.ends
         places = [(0, ends.low), (ends.high, bins), (0, bins), (bins, bins + 1)]
         if most < bins:
-            side = 1 if most >= ends.middle else -1
+            side = -1 if ends.low <= most < ends.middle else 1  # both tails may grow together
             name, first, stop = LARGEST_CELL, most, most + 1
         else:
             name, (first, stop) = NAMES[most - bins], places[most - bins]
-            side = -1 if name == LOW_TAIL or now[most] < was[most] else 1
+            side = -1 if now[most] < was[most] else 1
         share, before = float(now[most]), float(was[most])
         return ShareChange(name, first, stop, share, before, float(allowed[most]), side)
 

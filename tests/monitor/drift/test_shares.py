@@ -90,7 +90,7 @@ def test_one_percent_in_one_bin_is_seen_and_named():
     assert found.ratio > 1
 
 
-@pytest.mark.parametrize(("bin_", "name", "side"), [(0, LOW_TAIL, -1), (BINS - 1, HIGH_TAIL, 1)])
+@pytest.mark.parametrize(("bin_", "name", "side"), [(0, LOW_TAIL, 1), (BINS - 1, HIGH_TAIL, 1)])
 def test_what_lies_beyond_the_reference_is_a_tail_or_a_bin(bin_, name, side):
     rng = np.random.default_rng(2)
     made, expected, rows = limits(days(rng, DAYS, 10_000))
