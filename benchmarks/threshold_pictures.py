@@ -18,8 +18,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.quiet_worlds import DAY, START, Running
-from steadfeast.monitor.decisions.model import PolicyState
-from steadfeast.monitor.drift.false_alarms import episodes
+from steadfeast.monitor.decisions import PolicyState
+from steadfeast.monitor.drift import episodes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

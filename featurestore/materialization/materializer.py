@@ -14,10 +14,8 @@ no longer matches is filled again from the start, beside what is served until it
 from __future__ import annotations
 
 import fcntl
-import weakref
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from hashlib import blake2b
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from time import time_ns
@@ -30,24 +28,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from steadfeast.featurestore.errors import SourceError, StoreUnavailableError
 from steadfeast.featurestore.materialization.columns import as_online
 from steadfeast.featurestore.materialization.definition import changes, definition_of
-from steadfeast.featurestore.materialization.readahead import ReadAhead
-from steadfeast.featurestore.offline import Bound, bind, reading, session
+from steadfeast.featurestore.materialization.source_rows import BATCH_ROWS, SourceRows, state_of
+from steadfeast.featurestore.offline import reading
 from steadfeast.featurestore.online import progress as online_progress
 from steadfeast.featurestore.online import space_of
-from steadfeast.featurestore.tables import instant, micros, sql
+from steadfeast.featurestore.tables import instant, micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    import duckdb
     from feast import FeatureView
     from feast.repo_config import RepoConfig
 
     from steadfeast.featurestore.online import PackedOnlineStore, Place
 
-_BATCH_ROWS = 65_536
-_AHEAD_STEPS = 128
 _TRIES = 3
 _COLUMNS = (
     TextColumn("{task.description}"),
@@ -120,11 +115,7 @@ class Materializer:
     def __init__(self, config: RepoConfig, online: PackedOnlineStore, lock: Path | None) -> None:
         self._config, self._online, self._path = config, online, lock
         self._lock = RLock()
-        self._open = ExitStack()
-        weakref.finalize(self, self._open.close)  # also at exit, while DuckDB is still there
-        self._connection: duckdb.DuckDBPyConnection | None = None
-        self._bounds: dict[str, tuple[object, Bound]] = {}
-        self._ahead: dict[str, ReadAhead] = {}
+        self._source = SourceRows(config, sort=online.embedded)
 
     def standing(self, view: FeatureView) -> Standing:
         """Return where `view` stands, by whichever process it was moved.
@@ -166,8 +157,7 @@ class Materializer:
     def close(self) -> None:
         """Close the session; the next call opens another."""
         with self._lock:
-            self._connection = None
-            self._open.close()
+            self._source.close()
 
     def run(
         self,
@@ -239,7 +229,7 @@ class Materializer:
         with self._lock, reading(view.name, getattr(view.batch_source, "name", "")):
             definition = definition_of(view, Path(self._config.repo_path or "."))
             for _ in range(_TRIES):
-                state = _digest(self._config, view)
+                state = state_of(self._config, view)
                 place = self._online.open_space(self._config, space_of(self._config, view)).served
                 held = self._online.progress_at(self._config, place)
                 plan = self._plan(view, held, definition, state, since, until, rebuild=rebuild)
@@ -282,25 +272,19 @@ class Materializer:
             anew = f"filled anew from the start: {changes(held.definition or {}, definition)}"
         elif rebuild:
             anew = "replaced by what the source says, as asked"
-        elif since is not None and since < mark <= until and self._covers(view, since):
+        elif since is not None and since < mark <= until and self._source.covers(view, since):
             anew = "replaced by what the source says: all of it was asked for"
         if anew:
             return _Plan(None, max(until, mark), anew=True, note=_said(anew, notes))
         start = mark if since is None else min(since, mark)
         if until < start:
             notes.append(f"nothing to do: it is materialized to {instant(mark).isoformat()}")
-        if (state is None or state != held.source) and self._bound(view).view.created is None:
-            ttl = self._bound(view).view.ttl
-            return _Plan(
-                min(start, until - ttl) if ttl else None, until, anew=False, note=_said("", notes)
-            )
+        bound = self._source.bound(view).view
+        if bound.created is None and (state is None or state != held.source):
+            # What was written late cannot be told: read again all that can still be used.
+            again = min(start, until - bound.ttl) if bound.ttl else None
+            return _Plan(again, until, anew=False, note=_said("", notes))
         return _Plan(start, until, anew=False, note=_said("", notes))
-
-    def _covers(self, view: FeatureView, since: int) -> bool:
-        """Say whether the source has no row from before `since`."""
-        query = sql.earliest(self._bound(view).view, None)
-        found = self._session().execute(query).fetchall()[0][0]
-        return found is None or since <= found
 
     def _replace(
         self,
@@ -322,7 +306,7 @@ class Materializer:
     def _pull(
         self, view: FeatureView, plan: _Plan, place: Place, tell: Callable[[int], object]
     ) -> int:
-        rows = self._newly_known(view, plan.since, plan.until)
+        rows = self._source.newly_known(view, plan.since, plan.until)
         where = place if plan.anew else None
         return self.write(view, _told(rows, tell), plan.until, where)
 
@@ -333,11 +317,8 @@ class Materializer:
         known_by: int,
         tell: Callable[[int], object],
     ) -> int:
-        bound = self._bound(view).view
-        query = _created_between(bound, plan.until, known_by, plan.until)
-        if query is None:
-            return 0
-        return self.write(view, _told(self._stream(bound, query), tell), plan.until, None)
+        rows = self._source.created_later(view, plan.until, known_by)
+        return self.write(view, _told(rows, tell), plan.until, None)
 
     def write(
         self,
@@ -359,7 +340,7 @@ class Materializer:
         for batch in rows:
             waiting.append(batch)
             size += batch.num_rows
-            if size >= _BATCH_ROWS:
+            if size >= BATCH_ROWS:
                 changed += self._write(view, waiting, settled, place)
                 waiting, size = [], 0
         return changed + (self._write(view, waiting, settled, place) if size else 0)
@@ -373,113 +354,6 @@ class Materializer:
     ) -> int:
         table = as_online(view, pa.Table.from_batches(batches))
         return self._online.write_batch(self._config, view, table, settled=settled, place=place)
-
-    def _newly_known(
-        self, view: FeatureView, since: int | None, until: int
-    ) -> Iterable[pa.RecordBatch]:
-        """Return rows that became known from `since` to `until`, inclusive.
-
-        At least each key's greatest is among them; the store keeps that one, whatever the order.
-        """
-        bound = self._bound(view)
-        if since is None:
-            return self._stream(bound.view, sql.newest(bound.view, None, until, known_by=until))
-        ahead = self._ahead.get(view.name)
-        if ahead is not None and ahead.covers(bound, since, until):
-            return ahead.between(since, until)
-        # Small steps through a file that does not change, as in a replay or a backfill, would
-        # each pay for a scan: read some more steps at once.
-        steps = min(_AHEAD_STEPS, _BATCH_ROWS // max(ahead.last if ahead else _BATCH_ROWS, 1))
-        if ahead is None or ahead.bound is not bound or steps < 2:  # noqa: PLR2004 - no gain
-            query = _known_between(bound.view, since, until, newest=True)
-            return self._counted(view, bound, since, self._stream(bound.view, query))
-        horizon = until + (until - since) * steps
-        rows = self._table(_known_between(bound.view, since, horizon, newest=False))
-        ahead = self._ahead[view.name] = ReadAhead.of(bound, since, horizon, rows)
-        return ahead.between(since, until)
-
-    def _counted(
-        self, view: FeatureView, bound: Bound, since: int, rows: Iterable[pa.RecordBatch]
-    ) -> Iterable[pa.RecordBatch]:
-        """Remember how many rows the step had, for the next one."""
-        count = 0
-        for batch in rows:
-            count += batch.num_rows
-            yield batch
-        self._ahead[view.name] = ReadAhead(bound, since, since, None, count)
-
-    def _stream(self, view: sql.View, query: str) -> Iterable[pa.RecordBatch]:
-        if self._online.embedded and view.keys:
-            # In the order of the store's B-tree, which then grows at its end: half the time, and
-            # a smaller file.
-            query += f" ORDER BY {', '.join(sorted(sql.identifier(k.name) for k in view.keys))}"
-        stream: Iterable[pa.RecordBatch] = self._session().sql(query).to_arrow_reader()
-        return stream
-
-    def _table(self, query: str) -> pa.Table:
-        return self._session().sql(query).to_arrow_table()
-
-    def _session(self) -> duckdb.DuckDBPyConnection:
-        if self._connection is None:
-            self._connection = self._open.enter_context(session(self._config))
-            self._connection.execute("SET parquet_metadata_cache = true").fetchall()
-        return self._connection
-
-    def _bound(self, view: FeatureView) -> Bound:
-        """Bind a view to its source; anew when the file is not the one that was looked at."""
-        state = _state(self._config, view)
-        known = self._bounds.get(view.name)
-        if known is not None and state is not None and known[0] == (view, state):
-            return known[1]
-        names = [field.name for field in view.features]
-        bound = bind(self._session(), self._config.repo_path, view, names)
-        self._bounds[view.name] = ((view, state), bound)
-        return bound
-
-
-def _known_between(view: sql.View, since: int, until: int, *, newest: bool) -> str:
-    """Return the query of the rows that became known from `since` to `until`, inclusive."""
-    if view.created is None:
-        if newest:
-            return sql.newest(view, since, until, known_by=until)
-        return sql.everything(view, since, until)
-    either = " OR ".join(
-        f"({sql.within(column, since, until)})" for column in (view.timestamp, view.created)
-    )
-    both = sql.within(view.created, None, until)
-    view = replace(view, scan=f"(SELECT * FROM {view.scan} WHERE ({either}) AND {both})")
-    if newest:
-        return sql.newest(view, None, until, known_by=until)
-    return sql.everything(view, None, until)
-
-
-def _created_between(view: sql.View, after: int, known_by: int, until: int) -> str | None:
-    """Return the query of each key's greatest row up to `until` that became known after it."""
-    if view.created is None or known_by <= after:
-        return None
-    created = sql.within(view.created, after + 1, known_by)
-    view = replace(view, scan=f"(SELECT * FROM {view.scan} WHERE {created})")
-    return sql.newest(view, None, until, known_by=known_by)
-
-
-def _state(config: RepoConfig, view: FeatureView) -> tuple[Any, ...] | None:
-    """What changes when a local file is replaced; None for a source that is not one file."""
-    location = getattr(view.batch_source, "path", None)
-    if not isinstance(location, str) or "://" in location:
-        return None
-    path = Path(config.repo_path or ".") / location
-    if not path.is_file():
-        return None
-    found = path.stat()
-    return location, found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _digest(config: RepoConfig, view: FeatureView) -> str | None:
-    """Return what `_state` says, to be compared by a later process."""
-    state = _state(config, view)
-    if state is None:
-        return None
-    return blake2b(repr(state).encode(), digest_size=8).hexdigest()
 
 
 def _streams(view: FeatureView) -> bool:

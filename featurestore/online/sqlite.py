@@ -12,12 +12,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
-from collections import deque
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from time import monotonic, sleep
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import (  # noqa: TC002 - pydantic reads the annotations
@@ -25,30 +23,29 @@ from pydantic import (  # noqa: TC002 - pydantic reads the annotations
     PositiveFloat,
 )
 
-from steadfeast.featurestore.errors import StoreUnavailableError
 from steadfeast.featurestore.online.base import PackedOnlineStore
 from steadfeast.featurestore.online.packing import Layouts, StoredLayout, supersedes
+from steadfeast.featurestore.online.sqlite_file import (
+    LAYOUTS,
+    VALUES,
+    Borrowed,
+    File,
+    close_all,
+    read_value,
+)
 from steadfeast.featurestore.online.waiting import MARKER
 from steadfeast.featurestore.rows import HEADER_BYTES, ORDER_BYTES, Layout, biased
-from steadfeast.featurestore.tables import identifier, make_private, private_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from feast import RepoConfig
 
     from steadfeast.featurestore.online.progress import Place
     from steadfeast.featurestore.online.waiting import Merge
 
-_LAYOUTS = "steadfeast_layouts"
-_VALUES = "steadfeast_values"
 _READ_KEYS = 512  # keys per SELECT
-_STATEMENTS = 256  # kept prepared by each connection: a view has up to 55, see `_round`
 _SCAN_ROWS = 8192
-_LOOK_SECONDS = 0.02
-"""How long reads take the file for the one that it was; a write looks each time."""
-_PAGE = 8192  # bytes: twenty rows of 50 numbers, so that the tree is shallow
-_CACHE_KIB = 16 * 1024  # of each connection; SQLite's own 2 MiB hold few of the inner pages
 
 
 class SQLiteOnlineStoreConfig(FeastConfigBaseModel):
@@ -78,14 +75,14 @@ class SQLiteOnlineStore(PackedOnlineStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self._files: dict[tuple[str, int], _File] = {}
+        self._files: dict[tuple[str, int], File] = {}
         self._paths: dict[int, tuple[object, str]] = {}
         # Feast makes plugins and drops them: `feast apply` has one of its own.
-        self._finalizer = weakref.finalize(self, _close, self._files)
+        self._finalizer = weakref.finalize(self, close_all, self._files)
 
     def release(self) -> None:
         """Close the connections that are not in use."""
-        _close(self._files)
+        close_all(self._files)
 
     def teardown(self, config: RepoConfig, tables: Sequence[object], entities: object) -> None:
         """Remove everything kept for `tables`, and close the file."""
@@ -197,27 +194,27 @@ class SQLiteOnlineStore(PackedOnlineStore):
         with self._transaction(config) as connection:
             for space in spaces:
                 _remove(connection, space, ())
-                connection.execute(f"DELETE FROM {_LAYOUTS} WHERE space = ?", (space,))
-                connection.execute(f"DELETE FROM {_VALUES} WHERE space = ?", (space,))
+                connection.execute(f"DELETE FROM {LAYOUTS} WHERE space = ?", (space,))
+                connection.execute(f"DELETE FROM {VALUES} WHERE space = ?", (space,))
 
     def _value(self, config: RepoConfig, space: str, name: str) -> bytes | None:
         with self._connection(config) as connection:
-            return _read_value(connection, space, name)
+            return read_value(connection, space, name)
 
     def _swap(
         self, config: RepoConfig, space: str, name: str, old: bytes | None, new: bytes
     ) -> bool:
         with self._transaction(config) as connection:
-            if _read_value(connection, space, name) != old:
+            if read_value(connection, space, name) != old:
                 return False
-            query = f"INSERT OR REPLACE INTO {_VALUES} VALUES (?, ?, ?)"
+            query = f"INSERT OR REPLACE INTO {VALUES} VALUES (?, ?, ?)"
             connection.execute(query, (space, name, new))
             return True
 
     def _describe(self, config: RepoConfig) -> str:
         return f"online store {_path(config)}"
 
-    def _connection(self, config: RepoConfig) -> _Borrowed:
+    def _connection(self, config: RepoConfig) -> Borrowed:
         options = config.online_store
         known = self._paths.get(id(options))
         if known is None:  # the options are kept, so that no other object gets their id
@@ -225,8 +222,8 @@ class SQLiteOnlineStore(PackedOnlineStore):
         key = known[1], os.getpid()
         file = self._files.get(key)
         if file is None:
-            file = self._files.setdefault(key, _File(known[1]))
-        return _Borrowed(file, options.timeout_seconds)
+            file = self._files.setdefault(key, File(known[1]))
+        return Borrowed(file, options.timeout_seconds)
 
     @contextmanager
     def _transaction(self, config: RepoConfig) -> Iterator[sqlite3.Connection]:
@@ -242,112 +239,6 @@ class SQLiteOnlineStore(PackedOnlineStore):
                     connection.execute("ROLLBACK")
 
 
-def _close(files: Mapping[tuple[str, int], _File]) -> None:
-    for (_, process), file in files.items():
-        while file.idle:
-            opened = file.idle.pop()
-            if process == os.getpid():  # a forked process must not touch its parent's
-                opened.connection.close()
-
-
-class _Opened(NamedTuple):
-    """A connection.
-
-    Attributes:
-        connection: SQLite's.
-        identity: Which file it has open, see `_identity`.
-        served: Generations that were seen to be served from that file.
-    """
-
-    connection: sqlite3.Connection
-    identity: tuple[int, int]
-    served: set[str]
-
-
-class _File:
-    """The database under one path, for one process.
-
-    A file that was removed or replaced lives on in its connections. So which file is there is
-    looked at again and again, and connections to another are closed.
-
-    Attributes:
-        path: It.
-        idle: Connections that nobody uses.
-        identity: Which file was there last.
-        look_at: From when on to look again, by the monotonic clock.
-    """
-
-    __slots__ = ("identity", "idle", "look_at", "path")
-
-    def __init__(self, path: str) -> None:
-        self.path, self.idle = path, deque[_Opened]()
-        self.identity, self.look_at = _identity(path), 0.0
-
-    def look(self, now: float) -> None:
-        """Take note of the file that is there."""
-        self.identity, self.look_at = _identity(self.path), now + _LOOK_SECONDS
-
-
-class _Borrowed:
-    """A connection for the length of a `with`; an error of SQLite's is one of ours outside it."""
-
-    __slots__ = ("_file", "_opened", "_timeout")
-
-    def __init__(self, file: _File, timeout_seconds: float) -> None:
-        self._file, self._timeout = file, timeout_seconds
-
-    def serves(self, place: Place) -> bool:
-        """Say whether the file has this generation of a view."""
-        opened = self._opened
-        if place.generation in opened.served:
-            return True
-        head = _read_value(opened.connection, place.space, "head")
-        served = head is not None and head.startswith(place.generation.encode())
-        if served:
-            opened.served.add(place.generation)
-        return served
-
-    def look(self) -> None:
-        """Use the file that is there at this very moment."""
-        self._file.look_at = 0.0
-
-    def __enter__(self) -> sqlite3.Connection:
-        file, now = self._file, monotonic()
-        if now >= file.look_at:
-            file.look(now)
-        try:
-            opened = file.idle.pop()
-            while opened.identity != file.identity:
-                opened.connection.close()
-                opened = file.idle.pop()
-        except IndexError:
-            try:
-                connection = _connect(file.path, self._timeout)
-            except (sqlite3.Error, OSError) as error:
-                raise self._unavailable(error) from error
-            file.look(now)
-            opened = _Opened(connection, file.identity, set())
-        self._opened = opened
-        return opened.connection
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._file.idle.append(self._opened)
-        if isinstance(error, sqlite3.Error):
-            raise self._unavailable(error) from error
-
-    def _unavailable(self, error: Exception) -> StoreUnavailableError:
-        return StoreUnavailableError(f"online store {self._file.path}", str(error))
-
-
-def _identity(path: str) -> tuple[int, int]:
-    """Return device and inode of a file."""
-    try:
-        found = Path(path).stat()
-    except FileNotFoundError:
-        return (0, 0)
-    return found.st_dev, found.st_ino
-
-
 def _path(config: RepoConfig) -> str:
     path = Path(config.online_store.path)
     if not path.is_absolute() and config.repo_path is not None:
@@ -355,52 +246,12 @@ def _path(config: RepoConfig) -> str:
     return str(path)
 
 
-def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
-    private_folder(Path(path).parent)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    make_private(Path(path))  # SQLite gives the files beside it the same rights
-    connection = sqlite3.connect(
-        path,
-        timeout=timeout_seconds,
-        isolation_level=None,
-        check_same_thread=False,
-        cached_statements=_STATEMENTS,
-    )
-    try:
-        connection.execute(f"PRAGMA page_size = {_PAGE}")  # of a new file
-        _use_wal(connection, timeout_seconds)
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {_LAYOUTS} (space TEXT, id BLOB, generation INTEGER,"
-            " layout BLOB, PRIMARY KEY (space, id)) WITHOUT ROWID"
-        )
-        connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {_VALUES} (space TEXT, name TEXT, value BLOB,"
-            " PRIMARY KEY (space, name)) WITHOUT ROWID"
-        )
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
-def _use_wal(connection: sqlite3.Connection, timeout_seconds: float) -> None:
-    """Switch a new file to WAL mode; SQLite does not wait for others who do, so this does."""
-    deadline = monotonic() + timeout_seconds
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL").fetchall()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() > deadline:
-                raise
-            sleep(0.01)
-        else:
-            return
-
-
 def _table(name: str) -> str:
-    return identifier(f"rows:{name}")
+    return _quoted(f"rows:{name}")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _round(size: int) -> int:
@@ -440,19 +291,13 @@ def _remove(connection: sqlite3.Connection, space: str, but: Sequence[Place]) ->
     stay = {f"rows:{place.name}" for place in but}
     for name in names:
         if name not in stay and name.removeprefix(start)[:1] in {"", "@"}:
-            connection.execute(f"DROP TABLE {identifier(name)}")
+            connection.execute(f"DROP TABLE {_quoted(name)}")
     stay = {"head", *(f"progress:{place.generation}" for place in but)}
-    query = f"SELECT name FROM {_VALUES} WHERE space = ?"
+    query = f"SELECT name FROM {VALUES} WHERE space = ?"
     for (name,) in connection.execute(query, (space,)).fetchall():
         if name not in stay:
-            query = f"DELETE FROM {_VALUES} WHERE space = ? AND name = ?"
+            query = f"DELETE FROM {VALUES} WHERE space = ? AND name = ?"
             connection.execute(query, (space, name))
-
-
-def _read_value(connection: sqlite3.Connection, space: str, name: str) -> bytes | None:
-    query = f"SELECT value FROM {_VALUES} WHERE space = ? AND name = ?"
-    row = connection.execute(query, (space, name)).fetchone()
-    return None if row is None else bytes(row[0])
 
 
 @lru_cache(maxsize=256)
@@ -480,7 +325,7 @@ def _merge(name: str) -> str:
 
 
 def _read_layouts(connection: sqlite3.Connection, space: str) -> Layouts:
-    query = f"SELECT id, generation, layout FROM {_LAYOUTS} WHERE space = ?"
+    query = f"SELECT id, generation, layout FROM {LAYOUTS} WHERE space = ?"
     return {
         bytes(row[0]): StoredLayout(row[1], Layout.deserialize(row[2]))
         for row in connection.execute(query, (space,))
@@ -492,7 +337,7 @@ def _insert_layout(
 ) -> None:
     newest = max((item.number for item in layouts.values()), default=0)
     connection.execute(
-        f"INSERT OR REPLACE INTO {_LAYOUTS} VALUES (?, ?, ?, ?)",
+        f"INSERT OR REPLACE INTO {LAYOUTS} VALUES (?, ?, ?, ?)",
         (space, layout.id, newest + 1, layout.serialize()),
     )
 

@@ -30,7 +30,7 @@ from steadfeast.featurestore.audit import report
 from steadfeast.featurestore.definitions import archive, contract
 from steadfeast.featurestore.definitions import code as code_module
 from steadfeast.featurestore.errors import ContractMismatchError, LostRowsError, ReplayError
-from steadfeast.featurestore.materialization import materializer
+from steadfeast.featurestore.materialization import materializer, source_rows
 from steadfeast.featurestore.offline import binding
 from steadfeast.featurestore.offline import pins as offline_pins
 from steadfeast.featurestore.offline.store import DuckDBOfflineStore
@@ -428,14 +428,14 @@ def tie_rule_swapped(patch):
 
 
 def known_too_early(patch):
-    right = materializer.sql
+    right = source_rows.sql
     mutant = SimpleNamespace(**vars(right))
     mutant.newest = lambda view, since, until, known_by: right.newest(  # noqa: ARG005
         view, since, until, known_by=None
     )
-    patch.setattr(materializer, "sql", mutant)
+    patch.setattr(source_rows, "sql", mutant)
     patch.setattr(
-        materializer,
+        source_rows,
         "_known_between",
         lambda view, since, until, newest: mutant.newest(  # noqa: ARG005
             view, since, until, known_by=None
