@@ -15,8 +15,8 @@ from steadfeast.backtest.policies import policies
 from steadfeast.backtest.replay import replay
 from steadfeast.backtest.runs import Runs
 from steadfeast.featurestore.errors import ConfigError, NotFoundError, UserError
-from steadfeast.monitor.config.schema import MonitorConfig
-from steadfeast.monitor.config.schema import load as load_monitors
+from steadfeast.monitor.config import MonitorConfig
+from steadfeast.monitor.config import load as load_monitors
 from steadfeast.pipeline.config import load as load_pipeline
 
 if TYPE_CHECKING:

@@ -18,10 +18,9 @@ import pyarrow.compute as pc
 
 from steadfeast.featurestore import Store
 from steadfeast.featurestore.errors import UserError
-from steadfeast.featurestore.tables.columns import EVENT_TIMESTAMP, TIMESTAMP
-from steadfeast.featurestore.training.training_set import KNOWN_AT
-from steadfeast.pipeline.training import target_of
-from steadfeast.pipeline.training.retrain import examples
+from steadfeast.featurestore.tables import EVENT_TIMESTAMP, TIMESTAMP
+from steadfeast.featurestore.training import KNOWN_AT
+from steadfeast.pipeline.training import examples, target_of
 
 if TYPE_CHECKING:
     from pathlib import Path

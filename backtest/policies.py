@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from steadfeast.backtest.triggered import TRIGGERED, Triggered
 from steadfeast.featurestore.config import duration
 from steadfeast.featurestore.errors import UserError
-from steadfeast.monitor.config.cron import latest, parse
+from steadfeast.monitor.config import latest, parse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from steadfeast.backtest.history import History
     from steadfeast.backtest.runs import Run
     from steadfeast.measures import Floats
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.config import MonitorConfig
 
 _CALENDARS = {
     "daily": "0 0 * * *",

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steadfeast.backtest.history import ROW
-from steadfeast.featurestore.tables.whole_files import whole_file
-from steadfeast.monitor.decisions.refresh import gain_of
+from steadfeast.featurestore.tables import whole_file
+from steadfeast.monitor.decisions import gain_of
 from steadfeast.pipeline import recipes
 from steadfeast.pipeline.training import Live, challenge, refit
 

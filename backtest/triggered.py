@@ -13,16 +13,17 @@ import numpy as np
 
 from steadfeast.backtest.history import instant
 from steadfeast.measures import OneClassError, measure_named
-from steadfeast.monitor.decisions.model import (
+from steadfeast.monitor.decisions import (
     Evaluation,
     ModelHistory,
     Outcome,
     PastRun,
     PolicyState,
+    decide,
+    move_reference,
 )
-from steadfeast.monitor.decisions.policy import decide, move_reference
-from steadfeast.monitor.performance.realized import Performance
-from steadfeast.monitor.profiles.profile import Window
+from steadfeast.monitor.performance import Performance
+from steadfeast.monitor.profiles import Window
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from steadfeast.backtest.history import History
     from steadfeast.backtest.runs import Run
     from steadfeast.measures import Floats
-    from steadfeast.monitor.config.schema import MonitorConfig
+    from steadfeast.monitor.config import MonitorConfig
 
 TRIGGERED = "triggered"
 

@@ -1,4 +1,4 @@
-"""audit."""
+"""The invariants, checked over every key and every logged vector."""
 
 from steadfeast.featurestore.audit.audit import AuditReport, audit, online_against_offline
 from steadfeast.featurestore.audit.online import compare

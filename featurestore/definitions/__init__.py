@@ -1,4 +1,4 @@
-"""definitions."""
+"""What a feature service means: its plan, its code and its contract."""
 
 from steadfeast.featurestore.definitions.bundle import Bundle
 from steadfeast.featurestore.definitions.catalog import LAYOUT, Catalog, LiveChange

@@ -1,4 +1,4 @@
-"""retention."""
+"""What goes on purpose: erased subjects, and what is old."""
 
 from steadfeast.featurestore.retention.collection import Collectable, collect_garbage
 from steadfeast.featurestore.retention.erasure import Erasure, Holder, Matches, erase_files

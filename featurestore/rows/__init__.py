@@ -1,4 +1,4 @@
-"""rows."""
+"""One packed row per entity: the layout, and values as bytes."""
 
 from steadfeast.featurestore.rows.layout import (
     HEADER_BYTES,

@@ -1,4 +1,4 @@
-"""served_log."""
+"""Every vector that was served, with predictions and labels."""
 
 from steadfeast.featurestore.served_log.files import Lineage, Run, collect, lineage, named, take_out
 from steadfeast.featurestore.served_log.log import KINDS, ServedLog

@@ -1,4 +1,4 @@
-"""serving."""
+"""One request: read, decode, run on-demand code, answer."""
 
 from steadfeast.featurestore.serving.assembly import EntityRows, rows_in
 from steadfeast.featurestore.serving.decoder import Block, Judged

@@ -1,4 +1,4 @@
-"""tables."""
+"""How tables are named, typed, found, ordered, hashed and written."""
 
 from steadfeast.featurestore.tables.casting import (
     EXACT,

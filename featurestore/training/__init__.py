@@ -1,4 +1,4 @@
-"""training."""
+"""Training sets, and the evidence that they can be rebuilt from."""
 
 from steadfeast.featurestore.training.manifest import (
     DATA,
@@ -9,9 +9,11 @@ from steadfeast.featurestore.training.manifest import (
     removals_of,
 )
 from steadfeast.featurestore.training.replay import changes_of, replay
+from steadfeast.featurestore.training.training_set import KNOWN_AT
 
 __all__ = [
     "DATA",
+    "KNOWN_AT",
     "Manifest",
     "TrainingSet",
     "changes_of",

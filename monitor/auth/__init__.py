@@ -1,4 +1,4 @@
-"""auth."""
+"""Who may act: tokens, roles, sessions, certificates."""
 
 from steadfeast.monitor.auth.access import (
     COOKIE,

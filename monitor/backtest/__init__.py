@@ -1,1 +1,1 @@
-"""backtest."""
+"""History under a configuration: which alarms it would have raised."""

@@ -1,1 +1,1 @@
-"""cli."""
+"""`steadfeast monitor`. Its modules are imported when a command runs."""

@@ -1,7 +1,7 @@
-"""config."""
+"""What the user writes in section `monitor`."""
 
 from steadfeast.monitor.config.calendar import CalendarConfig, public_holidays
-from steadfeast.monitor.config.cron import first, latest
+from steadfeast.monitor.config.cron import first, latest, parse
 from steadfeast.monitor.config.endpoints import (
     AirflowConfig,
     AlertTargetConfig,
@@ -39,5 +39,6 @@ __all__ = [
     "first",
     "latest",
     "load",
+    "parse",
     "public_holidays",
 ]

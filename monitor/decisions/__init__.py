@@ -1,4 +1,4 @@
-"""decisions."""
+"""From verdicts to decisions: episodes, alerts, requests for a retraining. Pure."""
 
 from steadfeast.monitor.decisions.builder import episode_id
 from steadfeast.monitor.decisions.model import (

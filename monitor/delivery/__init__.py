@@ -1,4 +1,4 @@
-"""delivery."""
+"""What leaves the daemon: requests to pipelines, alerts to receivers."""
 
 from steadfeast.monitor.delivery.alerts import AlertSenders
 from steadfeast.monitor.delivery.champions import Champions

@@ -1,4 +1,4 @@
-"""drift."""
+"""How far a bucket is from the reference, and whether that is far."""
 
 from steadfeast.monitor.drift.data_facts import (
     WEEK,

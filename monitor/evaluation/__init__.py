@@ -1,4 +1,4 @@
-"""evaluation."""
+"""One closed bucket after the other: measured, decided, committed."""
 
 from steadfeast.monitor.evaluation.causes import Causes, ForeignAlert, NotYetError
 from steadfeast.monitor.evaluation.evaluator import Evaluator

@@ -1,4 +1,4 @@
-"""ledger."""
+"""What is known, in one DuckDB file."""
 
 from steadfeast.monitor.ledger.codec import dump, from_json
 from steadfeast.monitor.ledger.database import LedgerWriteError, fault

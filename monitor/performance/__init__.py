@@ -1,4 +1,4 @@
-"""performance."""
+"""How good the live model's predictions are: measured, and estimated."""
 
 from steadfeast.monitor.performance.estimated import ESTIMATED, Estimator, fit
 from steadfeast.monitor.performance.realized import (

@@ -1,4 +1,4 @@
-"""profiles."""
+"""Rows as mergeable counts, column by column."""
 
 from steadfeast.monitor.profiles.binning import (
     EVENT_TIMES,

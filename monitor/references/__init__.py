@@ -1,4 +1,4 @@
-"""references."""
+"""How a reference is made: of a training set, or of a stretch of a source."""
 
 from steadfeast.monitor.references.training_set import (
     STRETCH,

@@ -1,4 +1,4 @@
-"""rpc."""
+"""MonitorService: protobuf in, one call, protobuf out."""
 
 from steadfeast.monitor.rpc.service import Monitor, Server
 

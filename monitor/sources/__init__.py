@@ -1,4 +1,4 @@
-"""sources."""
+"""Where rows come from, and the frozen rows of one bucket."""
 
 from steadfeast.monitor.sources.quarantine import Fault, Quarantined
 from steadfeast.monitor.sources.snapshot import (

@@ -1,4 +1,4 @@
-"""web."""
+"""The HTTP port: the page, its actions, probes and reports."""
 
 from steadfeast.monitor.web.app import Health, Operator, app
 from steadfeast.monitor.web.charts import Chart

@@ -1,1 +1,1 @@
-"""multivariate."""
+"""All features together (extra `multivariate`). Imported module by module."""
