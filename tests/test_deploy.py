@@ -101,3 +101,10 @@ def test_the_real_programs_accept_their_configuration(
         timeout=60,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_no_state_of_the_example_goes_into_an_image():
+    """A later layer that removed it would leave it in the image."""
+    ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    assert {"feature_repo/data", ".git", ".venv"} <= set(ignored)
+    assert "rm -rf" not in (DEPLOY / "Containerfile").read_text("utf-8")
