@@ -29,8 +29,9 @@ from steadfeast.monitor.decisions import (
     reject,
 )
 from steadfeast.monitor.drift import Level
-from steadfeast.monitor.evaluation.open_window import OpenMeasurer, OpenWindows
+from steadfeast.monitor.evaluation.open_window import OpenWindows
 from steadfeast.monitor.evaluation.reference_builder import ReferenceBuilder, reference_key
+from steadfeast.monitor.evaluation.window import Measurer
 from steadfeast.monitor.profiles import distributions
 from steadfeast.monitor.sources import Bucket, Sources, buckets
 
@@ -75,7 +76,7 @@ class Evaluator:
         self._sources = Sources(self._log, views)
         self._latest: dict[str, datetime | None] = {}
         self._problems: dict[str, str] = {}
-        self._measurer = OpenMeasurer(
+        self._measurer = Measurer(
             self._source, self._log, config.state, ledger.buckets, ledger.profile
         )
         self._looks = OpenWindows(self._measurer, self._source)
@@ -224,9 +225,11 @@ class Evaluator:
                 if bucket.end <= first:
                     continue
                 at = datetime.now(UTC)
-                snapshot, counted = self._measurer.count(monitor, config, bucket, held.reference)
+                found = self._measurer.count(monitor, config, bucket, held.reference)
                 with self._ledger.transaction():
-                    self._ledger.add_bucket(monitor, snapshot, counted, held.reference_key, at)
+                    self._ledger.add_bucket(
+                        monitor, found.snapshot, found.profile, held.reference_key, at
+                    )
 
     def _look(self, monitor: str) -> None:
         """Look at the newest window that has ended, while late rows still count in it.
@@ -282,6 +285,7 @@ class Evaluator:
     def _evaluate(self, monitor: str, bucket: Bucket, held: Position, reference: Reference) -> bool:
         """Evaluate one bucket; False if the reference moved meanwhile, and nothing is kept."""
         config = self.config.monitors[monitor]
+        self._looks.close_bucket(monitor, bucket)
         found = self._measurer.measure(monitor, config, bucket, reference, held.reference_key)
         with self._ledger.transaction():
             # Read again under the lock: a person or the end of a run may have come between.

@@ -1,25 +1,20 @@
-"""What is measured about one closed bucket and the window that ends with it.
+"""What is measured about a bucket and the window that ends with it.
 
-Above `references`, below `evaluation`, which decides on it and commits it. Reads what is watched,
-the labels and earlier snapshots; writes nothing but the bucket's snapshot, which is the same
-whoever writes it.
+The evaluator has closed buckets measured, decides on them and commits them. `open_window` has
+buckets measured that still take late rows, and shows them. Reads what is watched, the labels and
+earlier snapshots; writes nothing but snapshots.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import cache
-from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import duckdb
 
-from steadfeast.featurestore.tables import EPOCH
 from steadfeast.monitor.decisions import Evaluation
 from steadfeast.monitor.drift import (
-    PREDICTION,
     Level,
     detect,
     figures,
@@ -29,32 +24,38 @@ from steadfeast.monitor.drift import (
     spared,
 )
 from steadfeast.monitor.drift.multivariate.detector import Relations
+from steadfeast.monitor.evaluation.late_rows import late_rows
 from steadfeast.monitor.evaluation.surroundings import Surroundings
+from steadfeast.monitor.evaluation.window_profiles import (
+    WindowProfiles,
+    lost,
+    recounted,
+    rows_of,
+)
 from steadfeast.monitor.performance import judge, predictions
-from steadfeast.monitor.profiles import ColumnKind, Profile, Sums, Window, profile, total
-from steadfeast.monitor.references import own
-from steadfeast.monitor.sources import Bucket, Snapshot, bucket_path, frozen, read_snapshot, swept
+from steadfeast.monitor.profiles import ColumnKind, Profile, Window, profile, total
+from steadfeast.monitor.sources import (
+    Bucket,
+    Snapshot,
+    bucket_path,
+    frozen,
+    open_path,
+    swept,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    import pyarrow as pa
 
     from steadfeast.featurestore.served_log import ServedLog
     from steadfeast.monitor.config import MonitorConfig
-    from steadfeast.monitor.drift import Key, Reference, Verdict
+    from steadfeast.monitor.drift import Reference, Verdict
     from steadfeast.monitor.ledger import FrozenBucket
     from steadfeast.monitor.performance import Performance
     from steadfeast.monitor.sources import Source
 
-GRAIN_SECONDS = 0.02
-"""How far the kernel's times of files may lag behind the clock."""
-
 BUCKETS_PER_CONNECTION = 100
 """A database in memory keeps some KiB of each bucket that is read with it, until it is closed."""
-
-_Bucket = TypeVar("_Bucket", "FrozenBucket", "Snapshot", "FrozenBucket | Snapshot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,16 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sums:
-    """What is summed of one monitor's buckets, over the reference of `key`: all, and by segment."""
+class Counted:
+    """The rows of one bucket.
 
-    key: str
-    whole: Sums
-    parts: dict[Key, Sums]
+    Attributes:
+        snapshot: The bucket's file.
+        profile: Of its rows, over the reference's edges.
+    """
+
+    snapshot: Snapshot
+    profile: Profile
 
 
 class Measurer:
@@ -107,10 +112,10 @@ class Measurer:
         stored: Callable[[str, FrozenBucket], str],
     ) -> None:
         self._source_of, self._log = source_of, log
-        self._state, self._kept, self._stored = state, kept, stored
+        self._state, self._kept = state, kept
         swept(state)
         self._con, self._measured = _connection(), 0
-        self._sums: dict[str, _Sums] = {}
+        self._profiles = WindowProfiles(stored)
         self._relations = Relations(kept)
         self._surroundings = Surroundings(kept)
 
@@ -119,16 +124,36 @@ class Measurer:
         self._con.close()
 
     def count(
-        self, monitor: str, config: MonitorConfig, bucket: Bucket, reference: Reference
-    ) -> tuple[Snapshot, Profile]:
+        self,
+        monitor: str,
+        config: MonitorConfig,
+        bucket: Bucket,
+        reference: Reference,
+        *,
+        still_open: bool = False,
+    ) -> Counted:
         """Freeze a bucket and count its rows over `reference`.
+
+        Args:
+            monitor: Which.
+            config: Of the monitor.
+            bucket: Which.
+            reference: Whose edges the rows are counted over.
+            still_open: The bucket takes late rows: read it again, into a file of its own.
 
         Raises:
             SourceError: What is watched cannot be read.
         """
         source, path = self._source_of(monitor, config), bucket_path(self._state, monitor, bucket)
-        snapshot = frozen(self._con, source, bucket, path, types=types_of(reference))
-        return snapshot, profile(rows_of(snapshot, reference), reference.edges)
+        snapshot = frozen(
+            self._con,
+            source,
+            bucket,
+            open_path(path) if still_open else path,
+            types=types_of(reference),
+            again=still_open,
+        )
+        return Counted(snapshot, profile(rows_of(snapshot, reference), reference.edges))
 
     def measure(
         self, monitor: str, config: MonitorConfig, bucket: Bucket, reference: Reference, key: str
@@ -140,55 +165,100 @@ class Measurer:
         """
         self._renew()
         frozen_at = datetime.now(UTC)
-        start = bucket.end - config.window
         source, path = self._source_of(monitor, config), bucket_path(self._state, monitor, bucket)
         if path.exists():  # a crash came before it was committed
             frozen_at = min(frozen_at, datetime.fromtimestamp(path.stat().st_mtime, UTC))
-        snapshot = frozen(self._con, source, bucket, path, types=types_of(reference))
-        current = profile(rows_of(snapshot, reference), reference.edges)
-        before = self._kept(monitor, start, bucket.start)
-        whole = self._window(monitor, config, before, current, bucket, key, reference)
-        first = before[0].bucket.start if before else bucket.start
-        window = Window(start, bucket.end, whole.rows)
-        ages = freshness(self._con, snapshot)
+        counted = self.count(monitor, config, bucket, reference)
+        snapshot, current = counted.snapshot, counted.profile
+        before = self._kept(monitor, bucket.end - config.window, bucket.start)
+        whole = self._profiles.window(
+            self._con, monitor, config, before, current, bucket, key, reference
+        )
+        window = self._evaluation(monitor, config, before, [counted], whole, reference, key)
         broken = incidents(
             reference,
             current,
-            ages,
+            window.freshness,
             config,
             Window(bucket.start, bucket.end, snapshot.rows),
             self._surroundings.facts(self._con, config, source, snapshot, reference, before),
         )
-        live, estimated, split = self._model(
-            monitor, config, window, [*before, snapshot], reference, key, whole
-        )
-        verdicts = withheld(
-            detect(reference, whole, window, config, bucket=(bucket.start, current)),
-            window,
-            first,
-            lost(before, key),
-        )
-        verdicts = spared(verdicts, broken, reference.edges)
+        verdicts = spared(window.verdicts, broken, reference.edges)
         together = self._relations.judge(self._con, monitor, config, snapshot, reference, key)
-        evaluation = Evaluation(
+        evaluation = replace(
+            window,
+            verdicts=tuple(sorted((*verdicts, *together), key=lambda one: -one.ratio)),
+            incidents=tuple(broken),
+            groups=reference.groups,
+            quarantined=snapshot.quarantined,
+        )
+        late = tuple(late_rows(self._con, source, before))
+        return Measured(evaluation, snapshot, current, whole, frozen_at, late)
+
+    def measure_open(
+        self,
+        monitor: str,
+        config: MonitorConfig,
+        open_: Sequence[Counted],
+        reference: Reference,
+        key: str,
+    ) -> tuple[Evaluation, Profile]:
+        """Measure the window that ends with the last of `open_`; return its profile as well.
+
+        Nothing of the open buckets is remembered, for they change. Incidents are not looked for.
+
+        Args:
+            monitor: Which.
+            config: Of the monitor.
+            open_: Buckets that still take late rows, in order, at least one.
+            reference: What is compared with.
+            key: Of the reference.
+        """
+        self._renew()
+        start = open_[-1].snapshot.bucket.end - config.window
+        before = self._kept(monitor, start, open_[0].snapshot.bucket.start)
+        whole = total((one.profile for one in open_), reference.edges)
+        if before:
+            last = before[-1]
+            counted = self._profiles.counted(self._con, monitor, last, key, reference)
+            whole += self._profiles.window(
+                self._con, monitor, config, before[:-1], counted, last.bucket, key, reference
+            )
+        return self._evaluation(monitor, config, before, open_, whole, reference, key), whole
+
+    def _evaluation(
+        self,
+        monitor: str,
+        config: MonitorConfig,
+        before: Sequence[FrozenBucket],
+        newest: Sequence[Counted],
+        whole: Profile,
+        reference: Reference,
+        key: str,
+    ) -> Evaluation:
+        """Compare the window of the buckets `before` and `newest`, counted in `whole`."""
+        last = newest[-1]
+        bucket, snapshots = last.snapshot.bucket, [one.snapshot for one in newest]
+        window = Window(bucket.end - config.window, bucket.end, whole.rows)
+        first = (before[0] if before else snapshots[0]).bucket.start
+        live, estimated, split = self._model(
+            monitor, config, window, [*before, *snapshots], reference, key, whole
+        )
+        verdicts = detect(reference, whole, window, config, bucket=(bucket.start, last.profile))
+        return Evaluation(
             monitor=monitor,
             window=window,
             reference_window=reference.window,
-            verdicts=tuple(sorted((*verdicts, *together), key=lambda one: -one.ratio)),
-            incidents=tuple(broken),
+            verdicts=withheld(verdicts, window, first, lost(before, key)),
             figures=tuple(figures(whole)),
-            freshness=tuple(ages),
+            freshness=tuple(freshness(self._con, last.snapshot)),
             performance=live,
             expected=reference.performance,
             estimated=estimated,
             segments=split,
             contract=reference.contract,
             model_version=reference.model_version,
-            groups=reference.groups,
-            quarantined=snapshot.quarantined,
         )
-        late = tuple(self._late(source, before))
-        return Measured(evaluation, snapshot, current, whole, frozen_at, late)
 
     def _renew(self) -> None:
         """Take another connection from time to time."""
@@ -199,16 +269,12 @@ class Measurer:
 
     def forget(self, monitor: str, config: MonitorConfig, before: datetime) -> None:
         """Let go of the profiles of buckets that start before `before`."""
-        if monitor in self._sums:
-            held = self._sums[monitor]
-            for one in (held.whole, *held.parts.values()):
-                one.forget(_number(before, config))
+        self._profiles.forget(monitor, config, before)
         self._relations.forget(monitor, before - config.window)
 
     def recounted(self, kept: FrozenBucket, reference: Reference) -> Profile:
         """Count the rows of a frozen bucket over another reference."""
-        frozen: Snapshot = read_snapshot(self._con, kept.bucket, kept.path)
-        return profile(rows_of(frozen, reference), reference.edges)
+        return recounted(self._con, kept, reference)
 
     # The model
 
@@ -251,120 +317,9 @@ class Measurer:
             estimated = reference.estimator.estimate(now["prediction"].to_numpy(), whole)
         split: tuple[segments.Segment, ...] = ()
         if columns:
-            current = self._segments(monitor, config, buckets, key, reference)
+            current = self._profiles.segments(self._con, monitor, config, buckets, key, reference)
             split = segments.judge_segments(reference, current, rows, known, config)
         return live, estimated, split
-
-    # Profiles of earlier buckets
-
-    def _window(
-        self,
-        monitor: str,
-        config: MonitorConfig,
-        before: Sequence[FrozenBucket],
-        current: Profile,
-        bucket: Bucket,
-        key: str,
-        reference: Reference,
-    ) -> Profile:
-        """Return the profile of the window.
-
-        Buckets that nobody can count any more are not in it.
-        """
-        sums = self._held(monitor, key, reference).whole
-        earlier = _placed(before, config)
-        last = _number(bucket.start, config)
-
-        def one(number: int) -> Profile:
-            parts = [
-                self._counted(monitor, kept, key, reference) for kept in earlier.get(number, ())
-            ]
-            return total([*parts, current] if number == last else parts, reference.edges)
-
-        return sums.total(min(earlier, default=last), last + 1, one)
-
-    def _counted(self, monitor: str, kept: FrozenBucket, key: str, reference: Reference) -> Profile:
-        """Return a frozen bucket's profile over `reference`; empty if nobody can count it."""
-        if kept.reference_key == key:
-            return Profile.from_json(self._stored(monitor, kept), reference.edges)
-        if _gone(kept, key):
-            return Profile.empty(reference.edges)
-        return self.recounted(kept, reference)
-
-    def _segments(
-        self,
-        monitor: str,
-        config: MonitorConfig,
-        buckets: Sequence[FrozenBucket | Snapshot],
-        key: str,
-        reference: Reference,
-    ) -> dict[Key, Profile]:
-        """Return the profile of each segment of the window that `buckets` make up.
-
-        A bucket's rows are read once, and once more after a restart.
-        """
-        sums = self._held(monitor, key, reference).parts
-        placed, blank = _placed(buckets, config), Profile.empty(reference.edges)
-
-        @cache
-        def counted(number: int) -> Mapping[Key, Profile]:
-            there = [one for one in placed.get(number, ()) if one.rows and one.path.exists()]
-            frozen = (read_snapshot(self._con, one.bucket, one.path) for one in there)
-            rows = chain.from_iterable(rows_of(one, reference) for one in frozen)
-            return segments.profiles(rows, reference)
-
-        listed = [(column, value) for column, one in reference.segments.items() for value in one]
-        others = [(column, segments.OTHERS) for column in reference.segments]
-        found = {
-            part: sums.setdefault(part, Sums(reference.edges)).total(
-                min(placed),
-                max(placed) + 1,
-                lambda number, part=part: counted(number).get(part, blank),  # type: ignore[misc]
-            )
-            for part in dict.fromkeys((*listed, *others))
-        }
-        # Values that the reference does not have, where it had room for all of its own.
-        return {part: one for part, one in found.items() if part in listed or one.rows}
-
-    def _held(self, monitor: str, key: str, reference: Reference) -> _Sums:
-        """Return the sums over the edges of `reference`; those over another's are let go."""
-        held = self._sums.get(monitor)
-        if held is None or held.key != key:
-            held = self._sums[monitor] = _Sums(key, Sums(reference.edges), {})
-        return held
-
-    def _late(self, source: Source, before: list[FrozenBucket]) -> list[tuple[FrozenBucket, int]]:
-        """Return the buckets that got rows after they were frozen, and how many by now.
-
-        Only what changed later is a reason to count.
-        """
-        found: list[tuple[FrozenBucket, int]] = []
-        if not before:
-            return found
-        oldest = min(kept.frozen_at for kept in before).timestamp()
-        parts = source.parts(before[0].bucket.start, before[-1].bucket.end)
-        came = [part for part in parts if part.changed > oldest - GRAIN_SECONDS]
-        for kept in before:
-            start, end = kept.bucket.start, kept.bucket.end
-            since = kept.frozen_at.timestamp() - GRAIN_SECONDS
-            if any(p.first < end and p.last >= start and p.changed > since for p in came):
-                late = self._many(source, kept.bucket) - kept.rows
-                if late != kept.late_rows:
-                    found.append((kept, late))
-        return found
-
-    def _many(self, source: Source, bucket: Bucket) -> int:
-        """Count the rows that a source now has of a bucket."""
-        with source.reading(self._con, bucket.start, bucket.end) as reading:
-            rows = reading.rows
-            if rows is None:
-                return 0
-            ((many,),) = self._con.execute(
-                f"SELECT count(*) FROM ({rows.query}) "
-                "WHERE request_time >= $start AND request_time < $end",
-                {**rows.values, "start": bucket.start, "end": bucket.end},
-            ).fetchall()
-        return int(many)
 
 
 def _connection() -> duckdb.DuckDBPyConnection:
@@ -392,44 +347,9 @@ def types_of(reference: Reference) -> dict[str, str]:
     }
 
 
-def rows_of(snapshot: Snapshot, reference: Reference) -> Iterator[pa.RecordBatch]:
-    """Give the columns that are counted or split by; predictions only of the live model."""
-    edges = reference.edges
-    columns = {*edges.sources, *reference.segments}
-    if reference.model_version and PREDICTION in columns:
-        columns.add("model_version")
-    given = snapshot.batches(columns, categories=edges.categorical)
-    return own(given, reference.model_version)
-
-
 def _with_rows(buckets: Sequence[FrozenBucket | Snapshot]) -> list[Path]:
     """Return the files that can be read: a snapshot without rows has no columns."""
     return [one.path for one in buckets if one.rows and one.path.exists()]
-
-
-def _placed(buckets: Iterable[_Bucket], config: MonitorConfig) -> dict[int, list[_Bucket]]:
-    """Return buckets by their numbers.
-
-    Their length may have changed since: several may begin in one of today's.
-    """
-    found: defaultdict[int, list[_Bucket]] = defaultdict(list)
-    for one in buckets:
-        found[_number(one.bucket.start, config)].append(one)
-    return found
-
-
-def _number(at: datetime, config: MonitorConfig) -> int:
-    return (at - EPOCH) // config.bucket
-
-
-def _gone(kept: FrozenBucket, key: str) -> bool:
-    """Whether a bucket is counted over another reference, and its rows are not there any more."""
-    return kept.reference_key != key and not kept.path.exists()
-
-
-def lost(before: Sequence[FrozenBucket], key: str) -> int:
-    """Return how many rows of the window cannot be counted over the reference of `key`."""
-    return sum(one.rows for one in before if _gone(one, key))
 
 
 def withheld(

@@ -133,10 +133,10 @@ def test_it_is_read_again_only_when_it_has_changed(here: Here, monkeypatch: pyte
     world.serve(here.folder, SERVED, 6, NEVER)
     here.daemon.evaluate("")
     seen: list[object] = []
-    frozen = sys.modules["steadfeast.monitor.evaluation.open_window"].frozen
+    frozen = sys.modules["steadfeast.monitor.evaluation.window"].frozen
     monkeypatch.setattr(
-        "steadfeast.monitor.evaluation.open_window.frozen",
-        lambda *a, **k: seen.append(a[2]) or frozen(*a, **k),
+        "steadfeast.monitor.evaluation.window.frozen",
+        lambda *a, **k: (seen.append(a[2]) if k["again"] else None) or frozen(*a, **k),
     )
     here.daemon.evaluate("")
     assert not seen

@@ -11,7 +11,7 @@ from steadfeast.monitor.config.schema import DaemonConfig
 from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.drift.reference import build_reference
 from steadfeast.monitor.evaluation.evaluator import Evaluator
-from steadfeast.monitor.evaluation.window import rows_of
+from steadfeast.monitor.evaluation.window_profiles import rows_of
 from steadfeast.monitor.ledger.ledger import Ledger
 from steadfeast.monitor.profiles.profile import Profile, profile
 from steadfeast.monitor.sources.snapshot import read_snapshot
