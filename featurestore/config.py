@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -44,6 +45,15 @@ def duration(text: str) -> timedelta:
         return cast("timedelta", _duration(text))
     except ValueError as error:
         raise DurationError(text) from error
+
+
+def is_loopback(address: str) -> bool:
+    """Say whether the host of `host:port` is this machine only; of names, localhost is."""
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _beside_the_file(value: object, info: ValidationInfo) -> object:

@@ -6,7 +6,6 @@ served on loopback only. Stopping drains: health says NOT_SERVING first, calls u
 
 from __future__ import annotations
 
-import ipaddress
 import signal
 import socket
 import sys
@@ -20,14 +19,12 @@ from typing import TYPE_CHECKING, Self
 import grpc
 import pyarrow as pa
 import uvicorn
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.rpc.error_details_pb2 import ErrorInfo
-from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from grpc_status import rpc_status
 
+from steadfeast.featurestore.config import is_loopback
 from steadfeast.featurestore.errors import AddressError, RequestError, SteadfeastError
+from steadfeast.featurestore.grpc_errors import abort, error_info
 from steadfeast.featurestore.server.http_app import Application
 from steadfeast.featurestore.server.metrics import MAX_REQUEST_BYTES, Figures, answer_of
 from steadfeast.featurestore.server.workers import Siblings, until_orphaned
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
     from steadfeast.featurestore.store import Store
 
 SERVICE = features_pb2.DESCRIPTOR.services_by_name["FeatureService"].full_name
-DOMAIN = "steadfeast"
 WORKERS = 16
 GRACE_SECONDS = 5.0
 _DETAIL = 200  # characters; all details travel in one HTTP/2 header of 8 KiB
@@ -60,8 +56,9 @@ class Features(features_pb2_grpc.FeatureServiceServicer):
             with self._figures.request("grpc", request.service):
                 return self._answer(request)
         except SteadfeastError as error:
-            context.abort_with_status(rpc_status.to_status(_status(error)))
-            raise AssertionError from error  # abort_with_status does not return
+            data = {name: str(value)[:_DETAIL] for name, value in vars(error).items()}
+            detail = error_info(type(error).__name__, data)
+            abort(context, answer_of(error).grpc, str(error)[:2000], detail)
 
     def _answer(self, request: features_pb2.GetFeaturesRequest) -> features_pb2.GetFeaturesResponse:
         try:
@@ -208,11 +205,7 @@ def split(address: str) -> tuple[str, int]:
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal():
         raise AddressError(address, "is not host:port")
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    if not is_loopback(address):
         raise AddressError(address, "is served in plaintext, which only loopback may be")
     return host, int(port)
 
@@ -224,15 +217,3 @@ def _listen(address: str, *, shared: bool) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=1024, reuse_port=shared)
     except OSError as error:
         raise AddressError(address, str(error.strerror)) from error
-
-
-def _status(error: SteadfeastError) -> Status:
-    info = AnyMessage()
-    info.Pack(
-        ErrorInfo(
-            reason=type(error).__name__,
-            domain=DOMAIN,
-            metadata={name: str(value)[:_DETAIL] for name, value in vars(error).items()},
-        )
-    )
-    return Status(code=answer_of(error).grpc.value[0], message=str(error)[:2000], details=[info])

@@ -5,7 +5,6 @@ Bottom of `monitor`, below `config`; `targets` and `adapters` reach what is desc
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -174,12 +173,3 @@ PipelineConfig = Annotated[
     Field(discriminator="kind"),
     BeforeValidator(_pipeline),
 ]
-
-
-def loopback(address: str) -> bool:
-    """Say whether the host of `host:port` is this machine only; of names, localhost is."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -23,7 +23,14 @@ from pydantic import (
     model_validator,
 )
 
-from steadfeast.featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
+from steadfeast.featurestore.config import (
+    Duration,
+    FilePath,
+    Section,
+    StoreConfig,
+    is_loopback,
+    load_section,
+)
 from steadfeast.featurestore.errors import ConfigError
 from steadfeast.measures import Task
 from steadfeast.monitor.config.calendar import CalendarConfig
@@ -33,7 +40,6 @@ from steadfeast.monitor.config.endpoints import (
     AlertTargetConfig,
     PipelineConfig,
     Secret,
-    loopback,
 )
 from steadfeast.monitor.config.sources import ReferenceConfig, SourceConfig, StretchConfig
 
@@ -401,7 +407,7 @@ class DaemonConfig(Section):
             if target.plaintext:
                 plain[f"alerts.{name}"] = target.plaintext
         for field, address in plain.items():
-            if not loopback(address):
+            if not is_loopback(address):
                 raise ValueError(
                     f"{field}: {address} is no loopback address, and would be in plaintext; give "
                     f"tls, or allow_plaintext: true where only trusted programs share the network"

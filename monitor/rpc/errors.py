@@ -7,22 +7,23 @@ UNKNOWN, with its traceback in the log.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.rpc import error_details_pb2
-from google.rpc.status_pb2 import Status
-from grpc_status import rpc_status
+from google.rpc.error_details_pb2 import ResourceInfo
 
 from steadfeast.featurestore.errors import NotFoundError, SourceError, UserError
+from steadfeast.featurestore.grpc_errors import (
+    abort,
+    bad_request,
+    error_info,
+    precondition_failure,
+)
 from steadfeast.monitor.decisions import NotDecidableError
 from steadfeast.monitor.ledger import LedgerWriteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-DOMAIN = "steadfeast"
 
 
 class OutOfRangeError(UserError):
@@ -104,37 +105,18 @@ def errors(context: grpc.ServicerContext) -> Iterator[None]:
     try:
         yield
     except tuple(STATUS) as error:
-        _abort(context, error)
-
-
-def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
-    code = STATUS[type(error)]
-    status = Status(code=code.value[0], message=str(error), details=[_packed(_details(error))])
-    context.abort_with_status(rpc_status.to_status(status))
-    raise AssertionError  # abort_with_status does not return
+        abort(context, STATUS[type(error)], str(error), _details(error))
 
 
 def _details(error: Exception) -> Any:
     """Return the google.rpc detail that says it in the fewest words."""
-    details = error_details_pb2
     if isinstance(error, NotFoundError):
-        return details.ResourceInfo(
+        return ResourceInfo(
             resource_type=error.kind, resource_name=error.name, description=str(error)
         )
     if isinstance(error, OutOfRangeError):
-        violation = details.BadRequest.FieldViolation(field=error.field, description=error.problem)
-        return details.BadRequest(field_violations=[violation])
+        return bad_request([(error.field, error.problem)])
     if isinstance(error, NotDecidableError):
-        failed = details.PreconditionFailure.Violation(
-            type="TRIGGER", subject=error.request_id, description=error.reason
-        )
-        return details.PreconditionFailure(violations=[failed])
+        return precondition_failure("TRIGGER", error.request_id, error.reason)
     metadata = {"resume_after": str(error.sequence)} if isinstance(error, BehindError) else {}
-    reason = type(error).__name__.removesuffix("Error").upper()
-    return details.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
-
-
-def _packed(message: Any) -> AnyMessage:
-    packed = AnyMessage()
-    packed.Pack(message)
-    return packed
+    return error_info(type(error).__name__.removesuffix("Error").upper(), metadata)

@@ -6,7 +6,6 @@ field violations for what is malformed, the run and both hashes for a reused req
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import re
 import signal
@@ -19,13 +18,18 @@ from time import monotonic
 from typing import TYPE_CHECKING, Self
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc.error_details_pb2 import ResourceInfo
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from grpc_status import rpc_status
 
-from steadfeast.featurestore.errors import ConfigError, NotFoundError, SteadfeastError, UserError
+from steadfeast.featurestore.config import is_loopback
+from steadfeast.featurestore.errors import ConfigError, NotFoundError, UserError
+from steadfeast.featurestore.grpc_errors import (
+    abort,
+    bad_request,
+    error_info,
+    precondition_failure,
+)
 from steadfeast.pipeline.config import load
 from steadfeast.pipeline.gates import load_checks
 from steadfeast.pipeline.queue import (
@@ -45,8 +49,6 @@ from steadfeast.protos.steadfeast.v1 import pipeline_pb2_grpc as rpc
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
-
-    from google.protobuf.message import Message
 
     from steadfeast.pipeline.config import PipelineConfig
 
@@ -208,53 +210,22 @@ def _answering(context: grpc.ServicerContext) -> Iterator[None]:
     """Turn the errors that a caller can act on into a status; bugs stay UNKNOWN, with a trace."""
     try:
         yield
-    except (InvalidRequestError, NotFoundError, RequestConflictError, RunEndedError) as error:
-        context.abort_with_status(rpc_status.to_status(status_of(error)))
-
-
-def status_of(error: SteadfeastError) -> status_pb2.Status:
-    """Return the google.rpc status of an error, with its data as details."""
-    code, detail = code_pb2.UNKNOWN, None
-    if isinstance(error, InvalidRequestError):
-        code = code_pb2.INVALID_ARGUMENT
-        detail = error_details_pb2.BadRequest(
-            field_violations=[
-                error_details_pb2.BadRequest.FieldViolation(field=field, description=problem)
-                for field, problem in error.violations
-            ]
-        )
-    elif isinstance(error, NotFoundError):
-        code = code_pb2.NOT_FOUND
-        detail = error_details_pb2.ResourceInfo(resource_type=error.kind, resource_name=error.name)
-    elif isinstance(error, RequestConflictError):
-        code = code_pb2.ALREADY_EXISTS
-        detail = error_details_pb2.ErrorInfo(
-            reason="REQUEST_CONFLICT",
-            domain="steadfeast",
-            metadata={
-                "run_id": error.run_id,
-                "accepted_sha256": error.accepted_sha256,
-                "offered_sha256": error.offered_sha256,
-            },
-        )
-    elif isinstance(error, RunEndedError):
-        code = code_pb2.FAILED_PRECONDITION
-        detail = error_details_pb2.PreconditionFailure(
-            violations=[
-                error_details_pb2.PreconditionFailure.Violation(
-                    type="RUN_ENDED", subject=error.run_id, description=str(error)
-                )
-            ]
-        )
-    return status_pb2.Status(code=code, message=str(error), details=_packed(detail))
-
-
-def _packed(detail: Message | None) -> list[AnyMessage]:
-    if detail is None:
-        return []
-    packed = AnyMessage()
-    packed.Pack(detail)
-    return [packed]
+    except InvalidRequestError as error:
+        abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error), bad_request(error.violations))
+    except NotFoundError as error:
+        resource = ResourceInfo(resource_type=error.kind, resource_name=error.name)
+        abort(context, grpc.StatusCode.NOT_FOUND, str(error), resource)
+    except RequestConflictError as error:
+        hashes = {
+            "run_id": error.run_id,
+            "accepted_sha256": error.accepted_sha256,
+            "offered_sha256": error.offered_sha256,
+        }
+        info = error_info("REQUEST_CONFLICT", hashes)
+        abort(context, grpc.StatusCode.ALREADY_EXISTS, str(error), info)
+    except RunEndedError as error:
+        failure = precondition_failure("RUN_ENDED", error.run_id, str(error))
+        abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error), failure)
 
 
 class Server:
@@ -277,8 +248,8 @@ class Server:
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
-        host = config.grpc.rpartition(":")[0]
-        if not _is_loopback(host):
+        if not is_loopback(config.grpc):
+            host = config.grpc.rpartition(":")[0]
             problem = f"{host} is not loopback, and the connection would not be encrypted"
             raise ConfigError(path, [("pipeline.grpc", problem)])
         try:
@@ -355,10 +326,3 @@ def check_recipes(path: Path, config: PipelineConfig) -> None:
                 problems.append((f"{where}.gates.{number}", str(error)))
     if problems:
         raise ConfigError(path, problems)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from steadfeast.featurestore.config import StoreConfig, load_section
+from steadfeast.featurestore.config import StoreConfig, is_loopback, load_section
 from steadfeast.featurestore.errors import ConfigError
 from steadfeast.monitor.config import schema as monitor_config
 from steadfeast.pipeline import config as pipeline_config
@@ -119,3 +119,23 @@ def test_the_flights_configuration_is_right():
     """What the demo runs on loads as it stands."""
     for load in LOADERS.values():
         load(FLIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("[::1]", True),
+        ("::1", True),
+        ("localhost", True),
+        ("[::]", False),
+        ("10.0.0.1", False),
+        ("localhost.example.org", False),
+        ("127.0.0.1.example.org", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_this_machine_only(host, local):
+    """Names other than localhost may lead anywhere, so they are no loopback addresses."""
+    assert is_loopback(f"{host}:9465") is local
