@@ -54,6 +54,9 @@ JOINED, WORSE, UNJUDGED, RESOLVED, CLOSED = (
 )
 """What may happen to members of an open episode."""
 
+REFRESH = "refresh"
+"""What the cause of a model that is due begins with."""
+
 _STILL_OPEN = 3
 """Features of other open episodes that a notification names."""
 
@@ -235,7 +238,9 @@ class DecisionBuilder:
                     self.state.episodes[one.episode_id], answer=Answer(request, outcome, at)
                 )
                 self.put(answered)
-                if one.kind is EpisodeKind.SCHEDULE:
+                # A refit that a person refused stays, so that it is not asked for again at once.
+                refused = outcome is Outcome.REJECTED and one.cause.startswith(REFRESH)
+                if one.kind is EpisodeKind.SCHEDULE and not refused:
                     self.close(answered, at, f"{outcome}")
 
     # Notifications

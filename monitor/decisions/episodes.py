@@ -140,6 +140,9 @@ class Episodes:
     def _follow(self, episode: Episode) -> None:
         """Let each member of an open episode stay, get worse or resolve by its own evidence."""
         rule, draft = self._rules[episode.kind], self._draft
+        if episode.kind is EpisodeKind.PERFORMANCE and not self._watches(episode):
+            draft.close(episode, self._at, "its measure is watched no longer")
+            return
         members = [
             self._followed(one, rule, gradual=episode.slow) if one.open else one
             for one in episode.members
@@ -157,6 +160,7 @@ class Episodes:
             draft.close(now, self._at, rule.reason)
             return
         resolved = [one for one in members if old[one.subject].open and not one.open]
+        resolved = [one for one in resolved if one.notified_at is not None]
         worse = [one for one in members if one.open and one.verdict is not old[one.subject].verdict]
         lost = [one for one in members if one.unjudged and not old[one.subject].unjudged]
         if worse:  # new evidence: it may ask for a retraining again
@@ -170,6 +174,14 @@ class Episodes:
         for one in lost:
             why = f"{one.unjudged}; it stays open until it can be judged"
             draft.note(now, UNJUDGED, [one], why)
+
+    def _watches(self, episode: Episode) -> bool:
+        """Say whether the figure that fell is still the one that the configuration names."""
+        performance = self._config.performance
+        if performance is None:
+            return False
+        metric = measure_named(performance.metric).name
+        return any(one.open and one.verdict.feature == metric for one in episode.members)
 
     def _followed(self, member: Member, rule: _Rule, *, gradual: bool) -> Member:
         """Return an open member as it is after this window."""
@@ -232,17 +244,19 @@ class Episodes:
         names = {one.subject for one in joining}
         members = [one for one in episode.members if one.subject not in names]
         many = len(episode.members) < MANY <= len(members) + len(joining)
-        last = max(one.notified_at for one in episode.members if one.notified_at is not None)
+        notified = [one.notified_at for one in episode.members if one.notified_at is not None]
+        # Whoever joins again is no longer who people were notified of.
+        last = max(notified, default=episode.window.end)
         if episode.slow and not many and self._at - last < REMIND:
             joining = [replace(one, notified_at=None) for one in joining]
         elif episode.slow:
-            joining = [*(one for one in members if one.notified_at is None), *joining]
-            joining = [replace(one, notified_at=self._at) for one in joining]
-            members = [one for one in members if one.notified_at is not None]
+            quiet = [one for one in members if one.open and one.notified_at is None]
+            members = [one for one in members if one not in quiet]
+            joining = [replace(one, notified_at=self._at) for one in [*quiet, *joining]]
         now = replace(episode, members=(*members, *joining), standing=True)
         self._draft.change(now)
         loud = [one for one in joining if one.notified_at is not None]
-        self._draft.note(now, JOINED, now.members if many else loud)
+        self._draft.note(now, JOINED, [one for one in now.members if one.open] if many else loud)
 
     def _episode(
         self, kind: EpisodeKind, group: str, members: Sequence[Member], *, gradual: bool
@@ -287,8 +301,9 @@ def _is_worse(before: Verdict, recent: Sequence[float | None], rule: _Rule) -> b
     side = 1 if told > 0 else -1
     last = [ratio for ratio in recent if ratio is not None][-CONFIRMED:]
     further = [ratio for ratio in last if side * ratio >= FURTHER * abs(told)]
-    turned = last[-1] * side < 0
-    return len(further) == CONFIRMED or (turned and rule.opens(recent))
+    other = [ratio if ratio is not None and side * ratio < 0 else None for ratio in recent]
+    turned = other[-1] is not None and rule.opens(other)
+    return len(further) == CONFIRMED or turned
 
 
 def _drop(evaluation: Evaluation, config: MonitorConfig) -> Verdict | None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from steadfeast.monitor.config import first, latest
-from steadfeast.monitor.decisions.builder import DecisionBuilder, episode_id
+from steadfeast.monitor.decisions.builder import REFRESH, DecisionBuilder, episode_id
 from steadfeast.monitor.decisions.episodes import Episodes
 from steadfeast.monitor.decisions.model import (
     Alert,
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
     from steadfeast.monitor.config import MonitorConfig
     from steadfeast.monitor.drift import Incident
-
-
-REFRESH = "refresh"
-"""What the cause of a model that is due begins with."""
 
 
 def decide(state: PolicyState, evaluation: Evaluation, config: MonitorConfig) -> Decision:
@@ -168,16 +164,24 @@ def _refresh(draft: DecisionBuilder, evaluation: Evaluation, config: MonitorConf
         return  # only the reference of a served model says what the model was fitted on
     at, known, runs = evaluation.window.end, evaluation.reference_window, evaluation.history.runs
     why = due(at, known, runs, config)
-    cause = Cause(
-        EpisodeKind.SCHEDULE, (REFRESH, known.end.isoformat(), str(len(runs))), f"{REFRESH}: {why}"
-    )
-    opened = _from_outside(cause, evaluation)
+
+    def caused(opened: datetime) -> Cause:
+        # With the time, so that one that was closed and is due again is another.
+        identity = REFRESH, known.end.isoformat(), str(len(runs)), opened.isoformat()
+        return Cause(EpisodeKind.SCHEDULE, identity, f"{REFRESH}: {why}")
+
+    is_open = False
     for episode in draft.state.episodes.values():
-        is_refresh = episode.kind is EpisodeKind.SCHEDULE and episode.cause.startswith(REFRESH)
-        if is_refresh and (not why or episode.episode_id != opened.episode_id):
+        if episode.kind is not EpisodeKind.SCHEDULE or not episode.cause.startswith(REFRESH):
+            continue
+        cause = caused(episode.window.end)
+        same = episode.episode_id == episode_id(draft.monitor, cause.kind, *cause.identity)
+        if why and same:
+            is_open = True
+        else:
             draft.close(episode, at, "another run has answered it")
-    if why and opened.episode_id not in draft.state.episodes:
-        draft.open(opened)
+    if why and not is_open:
+        draft.open(_from_outside(caused(at), evaluation))
 
 
 def _from_outside(cause: Cause, standing: Evaluation) -> Episode:

@@ -23,10 +23,11 @@ import numpy as np
 from steadfeast.monitor.drift.calibration import FEWEST_BUCKETS
 from steadfeast.monitor.drift.distances import EmptyWindowError, statistic
 from steadfeast.monitor.drift.persistence import DECISIVE, LADDER
+from steadfeast.monitor.drift.reasons import reason, share_reason
 from steadfeast.monitor.drift.reference import PREDICTION
-from steadfeast.monitor.drift.shares import EMPTY, HIGH_TAIL, LOW_TAIL, OUTSIDE, SHARES, extended
+from steadfeast.monitor.drift.shares import SHARES, extended
 from steadfeast.monitor.drift.thresholds import SHIFT, SHIFTS, distance, suited
-from steadfeast.monitor.profiles import ORDERED, ColumnKind, Window, stretch
+from steadfeast.monitor.profiles import ORDERED, ColumnKind, Window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,9 +37,8 @@ if TYPE_CHECKING:
 
     from steadfeast.monitor.config import MonitorConfig
     from steadfeast.monitor.drift.reference import Reference
-    from steadfeast.monitor.drift.shares import ShareChange
     from steadfeast.monitor.drift.thresholds import Straying, Threshold
-    from steadfeast.monitor.profiles import ColumnEdges, ColumnProfile, Profile
+    from steadfeast.monitor.profiles import ColumnProfile, Profile
 
     Floats = npt.NDArray[np.float64]
 
@@ -228,7 +228,7 @@ def _compared(
         value=value,
         threshold=threshold.value(limit),
         level=Level.DRIFT if effect > limit else Level.OK,
-        reason=_reason(edges, old, new, change, expected)
+        reason=reason(edges, old, new, change, expected)
         + _history(threshold, threshold.by_distance, effect, limit, unlike, config),
         window=span.window,
         impact=reference.impact(name, value),
@@ -247,7 +247,7 @@ def _compared(
                 value=abs(moved),
                 threshold=least,
                 level=Level.DRIFT if abs(moved) > least else Level.OK,
-                reason=_reason(edges, old, new, None, expected)
+                reason=reason(edges, old, new, None, expected)
                 + _history(threshold, threshold.by_shift, abs(moved), least, unlike, config),
                 decisive=threshold.decisive(least, threshold.by_shift),
                 times=abs(moved) / least,
@@ -262,7 +262,7 @@ def _compared(
                 value=change.change,
                 threshold=change.allowed,
                 level=Level.DRIFT if change.ratio > 1 else Level.OK,
-                reason=f"{_seen(edges, change)}, limit {_points(change.allowed)}",
+                reason=share_reason(edges, old, new, change, expected),
                 side=change.side,
                 decisive=threshold.decisive_change(change, single, unseen=unseen),
                 times=None,
@@ -326,56 +326,3 @@ def _incomparable(  # noqa: PLR0911 - one return per reason
     if new.usable < min_rows:
         return f"{new.usable} rows with a value; min_rows is {min_rows}"
     return None
-
-
-def _reason(
-    edges: ColumnEdges,
-    old: ColumnProfile,
-    new: ColumnProfile,
-    change: ShareChange | None,
-    expected: Floats,
-) -> str:
-    """Say in one line what moved: a share that is most of it, the mean, or a category."""
-    apart = float(np.abs(new.counts / new.usable - expected[:-1]).sum()) / 2
-    if new.infinities / new.usable > old.infinities / old.usable + apart / 2:
-        was = _percent(old.infinities / old.usable)
-        return f"{_percent(new.infinities / new.usable)} of rows are infinite, was {was}"
-    most_of_it = change is not None and change.ratio > 1 and change.change > apart / 2
-    if change is not None and most_of_it and change.name not in {EMPTY, OUTSIDE}:
-        return _seen(edges, change)
-    if edges.personal:
-        return "its values are personal and not shown"
-    if edges.kind in ORDERED and old.sd is not None and new.sd is not None:
-        what = {ColumnKind.TEXT: "mean length", ColumnKind.TIMESTAMP: "mean time"}.get(
-            edges.kind, "mean"
-        )
-        return f"{what} {new.mean:.4g}, was {old.mean:.4g} (sd {new.sd:.3g}, was {old.sd:.3g})"
-    shares = new.counts / new.usable, expected[:-1]
-    most = int(np.argmax(np.abs(shares[0] - shares[1])))
-    name = repr(edges.categories[most]) if most < len(edges.categories) else "other values"
-    return f"share of {name} {shares[0][most]:.3f}, was {shares[1][most]:.3f}"
-
-
-def _seen(edges: ColumnEdges, change: ShareChange) -> str:
-    """Say in one line which share changed, and how."""
-    if change.name == EMPTY:
-        return f"nulls {_percent(change.was)} -> {_percent(change.share)}"
-    if change.name == OUTSIDE:
-        where = "the outer fifth of the reference"
-    elif edges.kind in ORDERED:
-        where = {LOW_TAIL: "low tail", HIGH_TAIL: "high tail"}.get(change.name, "one cell")
-        if not edges.personal:
-            where += f" ({stretch(edges, change.first, change.stop)})"
-    elif change.first < len(edges.categories):
-        where = "one category" if edges.personal else repr(edges.categories[change.first])
-    else:
-        where = "categories that the reference lacks"
-    return f"{_percent(change.share)} of rows in {where}, was {_percent(change.was)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"  # noqa: PLR2004
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.2g} points"

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_REMEASURED = "limits are measured in another way since Steadfeast was upgraded"
+
 
 class Evaluator:
     """Evaluates the monitors of one configuration; safe to share between threads.
@@ -385,9 +387,8 @@ class Evaluator:
                 key = reference_key(reference, self.config.monitors[monitor])
                 if key == held.reference_key:
                     continue
-                if held.outdated is not None:
-                    reason = "limits are measured in another way since Steadfeast was upgraded"
-                decision = move_reference(held.policy, monitor, reason)
+                why = reason if held.outdated is None else _REMEASURED
+                decision = move_reference(held.policy, monitor, why)
                 self.decided(monitor, decision)
                 held = self._ledger.held(monitor)
                 self._ledger.hold(
@@ -399,7 +400,7 @@ class Evaluator:
                     monitor=monitor,
                     manifest=reference.uri,
                     model_version=reference.model_version,
-                    reason=reason,
+                    reason=why,
                 )
 
     # People

@@ -207,6 +207,49 @@ def test_decisively_worse_is_told_again_and_asks_again():
     assert outcomes(decisions) == [(22, "fired")]
 
 
+def test_a_calm_day_on_the_other_side_is_not_worse():
+    """Neither it nor the drift that goes on after it is told or asked for again."""
+    cfg = config(cooldown=0 * DAY)
+    shown = [*days(1, 10, x=1.2), *days(11, 11, x=-0.1), *days(12, 18, x=1.2)]
+    state, decisions = feed([*shown, *days(19, 19, x=-0.1), *days(20, 26, x=1.2)], cfg)
+    assert len(told(decisions)) == 1
+    assert len(outcomes(decisions)) == 1
+    _, decisions = feed(days(27, 34, x=-1.2), cfg, state)
+    assert [(day, line.partition(":")[0]) for day, _, line in told(decisions)] == [(30, "worse")]
+
+
+def test_features_that_come_back_to_a_slow_change_are_no_trouble():
+    """`a` leaves and joins again quietly, so that of all members nobody was notified."""
+
+    def shown(day: int):
+        creeping = {"a": 0, "b": 6, "c": 60}
+        ratios = {name: max(0.0, min(1.3, 0.03 * (day - at))) for name, at in creeping.items()}
+        if 60 <= day < 66:
+            ratios["a"] = 0.7
+        return day, ratios
+
+    state, decisions = feed([shown(day) for day in range(1, 120)], config())
+    (episode,) = state.episodes.values()
+    assert {one.verdict.feature for one in episode.members if one.open} == {"a", "b", "c"}
+    lines = [line for _, _, line in told(decisions)]
+    assert [line.partition(":")[0] for line in lines] == ["slow drift", "resolved", "joined"]
+
+
+def test_a_fall_of_a_measure_that_is_watched_no_longer_closes():
+    cfg = config(performance={"metric": "roc_auc", "max_drop": 0.05})
+    state = PolicyState()
+    for day in range(1, 4):
+        window = Window(START + (day - 3) * DAY, START + day * DAY, 300)
+        live = Performance({"roc_auc": 0.6}, 1000, 500, window)
+        shown = evaluation(day, {"x": 0.1}, performance=live, expected={"roc_auc": 0.8})
+        state = decide(state, shown, cfg).state
+    assert [one.kind for one in state.episodes.values()] == [EpisodeKind.PERFORMANCE]
+    other = config(performance={"metric": "log_loss", "max_drop": 0.05})
+    decision = decide(state, evaluation(4, {"x": 0.1}), other)
+    assert not decision.state.episodes
+    assert [one.reason for one in decision.closed] == ["its measure is watched no longer"]
+
+
 def test_a_change_by_degrees_of_many_features_is_told_as_one():
     """Twenty features cross their limits one after the other: told when it begins, and as many."""
 

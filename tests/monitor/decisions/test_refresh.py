@@ -14,7 +14,7 @@ from steadfeast.monitor.decisions.model import (
     PastRun,
     PolicyState,
 )
-from steadfeast.monitor.decisions.policy import decide
+from steadfeast.monitor.decisions.policy import decide, move_reference, reject
 from steadfeast.monitor.decisions.refresh import due, gain_of, worth
 from steadfeast.monitor.drift.detector import Level, Verdict
 from steadfeast.monitor.performance.realized import Performance
@@ -121,6 +121,31 @@ def test_refresh_fires_once_for_what_the_model_was_fitted_on():
     fired = replay(range(60, 90), (), config())
     assert [(one.outcome, one.at) for one in fired] == [(Outcome.FIRED, START + 70 * DAY)]
     assert "70 days of examples are new" in fired[0].episodes[0].summary
+
+
+def test_a_refresh_that_was_closed_and_is_due_again_is_another():
+    """It closes with the reference; an id that comes twice could not be written down."""
+    state, seen = PolicyState(), []
+    for day in range(68, 76):
+        decision = decide(state, evaluation(day, ()), config(approval="manual"))
+        state = decision.state
+        seen += [one.episode_id for one in decision.opened]
+        if day == 72:
+            state = move_reference(state, "w", "the configuration changed").state
+    assert len(seen) == len(set(seen)) == 2
+
+
+def test_a_refused_refresh_is_not_asked_for_again():
+    cfg, state, asked = config(approval="manual"), PolicyState(), []
+    for day in range(68, 80):
+        decision = decide(state, evaluation(day, ()), cfg)
+        state = decision.state
+        asked += [one.request_id for one in decision.triggers if one.decided]
+        if day == 72:
+            state = reject(state, "w", asked[0], "not now").state
+    assert len(asked) == 1
+    after = decide(state, evaluation(81, (PastRun(START + 80 * DAY, promoted=True),)), cfg)
+    assert not after.state.episodes
 
 
 def test_budget_says_since_when_and_until_when_and_keeps_a_reserve():

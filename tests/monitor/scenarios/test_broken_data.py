@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -331,3 +332,47 @@ def test_new_renamed_and_filled_columns_are_told_once_and_block_nothing(tmp_path
         "x is not there in 250 of 250 rows; the new column renamed holds values like its"
     )
     assert "new_column" not in summaries  # of the day before
+
+
+CODES = [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("column", "new", "said"),
+    [
+        ("x", np.inf, r"^[3-7](\.\d)? % of rows are infinite, was 0 %"),
+        ("x", -np.inf, r"^[3-7](\.\d)? % of rows are infinite, was 0 %"),
+        ("code", 15, r"% of rows in values that the reference lacks \(10 to under 20\), was 0 %"),
+        ("code", 99, r"% of rows in values that the reference lacks \(over 30\), was 0 %"),
+        ("code", -1, r"% of rows in values that the reference lacks \(under 10\), was 0 %"),
+        ("word", "new", r"% of rows in categories that the reference lacks, was 0 %"),
+    ],
+)
+def test_infinities_and_new_codes_are_explained_as_what_they_are(tmp_path, column, new, said):
+    """The mean of the others says nothing of them, whichever measure is farthest."""
+
+    def make(rng, day, rows):
+        columns = {
+            "x": rng.normal(0, 1, rows),
+            "code": rng.choice(CODES, rows, p=[0.3, 0.3, 0.4]),
+            "word": rng.choice(["a", "b", "c"], rows, p=[0.3, 0.3, 0.4]).astype(object),
+        }
+        if day >= BROKEN:
+            columns[column][rng.random(rows) < 0.05] = new
+        return columns
+
+    found = watched(tmp_path, written(tmp_path, make, DAYS, 600))
+    one = found.verdicts[column]
+    assert one.level is Level.DRIFT
+    assert re.search(said, one.reason), one.reason
+    calm = [verdict for name, verdict in found.verdicts.items() if name != column]
+    assert not any("lacks" in each.reason or "infinite" in each.reason for each in calm)
+
+
+def test_a_tail_that_moves_with_the_mean_is_no_new_value(tmp_path):
+    def moved(_rng, _day, _rows, columns):
+        return {**columns, "x": columns["x"] + 1}
+
+    found = watched(tmp_path, written(tmp_path, broken_from(moved, last=DAYS), DAYS))
+    assert found.verdicts["x"].level is Level.DRIFT
+    assert "lacks" not in found.verdicts["x"].reason
