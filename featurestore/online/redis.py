@@ -14,6 +14,7 @@ import os
 from collections import defaultdict, deque
 from contextlib import contextmanager
 from functools import cache, lru_cache
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, SecretStr
 from steadfeast.featurestore.errors import MissingExtraError, StoreUnavailableError
 from steadfeast.featurestore.online.base import PackedOnlineStore
 from steadfeast.featurestore.online.packing import Layouts, StoredLayout
+from steadfeast.featurestore.online.row_store import HEAD
 from steadfeast.featurestore.online.waiting import MARKER
 from steadfeast.featurestore.rows import HEADER_BYTES, ORDER_BYTES, Layout, biased
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from feast import RepoConfig
 
-    from steadfeast.featurestore.online.progress import Place
+    from steadfeast.featurestore.online.progress import Head, Place
     from steadfeast.featurestore.online.waiting import Merge
 
 _SCRIPT_ROWS = 128  # rows per call of the script: a call blocks the server
@@ -155,7 +157,7 @@ class RedisOnlineStore(PackedOnlineStore):
     ) -> list[bytes | None] | None:
         start = _name(place.name, b"")[:-1]
         names = [start + key + b"}" for key in keys]
-        names.append(_value_name(place.space, "head"))
+        names.append(_value_name(place.space, HEAD))
         with self._client(config) as client:
             if config.online_store.cluster:
                 found = cast("list[bytes | None]", client.mget_nonatomic(names))
@@ -258,19 +260,32 @@ class RedisOnlineStore(PackedOnlineStore):
         with self._client(config) as client:
             _keep_layout(client, space, layout, "newest")
 
-    def _make(self, config: RepoConfig, place: Place) -> None:
-        """Do nothing: rows need no room made."""
+    def _serve(self, config: RepoConfig, space: str, old: Head | None, new: Head) -> bool:
+        kept = None if old is None else old.to_bytes()
+        if not self._swap(config, space, HEAD, kept, new.to_bytes()):
+            return False
+        if old is not None:
+            self._clear(config, space)
+        return True
 
-    def _remove(self, config: RepoConfig, space: str, but: Iterable[Place]) -> None:
-        places = tuple(but)
-        stay = tuple(f"steadfeast:{place.name}:{{".encode() for place in places)
-        notes = {_value_name(space, f"progress:{place.generation}") for place in places}
-        patterns = [f"steadfeast:{space}:{{*", f"steadfeast:{space}@*"]
+    def _clear(self, config: RepoConfig, space: str) -> None:
+        """Remove rows and progress of every generation that the head does not name.
+
+        Names are listed first and the head is read then: a generation whose rows are in the list
+        was begun before, so a head that does not name it has left it behind for good.
+        """
+        patterns = (":{*", "@*", ":progress:*")
         with self._client(config) as client:
-            for pattern in [*patterns, f"steadfeast:{space}:progress:*"]:
-                names = client.scan_iter(pattern, count=_SCAN_ROWS)
-                gone = (n for n in names if not n.startswith(stay) and n not in notes)
-                _unlink(client, gone)
+            for pattern in patterns:
+                names = client.scan_iter(f"steadfeast:{space}{pattern}", count=_SCAN_ROWS)
+                while batch := list(islice(names, _SCAN_ROWS)):
+                    head = self.head(config, space)
+                    places = () if head is None else head.places
+                    stay = tuple(_name(place.name, b"")[:-1] for place in places)
+                    notes = {_value_name(space, f"progress:{one.generation}") for one in places}
+                    gone = [n for n in batch if not n.startswith(stay) and n not in notes]
+                    if gone and places:
+                        _unlink_batch(client, gone)
 
     def _drop(self, config: RepoConfig, spaces: Iterable[str]) -> None:
         with self._client(config) as client:

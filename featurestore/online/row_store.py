@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from steadfeast.featurestore.online.waiting import Merge
     from steadfeast.featurestore.rows import Layout
 
-_HEAD = "head"
+HEAD = "head"
 _TRIES = 5
 
 
@@ -79,12 +79,12 @@ class RowStore(ABC):
         """Keep `layout` as the one of `space` that was applied last."""
 
     @abstractmethod
-    def _make(self, config: RepoConfig, place: Place) -> None:
-        """Make room for the rows of `place`."""
+    def _serve(self, config: RepoConfig, space: str, old: Head | None, new: Head) -> bool:
+        """Serve what `new` says if `old` is what is served; say whether it was.
 
-    @abstractmethod
-    def _remove(self, config: RepoConfig, space: str, but: Iterable[Place]) -> None:
-        """Remove rows and progress of every generation of `space` but some."""
+        Then there is room for the rows of its places, and rows and progress of every generation
+        that no head names go, but never those of one that others have begun meanwhile.
+        """
 
     @abstractmethod
     def _drop(self, config: RepoConfig, spaces: Iterable[str]) -> None:
@@ -108,30 +108,30 @@ class RowStore(ABC):
         """Say why single rows may be missing; empty when they cannot be."""
         return ""
 
+    def _is_new(self, config: RepoConfig, space: str) -> bool:  # noqa: ARG002 - nor is it asked
+        """Say whether nobody can take the rows of a first generation for those of an older one."""
+        return True
+
     # generations
 
     def head(self, config: RepoConfig, space: str) -> Head | None:
         """Return which generation is served; None when the store has nothing of the view."""
-        kept = self._value(config, space, _HEAD)
+        kept = self._value(config, space, HEAD)
         return None if kept is None else Head.of(space, kept)
 
     def open_space(self, config: RepoConfig, space: str) -> Head:
         """Return which generation is served, after making a first one if there is none."""
         while (head := self.head(config, space)) is None:
-            place = Place.new(space, first=True)
-            self._make(config, place)
-            self._swap(config, space, _HEAD, None, Head(place).to_bytes())
+            place = Place.new(space, first=self._is_new(config, space))
+            self._serve(config, space, None, Head(place))
         return head
 
     def begin(self, config: RepoConfig, space: str) -> Place:
         """Begin a generation that is to replace the one that is served; see `commit`."""
         place = Place.new(space, first=False)
-        self._make(config, place)
         while True:
             head = self.open_space(config, space)
-            both = Head(head.served, place)
-            if self._swap(config, space, _HEAD, head.to_bytes(), both.to_bytes()):
-                self._remove(config, space, but=both.places)
+            if self._serve(config, space, head, Head(head.served, place)):
                 return place
 
     def commit(self, config: RepoConfig, place: Place, progress: Progress) -> bool:
@@ -140,18 +140,15 @@ class RowStore(ABC):
         if head is None or head.filling != place:
             return False
         self._swap(config, space, _progress(place), None, progress.to_bytes())
-        if not self._swap(config, space, _HEAD, head.to_bytes(), Head(place).to_bytes()):
-            return False
-        self._remove(config, space, but=(place,))
-        return True
+        return self._serve(config, space, head, Head(place))
 
     def abandon(self, config: RepoConfig, place: Place) -> None:
         """Remove a generation that will not be served."""
         head = self.head(config, place.space)
-        if head is not None and head.filling == place:
-            alone = Head(head.served).to_bytes()
-            if self._swap(config, place.space, _HEAD, head.to_bytes(), alone):
-                self._remove(config, place.space, but=(head.served,))
+        if head is not None:
+            # Also when others have replaced it: its last rows may have come after they did.
+            filling = None if head.filling == place else head.filling
+            self._serve(config, place.space, head, Head(head.served, filling))
 
     # progress
 

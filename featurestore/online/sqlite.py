@@ -25,12 +25,14 @@ from pydantic import (  # noqa: TC002 - pydantic reads the annotations
 
 from steadfeast.featurestore.online.base import PackedOnlineStore
 from steadfeast.featurestore.online.packing import Layouts, StoredLayout, supersedes
+from steadfeast.featurestore.online.row_store import HEAD
 from steadfeast.featurestore.online.sqlite_file import (
     LAYOUTS,
     VALUES,
     Borrowed,
     File,
     close_all,
+    keep_value,
     read_value,
 )
 from steadfeast.featurestore.online.waiting import MARKER
@@ -41,11 +43,13 @@ if TYPE_CHECKING:
 
     from feast import RepoConfig
 
-    from steadfeast.featurestore.online.progress import Place
+    from steadfeast.featurestore.online.progress import Head, Place
     from steadfeast.featurestore.online.waiting import Merge
 
 _READ_KEYS = 512  # keys per SELECT
 _SCAN_ROWS = 8192
+_DROPPED = "dropped"
+"""Names the value that says of a view that it once was here and went."""
 
 
 class SQLiteOnlineStoreConfig(FeastConfigBaseModel):
@@ -179,16 +183,23 @@ class SQLiteOnlineStore(PackedOnlineStore):
             if known is None or known.number < newest:
                 _insert_layout(connection, space, layout, layouts)
 
-    def _make(self, config: RepoConfig, place: Place) -> None:
+    def _serve(self, config: RepoConfig, space: str, old: Head | None, new: Head) -> bool:
+        """Do it all or nothing: who knows another generation finds no table of it afterwards."""
         with self._transaction(config) as connection:
-            connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {_table(place.name)}"
-                " (key BLOB PRIMARY KEY, row BLOB NOT NULL) WITHOUT ROWID"
-            )
+            kept = None if old is None else old.to_bytes()
+            if read_value(connection, space, HEAD) != kept:
+                return False
+            keep_value(connection, space, HEAD, new.to_bytes())
+            for place in new.places:
+                connection.execute(
+                    f"CREATE TABLE IF NOT EXISTS {_table(place.name)}"
+                    " (key BLOB PRIMARY KEY, row BLOB NOT NULL) WITHOUT ROWID"
+                )
+            _remove(connection, space, new.places)
+            return True
 
-    def _remove(self, config: RepoConfig, space: str, but: Iterable[Place]) -> None:
-        with self._transaction(config) as connection:
-            _remove(connection, space, tuple(but))
+    def _is_new(self, config: RepoConfig, space: str) -> bool:
+        return self._value(config, space, _DROPPED) is None
 
     def _drop(self, config: RepoConfig, spaces: Iterable[str]) -> None:
         with self._transaction(config) as connection:
@@ -196,6 +207,8 @@ class SQLiteOnlineStore(PackedOnlineStore):
                 _remove(connection, space, ())
                 connection.execute(f"DELETE FROM {LAYOUTS} WHERE space = ?", (space,))
                 connection.execute(f"DELETE FROM {VALUES} WHERE space = ?", (space,))
+                # Connections know the first generation by the name of its table.
+                keep_value(connection, space, _DROPPED, b"1")
 
     def _value(self, config: RepoConfig, space: str, name: str) -> bytes | None:
         with self._connection(config) as connection:
@@ -207,8 +220,7 @@ class SQLiteOnlineStore(PackedOnlineStore):
         with self._transaction(config) as connection:
             if read_value(connection, space, name) != old:
                 return False
-            query = f"INSERT OR REPLACE INTO {VALUES} VALUES (?, ?, ?)"
-            connection.execute(query, (space, name, new))
+            keep_value(connection, space, name, new)
             return True
 
     def _describe(self, config: RepoConfig) -> str:
@@ -292,7 +304,7 @@ def _remove(connection: sqlite3.Connection, space: str, but: Sequence[Place]) ->
     for name in names:
         if name not in stay and name.removeprefix(start)[:1] in {"", "@"}:
             connection.execute(f"DROP TABLE {_quoted(name)}")
-    stay = {"head", *(f"progress:{place.generation}" for place in but)}
+    stay = {HEAD, _DROPPED, *(f"progress:{place.generation}" for place in but)}
     query = f"SELECT name FROM {VALUES} WHERE space = ?"
     for (name,) in connection.execute(query, (space,)).fetchall():
         if name not in stay:

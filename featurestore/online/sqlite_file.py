@@ -185,3 +185,9 @@ def read_value(connection: sqlite3.Connection, space: str, name: str) -> bytes |
     query = f"SELECT value FROM {VALUES} WHERE space = ? AND name = ?"
     row = connection.execute(query, (space, name)).fetchone()
     return None if row is None else bytes(row[0])
+
+
+def keep_value(connection: sqlite3.Connection, space: str, name: str, value: bytes) -> None:
+    """Keep a small value of a view."""
+    query = f"INSERT OR REPLACE INTO {VALUES} VALUES (?, ?, ?)"
+    connection.execute(query, (space, name, value))
