@@ -2,7 +2,8 @@
 
 Above `sources`. A file appears under its name by rename, once it is whole. A folder grows by a
 file. A single Parquet file that is appended to becomes a folder of the same name, whose first
-part is the old file itself: nothing is rewritten, and readers of folders read on.
+part is the old file itself: nothing is rewritten, and readers of folders read on. What a killed
+writer left half done goes with the next write to the same source, or with the store's sweep.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import FileSource
 
 from steadfeast.featurestore.errors import SourceError
-from steadfeast.featurestore.tables import is_hive, is_remote, local_files
+from steadfeast.featurestore.tables import (
+    finish,
+    half_file,
+    half_folder,
+    is_hive,
+    is_remote,
+    local_files,
+    sweep_beside,
+    synchronize,
+    whole_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,6 +60,7 @@ def append(
     location = _location(source, repo, view)
     path = Path(location)
     with _alone(path):
+        sweep_beside(path)
         table = table if stamp is None else stamp(table)
         if isinstance(source.file_format, DeltaFormat):
             _write_delta(table, path, "append")
@@ -93,30 +105,25 @@ def persist(batches: pa.RecordBatchReader, source: Any, path: Path) -> None:
     if isinstance(source.file_format, DeltaFormat):
         _write_delta(batches, path, "overwrite")
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = _beside(path)
     try:
+        sweep_beside(path)
         if path.suffix == ".parquet":
-            _write_batches(batches, fresh)
+            with half_file(path, private=False) as fresh:
+                _write_batches(batches, fresh)
+                _replace(fresh, path)
         else:
-            fresh.mkdir()
-            _write_batches(batches, fresh / "part-0.parquet")
-        _replace(fresh, path)
+            with half_folder(path) as fresh:
+                _write_batches(batches, fresh / "part-0.parquet")
+                _replace(fresh, path)
     except OSError as error:
         raise SourceError(source.name, str(path), f"cannot be written: {error}") from error
-    finally:
-        _remove(fresh)
 
 
 def _write_batches(batches: pa.RecordBatchReader, path: Path) -> None:
     with pq.ParquetWriter(path, batches.schema, compression="zstd") as writer:
         for batch in batches:
             writer.write_batch(batch)
-
-
-def _beside(path: Path) -> Path:
-    """Return a fresh hidden name in the same folder, to be renamed when whole."""
-    return path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    synchronize(path)
 
 
 def log(data: pa.Table | Path, folder: Path, partition_by: list[str] | None) -> None:
@@ -160,26 +167,19 @@ def _new_file(path: Path, files: list[Path], view: str) -> Path:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    fresh = _beside(path)
     try:
-        pq.write_table(table, fresh, compression="zstd")
-        fresh.rename(path)
+        with whole_file(path, private=False) as half:
+            pq.write_table(table, half, compression="zstd")
     except OSError as error:
         raise SourceError("", str(path), f"cannot be written: {error}") from error
-    finally:
-        _remove(fresh)
 
 
 def _to_folder(path: Path, table: pa.Table) -> None:
     """Turn the file at `path` into a folder of the file itself and `table`."""
-    fresh = _beside(path)
-    try:
-        fresh.mkdir()
+    with half_folder(path) as fresh:
         os.link(path, fresh / "part-0.parquet")
         _write(table, fresh / f"part-{uuid.uuid4().hex}.parquet")
         _replace(fresh, path)
-    finally:
-        _remove(fresh)
 
 
 @contextmanager
@@ -199,11 +199,13 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _replace(fresh: Path, path: Path) -> None:
-    """Put `fresh` in the place of `path`, at no moment without either."""
+    """Put `fresh` in the place of `path`, at no moment without either; what was there goes."""
     if not path.exists() or (path.is_file() and fresh.is_file()):
         fresh.replace(path)
-    elif not _exchange(fresh, path):
-        old = _beside(path)
+    elif _exchange(fresh, path):
+        _remove(fresh)
+    else:  # not a name that a sweep knows: until the end it is the only whole one
+        old = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
         path.rename(old)
         try:
             fresh.rename(path)
@@ -211,6 +213,7 @@ def _replace(fresh: Path, path: Path) -> None:
             old.rename(path)
             raise
         _remove(old)
+    synchronize(path.parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -240,22 +243,20 @@ def _partition_columns(root: Path, file: Path) -> list[str]:
 
 def _write_partitions(table: pa.Table, root: Path, columns: list[str]) -> None:
     """Add a file to each partition; the files move to their places when all are whole."""
-    fresh = root / f".{uuid.uuid4().hex}"
     try:
-        pq.write_to_dataset(
-            table,
-            root_path=fresh,
-            partition_cols=columns,
-            basename_template=f"part-{uuid.uuid4().hex}-{{i}}.parquet",
-        )
-        for file in sorted(fresh.rglob("*.parquet")):
-            target = root / file.relative_to(fresh)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.rename(target)
+        with half_folder(root / "parts") as fresh:
+            pq.write_to_dataset(
+                table,
+                root_path=fresh,
+                partition_cols=columns,
+                basename_template=f"part-{uuid.uuid4().hex}-{{i}}.parquet",
+            )
+            for file in sorted(fresh.rglob("*.parquet")):
+                target = root / file.relative_to(fresh)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                finish(file, target)
     except OSError as error:
         raise SourceError("", str(root), f"cannot be written: {error}") from error
-    finally:
-        _remove(fresh)
 
 
 def _write_delta(

@@ -108,6 +108,21 @@ def whole_folder(path: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+@contextmanager
+def half_folder(path: Path) -> Iterator[Path]:
+    """Give the place of a folder, beside `path` and not its owner's alone, that goes afterwards.
+
+    The block moves it, or what it made in it, to where that belongs.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half, descriptor = _locked_folder(path.parent, path.name, 0o777)
+    try:
+        yield half
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+        os.close(descriptor)
+
+
 class TemporaryFolder:
     """A folder that goes when it is closed, or with the sweep after a crash.
 
@@ -162,13 +177,26 @@ def sweep(root: Path) -> list[Path]:
     left = abandoned(root)
     shared = Path(tempfile.gettempdir())
     left += [path for path in shared.glob(f".steadfeast-*{HALF}") if _is_dead(path)]
+    _remove(left)
+    return left
+
+
+def sweep_beside(path: Path) -> None:
+    """Remove what was to become `path`, or to be in it if it is a folder, and will not."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    mine = [one for one in beside if is_half(one.name) and one.name.startswith(f".{path.name}.")]
+    _remove([one for one in mine if _is_dead(one)])
+    if path.is_dir():
+        _remove(abandoned(path))
+
+
+def _remove(left: list[Path]) -> None:
     for path in left:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             with suppress(OSError):  # a disk that is only read
                 path.unlink()
-    return left
 
 
 def is_half(name: str) -> bool:
@@ -188,10 +216,10 @@ def _locked_file(path: Path, mode: int) -> tuple[Path, int]:
             return half, descriptor
 
 
-def _locked_folder(parent: Path, name: str) -> tuple[Path, int]:
+def _locked_folder(parent: Path, name: str, mode: int = 0o700) -> tuple[Path, int]:
     while True:
         half = _half_of(parent / name)
-        half.mkdir(mode=0o700)
+        half.mkdir(mode=mode)
         try:
             descriptor = os.open(half, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:  # a sweep was faster
