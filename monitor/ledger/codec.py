@@ -8,24 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter
 
+from steadfeast.monitor import profiles
 from steadfeast.monitor.decisions import model
 from steadfeast.monitor.drift import data_quality, detector, segments
 from steadfeast.monitor.ledger import state
 from steadfeast.monitor.performance import realized
-from steadfeast.monitor.profiles import distribution, profile
+from steadfeast.monitor.profiles import distribution
 from steadfeast.monitor.sources import quarantine
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 _T = TypeVar("_T")
 
-# What the annotations refer to: most modules import these names for typing only.
-_NAMES: dict[str, Any] = {"Mapping": Mapping, "datetime": datetime}
-for _module in (
+
+def _names(*modules: ModuleType) -> dict[str, Any]:
+    """Return the types that `modules` have, by name; not those whose name means two of them.
+
+    Most modules import the types of their fields for typing only, so they are looked up here.
+    A name that two modules define is not: it means what the module that declares the field
+    defines, and the order of `modules` decides nothing.
+    """
+    names: dict[str, Any] = {"Mapping": Mapping, "datetime": datetime}
+    ambiguous: set[str] = set()
+    for module in modules:
+        for name, value in vars(module).items():
+            if isinstance(value, type) and names.setdefault(name, value) is not value:
+                ambiguous.add(name)
+    return {name: value for name, value in names.items() if name not in ambiguous}
+
+
+_NAMES = _names(
     quarantine,
-    profile,
+    profiles,
     distribution,
     detector,
     data_quality,
@@ -33,10 +52,7 @@ for _module in (
     segments,
     state,
     model,
-):
-    _NAMES |= {name: kept for name, kept in vars(_module).items() if isinstance(kept, type)}
-
-
+)
 _adapters: dict[Any, TypeAdapter[Any]] = {}
 
 
