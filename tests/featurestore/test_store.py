@@ -302,10 +302,11 @@ small = FeatureService(name="small", features=[market])""",
     with Store.open(shop.config) as store:
         store.apply()
         store.materialize(NOON)
-        for given in (pa.table({"x": [1, 2]}), {"x": [1, 2]}, [{"x": 1}, {}]):
+        for form, given in enumerate((pa.table({"x": [1, 2]}), {"x": [1, 2]}, [{"x": 1}, {}])):
             got = store.online_features("small", given, request_time=NOON)
             assert got.to_dict() == {"price": [2.5, 2.5]}
-            store.served.append("small", got, request_ids=["r", "s"], request_time=NOON)
+            ids = [f"r{form}", f"s{form}"]
+            store.served.append("small", got, request_ids=ids, request_time=NOON)
         assert store.online_features("small", {}, request_time=NOON).rows == 0
         report = store.audit("small")
         assert [c.cells for c in report.checks if c.invariant == "I2"] == [6]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
 import random
 import sqlite3
@@ -15,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from steadfeast import OnlineFeatures, ServedLog, Store
-from steadfeast.featurestore.audit import audit as audit_module
 from steadfeast.featurestore.errors import CorruptRowError
 from steadfeast.featurestore.serving import assembly as serving_module
 
@@ -433,7 +433,9 @@ def test_a_view_that_never_stands_still_is_void_and_not_wrong(stocked, shop, mon
 
 def test_what_is_wrong_is_wrong_once_nothing_moves(stocked, shop, monkeypatch):
     """The lock is that of a materialization under way; the kernel frees a dead process's."""
-    monkeypatch.setattr(audit_module, "WAIT_SECONDS", 0.0)
+    # The package has a function of the module's name.
+    module = importlib.import_module("steadfeast.featurestore.audit.audit")
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.0)
     overwrite(stocked, **{"user_id": 1, **GOOD, "visits": 3})
     with (shop.data / "materialized.lock").open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_SH)
