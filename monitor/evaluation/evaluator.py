@@ -79,7 +79,7 @@ class Evaluator:
         self._latest: dict[str, datetime | None] = {}
         self._problems: dict[str, str] = {}
         self._measurer = Measurer(
-            self._source, self._log, config.state, ledger.buckets, ledger.profile
+            self._source, self._log, data, config.state, ledger.buckets, ledger.profile
         )
         self._looks = OpenWindows(self._measurer, self._source)
         self._builder = ReferenceBuilder(ledger, data)

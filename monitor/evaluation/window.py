@@ -98,6 +98,7 @@ class Measurer:
     Args:
         source_of: Gives what a monitor watches.
         log: Where labels are.
+        data: The store's folder.
         state: The daemon's folder, for snapshots.
         kept: Gives a monitor's frozen buckets in a stretch of time.
         stored: Gives the profile of one of them, as JSON.
@@ -107,6 +108,7 @@ class Measurer:
         self,
         source_of: Callable[[str, MonitorConfig], Source],
         log: ServedLog,
+        data: Path,
         state: Path,
         kept: Callable[[str, datetime, datetime], list[FrozenBucket]],
         stored: Callable[[str, FrozenBucket], str],
@@ -116,7 +118,7 @@ class Measurer:
         swept(state)
         self._con, self._measured = _connection(), 0
         self._profiles = WindowProfiles(stored)
-        self._relations = Relations(kept)
+        self._relations = Relations(kept, data)
         self._surroundings = Surroundings(kept)
 
     def close(self) -> None:

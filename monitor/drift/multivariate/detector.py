@@ -33,7 +33,7 @@ import numpy as np
 from scipy import special
 
 from steadfeast.featurestore.errors import UserError
-from steadfeast.featurestore.tables import EPOCH, EVENT_TIMESTAMP, identifier
+from steadfeast.featurestore.tables import EPOCH, EVENT_TIMESTAMP, identifier, path_of
 from steadfeast.monitor.drift.detector import Level, Verdict
 from steadfeast.monitor.drift.multivariate.balancing import Pair, Sample, joinable, paired, rows_of
 from steadfeast.monitor.drift.multivariate.domain_classifier import (
@@ -96,7 +96,7 @@ def related(
     if not config.multivariate:
         return reference
     required(config)
-    sample = reference_rows(con, reference)
+    sample = reference_rows(con, reference, Path())  # its manifest was read just now
     if sample is None:
         return reference
     share = config.false_alarms_per_year / (len(reference.features) + len(NAMES))
@@ -246,9 +246,17 @@ def _unknown(why: str, window: Window) -> list[Verdict]:
 # Rows
 
 
-def reference_rows(con: duckdb.DuckDBPyConnection, reference: Reference) -> Sample | None:
-    """Return a sample of the training set's rows; None where they are gone."""
-    path = Path(reference.uri).with_name("data.parquet")
+def reference_rows(
+    con: duckdb.DuckDBPyConnection, reference: Reference, data: Path
+) -> Sample | None:
+    """Return a sample of the training set's rows; None where they are gone.
+
+    Args:
+        con: For reading Parquet.
+        reference: Whose.
+        data: The store's folder, which a kept path of a manifest is seen from.
+    """
+    path = path_of(reference.uri, data).with_name("data.parquet")
     if not path.exists():
         return None
     return _read(con, path, reference, EVENT_TIMESTAMP, SAMPLE_ROWS, reference.profile.rows)
@@ -299,10 +307,13 @@ class Relations:
 
     Args:
         kept: Gives a monitor's frozen buckets in a stretch of time.
+        data: The store's folder.
     """
 
-    def __init__(self, kept: Callable[[str, datetime, datetime], Sequence[Frozen]]) -> None:
-        self._kept = kept
+    def __init__(
+        self, kept: Callable[[str, datetime, datetime], Sequence[Frozen]], data: Path
+    ) -> None:
+        self._kept, self._data = kept, data
         self._references: dict[str, tuple[str, Sample | None]] = {}
         self._buckets: dict[tuple[str, datetime, str], Sample] = {}
         self._last: dict[str, tuple[str, datetime, list[Verdict]]] = {}
@@ -363,7 +374,7 @@ class Relations:
             return _unknown(f"{gone} rows of the window are not kept any more", window)
         held, sample = self._references.get(monitor, ("", None))
         if held != key:
-            sample = reference_rows(con, reference)
+            sample = reference_rows(con, reference, self._data)
             self._references[monitor] = (key, sample)
         if sample is None:
             why = f"the training set's rows are not there any more: {reference.uri}"

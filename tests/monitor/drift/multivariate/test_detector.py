@@ -110,7 +110,7 @@ def test_rows_that_are_gone_are_a_reason_and_not_no_drift(configured):
         evaluator = Evaluator(config, ledger, folder / "data")
         reference = ledger.held("m").reference
         assert Reference.from_json(reference.to_json()).joint == reference.joint != {}
-        relations = Relations(ledger.buckets)
+        relations = Relations(ledger.buckets, folder / "data")
         snapshot = kept[-2]
         found = relations.judge(
             evaluator._measurer._con, "m", config.monitors["m"], snapshot, reference, "k"
