@@ -191,7 +191,8 @@ class Measurer:
             window,
             verdicts=tuple(sorted((*verdicts, *together), key=lambda one: -one.ratio)),
             incidents=tuple(broken),
-            groups=reference.groups,
+            # Both judge all features together: what moves one of them moves the other.
+            groups={**reference.groups, **{one.feature: together[0].feature for one in together}},
             quarantined=snapshot.quarantined,
         )
         late = tuple(late_rows(self._con, source, before))
