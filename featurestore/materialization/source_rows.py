@@ -110,9 +110,9 @@ class SourceRows:
         return self._session().sql(query).to_arrow_table()
 
     def _session(self) -> duckdb.DuckDBPyConnection:
+        # Not with `parquet_metadata_cache`: it takes a file that was written again for the old one.
         if self._connection is None:
             self._connection = self._open.enter_context(session(self._config))
-            self._connection.execute("SET parquet_metadata_cache = true").fetchall()
         return self._connection
 
     def bound(self, view: FeatureView) -> Bound:
