@@ -24,6 +24,8 @@ from support.boards_world import panels, rules
 from support.demo_world import ROOT, Told, steadfeast, tell
 from support.prometheus_world import scraping
 
+pytestmark = pytest.mark.timeout(1200)  # the first test waits for the demo, on a busy machine too
+
 SHARE = 0.35
 OF_THE_DATA = {"SteadfeastDriftEpisode", "SteadfeastPerformanceDrop", "SteadfeastDataIncident",
                "SteadfeastRetrainBlocked"}  # fmt: skip
