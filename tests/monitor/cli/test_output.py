@@ -73,7 +73,7 @@ def test_exit_codes_for_scripts(troubled: str, tmp_path: Path):
     assert told.returncode == 1
     assert "data incident since 2013-07-13 00:00: wind_gust" in told.stdout
     assert "retraining is blocked: wind_gust: null burst" in told.stdout
-    assert "run run-1 promoted, auc 0.771 against 0.757" in " ".join(told.stdout.split())
+    assert "run run-1 promoted, roc_auc 0.771 against 0.757" in " ".join(told.stdout.split())
     by_hand = "version 1 promoted: by hand, in place of none: run run-0"
     assert by_hand in " ".join(told.stdout.split())
 
