@@ -482,7 +482,8 @@ def _cut_edges(values: Floats, kind: ColumnKind) -> ColumnEdges:
     levels = np.concatenate([_TAILS, np.linspace(0, 1, FINE_BINS + 1), 1 - np.array(_TAILS)])
     quantiles = np.quantile(values, levels, method="inverted_cdf")
     # The bin below the smallest and above the largest value hold what the reference never saw.
-    below = np.nextafter(np.append(points, distinct[0]), -np.inf)
+    with np.errstate(over="ignore"):  # below the least number is -inf
+        below = np.nextafter(np.append(points, distinct[0]), -np.inf)
     cuts = np.unique(np.concatenate([quantiles, points, below]))
     cuts = cuts[np.isfinite(cuts)]
     filled = np.bincount(np.searchsorted(cuts, values), minlength=len(cuts) + 1)
