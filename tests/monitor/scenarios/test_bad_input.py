@@ -146,7 +146,7 @@ def test_a_million_categories_are_measured_by_their_lengths(tmp_path: Path):
     serve(tmp_path, {"many": longer}, rows)
     with evaluated(tmp_path, reference(tmp_path), features=("many", "fine")) as found:
         assert found["many"].level is Level.DRIFT
-        assert found["many"].reason.startswith("100 % of rows in high tail (over 7)")
+        assert "100 % of rows" in found["many"].reason
         assert found["fine"].value is not None
 
 
