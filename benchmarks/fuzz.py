@@ -228,7 +228,11 @@ def printed(program: Program, found: Outcome) -> str:
     head = f'"""Seed {program.seed}: {found.problem}"""\n'
     body = PRELUDE.read_text().split('"""', 2)[2].lstrip()
     return (
-        head + body + "\n\nfrom uuid import uuid4\n\n" + "\n".join(found.lines) + "\nprint(got)\n"
+        head
+        + body
+        + "\n\nfrom uuid import uuid4\n\ngot = None\n"
+        + "\n".join(found.lines)
+        + "\nprint(got)\n"
     )
 
 

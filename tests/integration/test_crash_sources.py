@@ -137,7 +137,7 @@ def check(found: dict[str, Any], undisturbed: dict[str, Any], folder: Path) -> N
     assert {rows for _, _, rows in kept} == {PER_DAY}
     files = sorted(map(str, (state / "snapshots").rglob("*")))
     folders = [str(state / "snapshots" / kind) for kind in KINDS]
-    assert files == sorted([path for _, path, _ in kept] + folders)
+    assert files == sorted([str(state / path) for _, path, _ in kept] + folders)
 
 
 def test_the_story_without_crashes(undisturbed: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ def test_stalled_readers_hold_nobody(tmp_path: Path):
             at = START + DAY
             with ledger.transaction():
                 ledger.add_alerts(
-                    [Alert(AlertKind.EPISODE, Severity.WARNING, "w", at, said, "e", ())]
+                    [Alert(AlertKind.EPISODE, Severity.WARNING, "w", at, said, {"e": said})]
                 )
         began = time.monotonic()
         assert stubs[0].GetStatus(mp.GetStatusRequest(), timeout=30).idle is False
