@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from daemon_world import CONFIG, CONTRACT, START, Daemon, Pipeline, serve, train
 from measure import child, cpu_seconds, peak_bytes, table, versions
 
 from steadfeast.monitor.config import load
@@ -41,7 +42,6 @@ from steadfeast.monitor.delivery import Dispatcher
 from steadfeast.monitor.drift import Level, Verdict
 from steadfeast.monitor.ledger import Ledger, Position
 from steadfeast.monitor.profiles import Window
-from support.daemon_world import CONFIG, CONTRACT, START, Daemon, Pipeline, serve, train
 
 DAY = timedelta(days=1)
 WINDOW_DAYS = 7

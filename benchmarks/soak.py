@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
+from daemon_world import START, Daemon, Pipeline, serve, train
 from measure import table, versions
 
 from steadfeast.protos.steadfeast.v1 import monitor_pb2
-from support.daemon_world import START, Daemon, Pipeline, serve, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable

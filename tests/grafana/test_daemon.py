@@ -237,7 +237,7 @@ def test_the_whole_chain(  # noqa: PLR0915  # one story, in order
         wait(running.exports(judged), "a verdict against the new reference")
         wait(running.exports("steadfeast_idle 1.0"), "a daemon at rest")
         scraped = "steadfeast_idle == 1 and on () steadfeast_drift_ratio and on () "
-        wait(lambda: prometheus.query(scraped + "steadfeast_performance_auc"), "a scrape of it")
+        wait(lambda: prometheus.query(scraped + "steadfeast_performance_roc_auc"), "a scrape of it")
         page = running.get()
         assert "No problem is open" in page
         assert episode not in page.partition('id="monitors"')[0]

@@ -19,8 +19,14 @@ from sklearn.metrics import roc_auc_score
 from demo.__main__ import edge, servers
 from demo.processes import free_addresses
 from demo.replay import REQUEST_COLUMNS
-from steadfeast.monitor.exporter.metrics import AUDIT_AT, AUDIT_CELLS, SPARSE
-from support.boards_world import rules
+from steadfeast.monitor.exporter.metrics import (
+    AUDIT_AT,
+    AUDIT_CELLS,
+    DRIFT_LEVEL,
+    DRIFT_RATIO,
+    SPARSE,
+)
+from support.boards_world import panels, rules
 from support.demo_world import ROOT, Told, steadfeast, tell
 from support.prometheus_world import scraping
 
@@ -165,6 +171,29 @@ def watched(told, service_binary, tmp_path_factory):
             urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
             time.sleep(0.3)
         yield prometheus
+
+
+@pytest.mark.service("prometheus")
+def test_every_panel_has_data_on_the_demos_prometheus(watched):
+    """For every value of every variable; what is empty is so for want of a metric of `SPARSE`.
+
+    A feature whose data are broken at the end of the replay has a level and no ratio.
+    """
+    levels = watched.query(f"{DRIFT_LEVEL} == 3")
+    broken = {one["metric"]["feature"] for one in levels}
+    asked = panels(watched)
+    empty = {one for one in asked if not one.answered(watched)}
+    sparse = {*SPARSE, "ALERTS"}
+    wrong = {
+        f"{one.where}: {one.expr}"
+        for one in empty
+        if not one.missing(watched) & sparse
+        and not (
+            one.missing(watched) == {DRIFT_RATIO} and any(f'"{b}"' in one.expr for b in broken)
+        )
+    }
+    assert not wrong
+    assert len(asked) > len(empty) > 0
 
 
 @pytest.mark.service("prometheus")
