@@ -42,6 +42,7 @@ EXTRA = f"""\
 CALM_DAYS, DRIFT_DAYS = 10, 6
 LOGS = ("log", "alertmanager.log")
 QUIET = {
+    "overview: Features with open drift A": "the promotion closed it",
     "overview: Open episodes A": "the promotion closed it",
     "overview: Open episodes B": "the promotion closed it",
     "overview: Open data incidents A": "nothing is broken",

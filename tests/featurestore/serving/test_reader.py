@@ -162,7 +162,10 @@ def test_numpy_lists_and_json_say_what_arrow_says(online, data):
         lists = got.to_dict()
         assert repr(lists) == repr(table.to_pydict())
         for name, array in arrays.items():
+            values = table[name].to_pylist()
             expected = table[name].to_numpy(zero_copy_only=False)
+            if None in values and any(abs(v) > 2**53 for v in values if type(v) is int):
+                expected = np.array(values, dtype=object)  # no float holds them beside a null
             assert array.dtype == expected.dtype
             assert repr(array.tolist()) == repr(expected.tolist())
         expected = sum(np.bincount(codes, minlength=5) for codes in statuses.values())
