@@ -106,7 +106,7 @@ class Store:
     def close(self) -> None:
         """Flush the served log and close what is open."""
         self.catalog.close()
-        self.served.flush()
+        self.served.close()
         if self._materializer is not None:
             self._materializer.close()
         if self._online is not None:

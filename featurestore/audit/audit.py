@@ -111,6 +111,7 @@ def _checks(store: Audited, service: str, window: Window, redactor: Redactor) ->
     for view in registered_views(store.feast):
         if view.name in names and view.online:
             yield online_against_offline(store, view, redactor)
+    intakes = store.served.intakes(service)  # first: what is written meanwhile is then no loss
     every = {path: lineage(path) for path in store.served.files(service, _MINIMUM, _MAXIMUM)}
     files = store.served.files(service, window[0] or _MINIMUM, window[1] or _MAXIMUM)
     chosen = {path: every[path] for path in files if path in every}
@@ -126,7 +127,7 @@ def _checks(store: Audited, service: str, window: Window, redactor: Redactor) ->
         store.served.prediction_files(service, _MINIMUM, _MAXIMUM),
     )
     ids = request_ids(store, list(every), *others)
-    yield log_is_complete(service, every, store.served.collected(service), ids)
+    yield log_is_complete(service, every, store.served.collected(service), intakes, ids)
 
 
 def online_against_offline(store: Audited, view: FeatureView, redactor: Redactor) -> Check:

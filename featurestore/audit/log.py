@@ -7,6 +7,7 @@ they need; where the log says nothing of them, as where no model is named, there
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,8 +15,8 @@ import pyarrow as pa
 from steadfeast.featurestore.audit.report import EXAMPLES, Check, Redactor
 from steadfeast.featurestore.definitions import personal_columns
 from steadfeast.featurestore.offline import session
-from steadfeast.featurestore.served_log import Lineage, Run
-from steadfeast.featurestore.tables import identifier, parquet
+from steadfeast.featurestore.served_log import Intake, Lineage, Run
+from steadfeast.featurestore.tables import EPOCH, identifier, parquet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,16 +33,61 @@ def log_is_complete(
     service: str,
     files: Mapping[Path, Lineage],
     collected: Sequence[Run],
+    intakes: Sequence[Intake],
     ids: RequestIds,
 ) -> Check:
     """I11: each writer's files, in order, hold all rows that it says it logged, each once.
 
-    What was collected on purpose counts as there: it was, and was remembered. Where vectors are
-    not there any more, or never were, an id that nothing is known of is no mismatch.
+    Nor may a process have ended with vectors that it never wrote. What was collected on purpose
+    counts as there: it was, and was remembered. Where vectors are not there any more, or never
+    were, an id that nothing is known of is no mismatch.
     """
+    lost, written, examples = _lost(files, collected)
+    waiting = unwritten = 0
+    for intake in intakes:
+        missing = max(0, intake.rows - intake.dropped - written.get(intake.writer, 0))
+        if intake.alive:
+            waiting += missing
+        elif missing:
+            unwritten += missing
+            until = EPOCH + timedelta(microseconds=intake.last_time)
+            examples.append({"writer": intake.writer, "unwritten": missing, "until": until})
+    dropped = sum(told.dropped for told in files.values())
+    gone = sum(run.rows for run in collected)
+    excused = bool(dropped or waiting or collected)
+    notes = [
+        (dropped, f"{dropped} more were dropped and counted"),
+        (waiting, f"{waiting} more wait in the memory of a process that serves"),
+        (collected, f"{gone} more were collected"),
+        (
+            excused and ids.unknown,
+            f"{ids.unknown} labels and predictions are of requests that are not there",
+        ),
+        (not (files or collected or intakes), "nothing was logged"),
+    ]
+    kinds = {
+        "lost": lost,
+        "unwritten": unwritten,
+        "repeated": ids.repeated,
+        "unknown request": 0 if excused else ids.unknown,
+    }
+    return Check(
+        "I11",
+        service,
+        sum(told.holds for told in files.values()),
+        {kind: count for kind, count in kinds.items() if count},
+        [*examples, *ids.examples][:EXAMPLES],
+        "; ".join(note for holds, note in notes if holds),
+    )
+
+
+def _lost(
+    files: Mapping[Path, Lineage], collected: Sequence[Run]
+) -> tuple[int, dict[str, int], list[dict[str, Any]]]:
+    """Return rows that were written and are not there, rows written by writer, and examples."""
     writers: dict[str, list[tuple[Lineage, str]]] = {}
-    lost = 0
-    examples: list[dict[str, Any]] = []
+    written: dict[str, int] = {}
+    lost, examples = 0, []
     for run in collected:
         told = Lineage(run.writer, run.first, run.rows, run.rows, run.before, 0)
         writers.setdefault(run.writer, []).append((told, ""))
@@ -52,7 +98,7 @@ def log_is_complete(
             lost += abs(told.said - told.holds)
             examples.append({"file": path.name, "said": told.said, "holds": told.holds})
         writers.setdefault(told.writer, []).append((told, path.name))
-    for pieces in writers.values():
+    for writer, pieces in writers.items():
         expected = 0
         for told, name in sorted(pieces, key=lambda piece: piece[0].number):
             if told.before != expected:
@@ -60,23 +106,8 @@ def log_is_complete(
                 lost += gone
                 examples.append({"before": name, "file_number": told.number, "lost": gone})
             expected = told.before + told.said
-    dropped = sum(told.dropped for told in files.values())
-    notes = [f"{dropped} more were dropped and counted"] if dropped else []
-    if collected:
-        notes.append(f"{sum(run.rows for run in collected)} more were collected")
-    if ids.unknown and (dropped or collected):
-        notes.append(f"{ids.unknown} labels and predictions are of requests that are not there")
-    unknown = 0 if dropped or collected else ids.unknown
-    kinds = {"lost": lost, "repeated": ids.repeated, "unknown request": unknown}
-    rows = sum(told.holds for told in files.values())
-    return Check(
-        "I11",
-        service,
-        rows,
-        {kind: count for kind, count in kinds.items() if count},
-        [*examples, *ids.examples][:EXAMPLES],
-        "; ".join(notes) if files or collected else "nothing was logged",
-    )
+        written[writer] = expected
+    return lost, written, examples
 
 
 @dataclass(frozen=True, slots=True)

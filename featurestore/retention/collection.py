@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from steadfeast.featurestore.served_log import KINDS, collect, named
+from steadfeast.featurestore.served_log import KINDS, collect, intakes, named
 from steadfeast.featurestore.tables import abandoned, sweep
 from steadfeast.featurestore.training import (
     Manifest,
@@ -108,6 +108,9 @@ def collect_garbage(
     logs = {} if limit is None else _old_logs(data, limit)
     files += [(path, f"its last row is from before {limit:%Y-%m-%d}")
               for paths in logs.values() for path in paths]  # fmt: skip
+    counts = [] if limit is None else _old_counts(data, limit)
+    files += [(path, "of a process that ended without writing all that it served")
+              for path in counts]  # fmt: skip
     half = [path for path in abandoned(data) if path.is_file()]
     files += [(path, "its writer has ended without finishing it") for path in half]
     unreplayable = {}
@@ -139,6 +142,16 @@ def _unneeded(
             continue
         if path.stem in old or now - path.stat().st_mtime > _YOUNG_SECONDS:
             yield path, "no training set needs it"
+
+
+def _old_counts(data: Path, limit: datetime) -> list[Path]:
+    until = int(limit.timestamp() * 1_000_000)
+    return [
+        path
+        for folder in sorted((data / "served").glob("*"))
+        for path, intake in intakes(folder)
+        if not intake.alive and intake.last_time < until
+    ]
 
 
 def _old_logs(data: Path, limit: datetime) -> dict[Path, list[Path]]:

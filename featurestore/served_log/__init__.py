@@ -1,6 +1,18 @@
 """Every vector that was served, with predictions and labels."""
 
 from steadfeast.featurestore.served_log.files import Lineage, Run, collect, lineage, named, take_out
+from steadfeast.featurestore.served_log.intake import Intake, intakes
 from steadfeast.featurestore.served_log.log import KINDS, ServedLog
 
-__all__ = ["KINDS", "Lineage", "Run", "ServedLog", "collect", "lineage", "named", "take_out"]
+__all__ = [
+    "KINDS",
+    "Intake",
+    "Lineage",
+    "Run",
+    "ServedLog",
+    "collect",
+    "intakes",
+    "lineage",
+    "named",
+    "take_out",
+]

@@ -10,8 +10,9 @@ file carries its writer, its number, what that writer logged before it and what 
 that a lost file or row shows, and a dropped one is told from it.
 
 What a crash loses, kill -9 included, is what was not on disk yet: vectors of the last
-`flush_seconds` and of the write under way, never more than `rows_waiting` of a service. `flush`
-and `Store.close` leave nothing to lose.
+`flush_seconds` and of the write under way, never more than `rows_waiting` of a service. How many
+they were outlives the process (`intake`), so that an audit can say it. `flush` and `close` leave
+nothing to lose.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from steadfeast.featurestore.served_log.entries import (
     written_together,
 )
 from steadfeast.featurestore.served_log.files import Listing, Run, collected, write
+from steadfeast.featurestore.served_log.intake import Intake, IntakeFile, intakes
 from steadfeast.featurestore.tables import instant
 
 if TYPE_CHECKING:
@@ -93,6 +95,13 @@ class _Buffer:
     told: int = 0
     lost: Any = None
     gap: tuple[int, int] | None = None
+    intake: IntakeFile | None = None
+    last_time: int = 0
+
+    def count(self) -> None:
+        """Let what was taken in outlive the process."""
+        if self.intake is not None:
+            self.intake.put(self.rows, self.dropped, self.last_time)
 
 
 Kind = Literal["served", "labels", "predictions"]
@@ -243,6 +252,24 @@ class ServedLog:
                 while self._write_some(key):
                     pass
 
+    def close(self) -> None:
+        """Write everything that waits, and let go of the counts that were for a crash.
+
+        Raises:
+            OSError: See `flush`.
+        """
+        self.flush()
+        with self._lock:
+            for buffer in self._buffers.values():
+                if buffer.intake is not None and not buffer.waiting:
+                    buffer.intake.remove()
+                    buffer.intake = None
+
+    def has_room(self, service: str, rows: int) -> bool:
+        """Say whether so many vectors can be taken in without waiting for the disk."""
+        waiting = self._buffers["served", service].waiting
+        return not waiting or waiting + rows <= self._rows_waiting
+
     def counters(self, service: str) -> Counters:
         """Return what this log has taken in for `service` since it was opened."""
         with self._lock:
@@ -258,6 +285,10 @@ class ServedLog:
     def collected(self, service: str) -> list[Run]:
         """Return what was collected of the served files on purpose."""
         return collected(self._root / "served" / service)
+
+    def intakes(self, service: str) -> list[Intake]:
+        """Return what each process has taken in that has not ended in order."""
+        return [found for _, found in intakes(self._root / "served" / service)]
 
     def label_files(self, service: str, start: datetime, end: datetime) -> list[Path]:
         """Return the label files that may hold labels known in [start, end)."""
@@ -298,6 +329,8 @@ class ServedLog:
     def _take(self, key: _Key, item: Any, rows: int) -> None:
         with self._lock:
             buffer = self._buffers[key]
+            if key[0] == "served":
+                self._remember(buffer, key[1], item.request_time)
             buffer.requests += 1
             buffer.rows += rows
             if buffer.waiting and buffer.waiting + rows > self._rows_waiting:
@@ -306,17 +339,28 @@ class ServedLog:
                     buffer.gap = min(first, item.request_time), max(last, item.request_time)
                     buffer.dropped += rows
                     buffer.lost = item
+                    buffer.count()
                     return
                 self._wait_for_room(buffer, rows)
             if not buffer.items:
                 buffer.since = monotonic()
             buffer.items.append(item)
             buffer.waiting += rows
+            buffer.count()
             if not self._running:
                 self._running = True
                 Thread(target=self._run, name="served-log", daemon=True).start()
             elif buffer.waiting >= self._rows_per_file:
                 self._changed.notify_all()
+
+    def _remember(self, buffer: _Buffer, service: str, time: int) -> None:
+        """Make the file of the count before the first vector is taken in."""
+        buffer.last_time = time
+        if buffer.intake is None:
+            try:
+                buffer.intake = IntakeFile(self._root / "served" / service, self._writer)
+            except OSError as error:
+                raise LogUnavailableError(self._root, error) from error
 
     def _wait_for_room(self, buffer: _Buffer, rows: int) -> None:
         while buffer.waiting and buffer.waiting + rows > self._rows_waiting:
@@ -402,6 +446,7 @@ class ServedLog:
             buffer.dropped += rows
             buffer.malformed += rows
             buffer.waiting -= rows
+            buffer.count()
             self._changed.notify_all()
         return dropped + rows, (min(times), max(times))
 

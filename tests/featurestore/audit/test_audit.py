@@ -295,6 +295,7 @@ def test_what_is_computed_from_personal_data_is_personal(stocked):
 
 
 def test_a_counted_drop_leaves_the_log_complete_and_makes_i2_void(stocked, shop):
+    stocked.served.close()
     log = stocked.served = type(stocked.served)(
         shop.data, rows_per_file=3, rows_waiting=3, when_full="drop"
     )
