@@ -40,11 +40,17 @@ def bits(value: Any) -> Any:
         return "nan" if math.isnan(value) else repr(value)
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat()
+    if isinstance(value, list) and value and all(map(_is_entry, value)):
+        value = sorted(dict(value).items())  # a map has no order; of equal keys the last stays
     if isinstance(value, (list, tuple)):
         return tuple(bits(item) for item in value)
     if isinstance(value, dict):
         return tuple((name, bits(item)) for name, item in value.items())
     return type(value).__name__, value
+
+
+def _is_entry(item: Any) -> bool:
+    return isinstance(item, tuple) and len(item) == len(("key", "value")) and type(item[0]) is str
 
 
 def newest(rows: Iterable[Row], view: View, key: tuple[Any, ...], at: int) -> list[Row]:
@@ -220,11 +226,17 @@ class Oracle:
         for view in self.state.views.values():
             held = self.online.setdefault(view.name, Online())
             same = held.filled is not None and held.filled.identity == view.identity
-            if held.mark is None or not same:
+            if held.mark is None and (held.filled is None or same):
+                streamed = held.rows
+                self._fill(view, held, until)
+                held.rows = [*streamed, *held.rows]
+            elif held.mark is None or not same:
                 self._fill(view, held, until)
             elif min(until, self._now) > held.mark:
                 held.rows = [*held.rows, *self._known(view, until)]
                 held.mark = min(until, self._now)
+            elif not view.created:  # what was written late cannot be told: all is read again
+                held.rows = [*held.rows, *self._known(view, until)]
 
     def _rebuild(self, _: int, until: int) -> None:
         self._smooth = False
@@ -232,9 +244,11 @@ class Oracle:
             self._fill(view, self.online.setdefault(view.name, Online()), until)
 
     def _fill(self, view: View, held: Online, until: int) -> None:
-        held.rows, held.filled = self._known(view, until), view
-        held.mark = min(until, self._now)
-        held.exact = held.pushed <= until
+        mark = min(until, self._now)
+        if held.mark is not None:
+            mark = max(mark, held.mark)  # which never goes back
+        held.rows, held.filled, held.mark = self._known(view, mark), view, mark
+        held.exact = held.pushed <= mark
 
     def _known(self, view: View, until: int) -> list[Row]:
         rows = self.state.sources[view.path]

@@ -430,6 +430,8 @@ class Store:
         found = self.online.progress(self.feast.config, chosen)
         until = None if found is None else found[1].until
         settled = NEVER if until is None else until
+        if until is None:
+            self._mover().declare(chosen)
         return self._mover().write(chosen, arrow_table(rows).to_batches(), settled, None)
 
     def erase(self, entities: Rows, *, views: Sequence[str] = (), apply: bool = False) -> Erasure:

@@ -194,12 +194,12 @@ def _weight(view: FeatureView, number: int) -> str:
     o, f, kind = f"o{number}", f"f{number}", arrow_type(view.features[number])
     missing = f"WHEN {o} IS NULL OR {f} IS NULL THEN 3.0"
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return f"CASE {missing} ELSE 1.0 END"
+        return f"CASE {missing} ELSE 1.0 END::DOUBLE"
     one, two = f"{o}::DOUBLE", f"{f}::DOUBLE"
+    larger = f"greatest(abs({one}), abs({two}))"  # divided by first: no sum of two overflows
     return (
         f"CASE {missing} WHEN NOT (isfinite({one}) AND isfinite({two})) THEN 2.0 "
-        f"WHEN {one} = {two} THEN 0.0 "
-        f"ELSE abs({one} / 2 - {two} / 2) / greatest(abs({one}) / 2, abs({two}) / 2) END"
+        f"WHEN {one} = {two} THEN 0.0 ELSE abs({one} / {larger} - {two} / {larger}) END::DOUBLE"
     )
 
 

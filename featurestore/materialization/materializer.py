@@ -239,6 +239,8 @@ class Materializer:
                     if changed is not None:
                         return changed, plan.note
                     continue
+                if held.definition is None:
+                    self._declare(place, definition)
                 changed = self._pull(view, plan, place, tell)
                 if known_by is not None:
                     changed += self._pull_created_later(view, plan, known_by, tell)
@@ -265,17 +267,22 @@ class Materializer:
         if until > now:
             notes.append(f"{instant(until).isoformat()} is yet to come: up to now, no further")
             until = now
+        by_feast = getattr(view, "most_recent_end_time", None) is not None
         if mark is None:
-            return _Plan(None, until, anew=False, note=_said("filled from the start", notes))
-        anew = ""
+            # Rows of a push go on being served. Those of other definitions do not, whether a
+            # fill was cut off or Feast's own engine wrote them, which says of no row what it was.
+            other = by_feast if held.definition is None else held.definition != definition
+            anew = rebuild or other
+            return _Plan(None, until, anew=anew, note=_said("filled from the start", notes))
+        why = ""
         if held.definition != definition:
-            anew = f"filled anew from the start: {changes(held.definition or {}, definition)}"
+            why = f"filled anew from the start: {changes(held.definition or {}, definition)}"
         elif rebuild:
-            anew = "replaced by what the source says, as asked"
+            why = "replaced by what the source says, as asked"
         elif since is not None and since < mark <= until and self._source.covers(view, since):
-            anew = "replaced by what the source says: all of it was asked for"
-        if anew:
-            return _Plan(None, max(until, mark), anew=True, note=_said(anew, notes))
+            why = "replaced by what the source says: all of it was asked for"
+        if why:
+            return _Plan(None, max(until, mark), anew=True, note=_said(why, notes))
         start = mark if since is None else min(since, mark)
         if until < start:
             notes.append(f"nothing to do: it is materialized to {instant(mark).isoformat()}")
@@ -285,6 +292,19 @@ class Materializer:
             again = min(start, until - bound.ttl) if bound.ttl else None
             return _Plan(again, until, anew=False, note=_said("", notes))
         return _Plan(start, until, anew=False, note=_said("", notes))
+
+    def declare(self, view: FeatureView) -> None:
+        """Say of which definition the rows are that are about to be written, unless that is said.
+
+        A fill that is cut off, or a push before the first one, leaves rows; what is filled next
+        must know whether they are of the same definition.
+        """
+        place = self._online.open_space(self._config, space_of(self._config, view)).served
+        if self._online.progress_at(self._config, place).definition is None:
+            self._declare(place, definition_of(view, Path(self._config.repo_path or ".")))
+
+    def _declare(self, place: Place, definition: Mapping[str, Any]) -> None:
+        self._online.advance(self._config, place, online_progress.Progress(definition))
 
     def _replace(
         self,

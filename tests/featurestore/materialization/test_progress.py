@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from steadfeast import Store
 from steadfeast.featurestore.errors import LostRowsError, StoreUnavailableError
+from steadfeast.featurestore.tables import micros
 from support.small_repo import MICROS, VIEW, SmallRepo, hour, rows, served, trained
 
 LATER = datetime(2099, 1, 1, tzinfo=UTC)
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+MICROS_OF_FIVE = micros(hour(5))
 TWO = rows((1, hour(1), 11), (2, hour(2), 22))
 
 
@@ -45,6 +47,11 @@ def mark_what_is_lost(repo):
 def i1(store):
     (check,) = [check for check in store.audit("svc").checks if check.invariant == "I1"]
     return check
+
+
+def stored_rows(store):
+    view = store.feast.get_feature_view("view")
+    return sum(batch.num_rows for batch in store.online.scan(store.feast.config, view))
 
 
 def lose(repo):
@@ -150,6 +157,49 @@ def test_what_no_longer_matches_is_filled_anew_and_said(repo, what):
             store.materialize(at)
         assert served(store, at) == trained(store, at) == right
         assert store.materialize(at).notes == {}  # and from there on it goes on
+        assert i1(store).outcome == "holds"
+
+
+@pytest.mark.parametrize("online", ["sqlite", REDIS], indirect=True)
+def test_rows_that_were_streamed_under_other_definitions_are_not_merged_with_the_first_fill(repo):
+    with Store.open(repo.config) as store:
+        store.apply()
+        store.write_online("view", rows((1, hour(3), 5), (3, hour(3), 33)))
+        repo.define(VIEW.replace('at")', 'at", field_mapping={"w": "v"})'))
+        store.apply()
+        store.materialize(hour(5))
+        assert served(store, hour(5), (1, 2, 3)) == {"v": [110, 220, None]}
+        assert i1(store).outcome == "holds"
+
+
+def test_a_first_fill_that_was_cut_off_leaves_no_row_of_other_definitions(repo):
+    many = rows(*((key, hour(1), key) for key in range(1, 200_000)))
+    repo.write(many)
+    with Store.open(repo.config) as store:
+        store.apply()
+
+        def cut_off(_: int) -> None:
+            raise KeyboardInterrupt
+
+        view = store.feast.get_feature_view("view")
+        with pytest.raises(KeyboardInterrupt):
+            store._mover().step(view, None, MICROS_OF_FIVE, tell=cut_off)
+        assert stored_rows(store) > 0
+        repo.write(TWO, "t")
+        repo.define(VIEW.replace("data/s.parquet", "data/t.parquet"))
+        store.apply()
+        assert store.materialize(hour(5)) == {"view": 2}
+        assert served(store, hour(5), (1, 2, 3)) == {"v": [11, 22, None]}
+        assert i1(store).outcome == "holds"
+
+
+@pytest.mark.parametrize("online", ["sqlite", REDIS], indirect=True)
+def test_a_rebuild_replaces_what_was_streamed_before_the_first_fill_too(repo):
+    with Store.open(repo.config) as store:
+        store.apply()
+        store.write_online("view", rows((1, hour(1), 99), (3, hour(3), 33)))
+        store.materialize(hour(5), rebuild=True)
+        assert served(store, hour(5), (1, 2, 3)) == {"v": [11, 22, None]}
         assert i1(store).outcome == "holds"
 
 
