@@ -18,7 +18,7 @@ import pytest
 from steadfeast import OnlineFeatures, ServedLog, Store
 from steadfeast.featurestore.errors import CorruptRowError
 from steadfeast.featurestore.serving import assembly as serving_module
-from support.small_repo import MICROS, VIEW, SmallRepo, hour
+from support.small_repo import MICROS, START, VIEW, SmallRepo
 
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
 HOUR, DAY, TICK = timedelta(hours=1), timedelta(days=1), timedelta(microseconds=1)
@@ -535,11 +535,11 @@ def test_i9_forgives_what_was_in_flight_together_and_another_source(stocked):
 @pytest.mark.parametrize(("online", "source"), [(5e-324, -0.0), (1.7e308, -1.7e308), (0.0, -0.0)])
 def test_the_least_and_the_greatest_numbers_are_mismatches_like_others(tmp_path, online, source):
     repo = SmallRepo(tmp_path, VIEW.replace("dtype=Int64", "dtype=Float64"))
-    two = pa.table({"k": [1, 2], "at": pa.array([hour(1)] * 2, MICROS), "v": [online, 1.0]})
+    two = pa.table({"k": [1, 2], "at": pa.array([START] * 2, MICROS), "v": [online, 1.0]})
     repo.write(two)
     with Store.open(repo.config) as store:
         store.apply()
-        store.materialize(hour(2))
+        store.materialize(START + HOUR)
         repo.write(two.set_column(2, "v", pa.array([source, 2.0])))
         report = store.audit("svc")
     (i1,) = [found for found in report.checks if found.invariant == "I1"]
