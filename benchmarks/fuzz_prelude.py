@@ -4,6 +4,7 @@ Printed in front of a program that shows a disagreement, so that the two run by 
 """
 
 import os
+import shutil
 import tempfile
 import time
 from datetime import UTC, datetime, timedelta
@@ -53,6 +54,10 @@ class Repo:
         moments = [None if offset is None else self.at(offset) for offset in offsets]
         utc = pa.array(moments, pa.timestamp("us", tz="UTC"))
         return utc.cast(pa.timestamp(unit, tz=zone or None))
+
+    def forget(self, path: str) -> None:
+        """Remove every file of a source."""
+        shutil.rmtree(self.folder / path, ignore_errors=True)
 
     def write(self, path: str, columns: dict[str, pa.Array]) -> None:
         """Replace one file of a source."""

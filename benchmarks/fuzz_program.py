@@ -192,7 +192,8 @@ def source_text(view: View, rows: list[Row]) -> list[str]:
             for name in names
         ]
     hive = view.layout == "hive"
-    return [
+    gone = [f"r.forget({view.path!r})"] if hive else []  # a folder whose last row is deleted
+    return gone + [
         f"r.write({path!r}, {_table(_columns(view, some, partitioned=hive))})"
         for path, some in files
     ]
