@@ -88,3 +88,4 @@ class Repo:
             return
         for path in (self.folder / "data").glob("online.db*"):
             path.unlink()
+        time.sleep(0.05)  # reads look at the file fifty times a second

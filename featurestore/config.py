@@ -81,12 +81,15 @@ class LogConfig(Section):
         flush_every: How long a row may wait: what a crash can lose.
         when_full: "block" makes requests wait for room, "drop" leaves their vectors out and
             counts them, which voids the audit of what was served in that time.
+        edge: Whether `steadfeast store serve` logs what it serves. Turn it off only where whoever
+            asks logs the vectors itself.
     """
 
     rows_per_file: PositiveInt = 100_000
     rows_waiting: PositiveInt = 400_000
     flush_every: Duration = timedelta(minutes=1)
     when_full: Literal["block", "drop"] = "block"
+    edge: bool = True
 
 
 class TrainingConfig(Section):

@@ -115,7 +115,8 @@ class RequestIds:
     """What the request ids of a log refer to.
 
     Attributes:
-        repeated: Vectors, and predictions of one version, beyond the first of their request id.
+        repeated: Vectors, and other predictions of one version, beyond the first of their request
+            id. The same prediction sent again is none.
         unknown: Labels and predictions of requests that have no vector.
         examples: A few of both.
     """
@@ -130,9 +131,10 @@ def request_ids(
 ) -> RequestIds:
     """Count request ids that stand for more than one vector, and those that stand for none."""
     queries = []
-    for files, key in ((served, _ID), (predictions, f"{_ID}, model, model_version")):
+    one = f"{_ID}, model, model_version"
+    for files, count, key in ((served, "*", _ID), (predictions, "DISTINCT prediction", one)):
         if files:
-            counted = f"SELECT {_ID}, count(*) - 1 AS n FROM {_scan(files)} GROUP BY {key}"
+            counted = f"SELECT {_ID}, count({count}) - 1 AS n FROM {_scan(files)} GROUP BY {key}"
             queries.append(("repeated", f"({counted}) WHERE n > 0"))
     known = _scan(served) if served else f"(SELECT NULL::VARCHAR AS {_ID})"
     for files in (labels, predictions):

@@ -129,10 +129,7 @@ def label_table(service: str, request_ids: Any, labels: Any, known_at: Any) -> p
     rows = len(request_ids)
     request_ids = checked_ids(service, request_ids, rows)
     labels = as_column(checked_numbers(service, "labels", labels, rows), pa.float64())
-    if isinstance(known_at, datetime):
-        times = pa.array(np.full(rows, checked_time(service, "known_at", known_at))).cast(TIMESTAMP)
-    else:
-        times = _checked_times(service, known_at, rows)
+    times = _checked_times(service, "known_at", known_at, rows)
     for name, values in (("labels", labels), ("known_at", times)):
         if values.null_count:
             raise LogRefusedError(service, name, f"are null in {values.null_count} rows")
@@ -140,33 +137,39 @@ def label_table(service: str, request_ids: Any, labels: Any, known_at: Any) -> p
 
 
 def prediction_table(
-    service: str, request_ids: Any, predictions: Any, time: datetime, model: str, version: str
+    service: str, request_ids: Any, predictions: Any, times: Any, model: str, version: str
 ) -> pa.Table:
     """Return what a version of a model said as one table.
 
     Raises:
-        LogRefusedError: Ids, predictions, names or the time are missing or no such thing.
+        LogRefusedError: Ids, predictions, names or times are missing or no such thing.
     """
     rows = len(request_ids)
     if not (isinstance(model, str) and model and isinstance(version, str) and version):
         raise LogRefusedError(service, "model and model_version", "must both be named")
     ids = as_column(checked_ids(service, request_ids, rows), pa.string())
     said = as_column(checked_numbers(service, "predictions", predictions, rows), pa.float64())
-    times = pa.array(np.full(rows, checked_time(service, "request_time", time))).cast(TIMESTAMP)
+    at = _checked_times(service, "request_time", times, rows)
     names = [pa.array([name] * rows, pa.string()) for name in (model, version)]
-    return pa.table([ids, times, *names, said], schema=PREDICTIONS)
+    for name, values in (("predictions", said), ("request_time", at)):
+        if values.null_count:
+            raise LogRefusedError(service, name, f"are null in {values.null_count} rows")
+    return pa.table([ids, at, *names, said], schema=PREDICTIONS)
 
 
-def _checked_times(service: str, times: Any, rows: int) -> pa.Array | pa.ChunkedArray:
+def _checked_times(service: str, name: str, times: Any, rows: int) -> pa.Array | pa.ChunkedArray:
+    """Return one time for all rows, or one for each, as a column."""
+    if isinstance(times, datetime):
+        return pa.array(np.full(rows, checked_time(service, name, times))).cast(TIMESTAMP)
     if len(times) != rows:
-        raise LogRefusedError(service, "known_at", f"are {len(times)} for {rows} rows")
+        raise LogRefusedError(service, name, f"are {len(times)} for {rows} rows")
     if not isinstance(times, (pa.Array, pa.ChunkedArray)):
         plain = times.tolist() if isinstance(times, np.ndarray) else list(times)
-        times = pa.array([checked_time(service, "known_at", time) for time in plain], pa.int64())
+        times = pa.array([checked_time(service, name, time) for time in plain], pa.int64())
         return times.cast(TIMESTAMP)
     if not pa.types.is_timestamp(times.type) or times.type.tz is None:
         problem = f"are {times.type}; they must be timestamps with a zone, as {TIMESTAMP}"
-        raise LogRefusedError(service, "known_at", problem)
+        raise LogRefusedError(service, name, problem)
     return times.cast(TIMESTAMP, safe=False)  # what is finer than a microsecond is cut
 
 

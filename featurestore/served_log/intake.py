@@ -93,4 +93,5 @@ def intakes(folder: Path) -> Iterator[tuple[Path, Intake]]:
         finally:
             os.close(file)
         if len(content) == _LAYOUT.size:
-            yield path, Intake(path.name.removesuffix(_SUFFIX), *_LAYOUT.unpack(content), alive)
+            rows, dropped, last_time = _LAYOUT.unpack(content)
+            yield path, Intake(path.name.removesuffix(_SUFFIX), rows, dropped, last_time, alive)

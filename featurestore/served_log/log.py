@@ -215,19 +215,20 @@ class ServedLog:
         request_ids: Sequence[str] | pa.Array | pa.ChunkedArray,
         predictions: Sequence[float] | np.ndarray[Any, Any] | pa.Array,
         *,
-        request_time: datetime,
+        request_time: datetime | Sequence[datetime] | pa.Array | pa.ChunkedArray,
         model: str,
         model_version: str,
     ) -> None:
-        """Take in what another version of a model says to requests whose vectors are logged.
+        """Take in what a version of a model says to requests whose vectors are logged.
 
-        A request id has one vector, and any number of these: one a version.
+        A request id has one vector, and any number of these: one a version. A vector that was
+        logged without a prediction has the one of its own model and version, or the first.
 
         Args:
             service: The feature service that was read.
             request_ids: The requests, shape (n,); an audit counts those that are not logged.
             predictions: Shape (n,).
-            request_time: The time that the features were read for.
+            request_time: The times that the features were read for: one, or n of them.
             model: Name of the model.
             model_version: Its version.
 
@@ -241,14 +242,14 @@ class ServedLog:
         if table.num_rows:
             self._take(("predictions", service), table, table.num_rows)
 
-    def flush(self) -> None:
-        """Write everything that waits.
+    def flush(self, kind: Kind | None = None, service: str = "") -> None:
+        """Write everything that waits, or what waits of one kind and service.
 
         Raises:
             OSError: The disk takes nothing; what waits still waits.
         """
         with self._writing:
-            for key in list(self._buffers):
+            for key in list(self._buffers) if kind is None else [(kind, service)]:
                 while self._write_some(key):
                     pass
 

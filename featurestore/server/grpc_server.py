@@ -1,6 +1,7 @@
 """The edge: features over gRPC and over HTTP, with health, reflection and metrics.
 
-Above `web`; `cli` calls `serve`. Protobuf in, one call of the store, protobuf out. Plaintext is
+Above `http_app`; `cli` calls `serve`. What is served is logged first; predictions and labels of it
+come in by streams. Protobuf in, one call of the store, protobuf out. Plaintext is
 served on loopback only. Stopping drains: health says NOT_SERVING first, calls under way end.
 """
 
@@ -14,7 +15,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import grpc
 import pyarrow as pa
@@ -23,14 +24,21 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from steadfeast.featurestore.config import is_loopback
-from steadfeast.featurestore.errors import AddressError, RequestError, SteadfeastError
+from steadfeast.featurestore.errors import (
+    AddressError,
+    LogUnavailableError,
+    RequestError,
+    SteadfeastError,
+)
 from steadfeast.featurestore.grpc_errors import abort, error_info
 from steadfeast.featurestore.server.http_app import Application
 from steadfeast.featurestore.server.metrics import MAX_REQUEST_BYTES, Figures, answer_of
+from steadfeast.featurestore.server.request_log import REQUEST_ID, Named, log, request_id
 from steadfeast.featurestore.server.workers import Siblings, until_orphaned
 from steadfeast.protos.steadfeast.v1 import features_pb2, features_pb2_grpc
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -54,36 +62,119 @@ class Features(features_pb2_grpc.FeatureServiceServicer):
         """See features.proto."""
         try:
             with self._figures.request("grpc", request.service):
-                return self._answer(request)
+                given = dict(context.invocation_metadata()).get(REQUEST_ID, "")
+                return self._answer(request, request_id(str(given)))
         except SteadfeastError as error:
-            data = {name: str(value)[:_DETAIL] for name, value in vars(error).items()}
-            detail = error_info(type(error).__name__, data)
-            abort(context, answer_of(error).grpc, str(error)[:2000], detail)
+            _refuse(context, error)
 
-    def _answer(self, request: features_pb2.GetFeaturesRequest) -> features_pb2.GetFeaturesResponse:
+    def LogPredictions(  # noqa: N802
+        self,
+        requests: Iterator[features_pb2.LogPredictionsRequest],
+        context: grpc.ServicerContext,
+    ) -> features_pb2.LogResponse:
+        """See features.proto."""
+        service = model = version = ""
+        accepted, now = 0, datetime.now(UTC)
+        try:
+            for request in requests:
+                service = request.service or service
+                model, version = request.model or model, request.model_version or version
+                some = request.predictions
+                self._store.served.append_predictions(
+                    service,
+                    [one.request_id for one in some],
+                    [one.value for one in some],
+                    request_time=[_time(one, "request_time", now) for one in some],
+                    model=model,
+                    model_version=version,
+                )
+                accepted += len(some)
+            self._written("predictions", service)
+        except SteadfeastError as error:
+            _refuse(context, error)
+        self._figures.logged("predictions", service, accepted)
+        return features_pb2.LogResponse(accepted=accepted)
+
+    def LogLabels(  # noqa: N802
+        self, requests: Iterator[features_pb2.LogLabelsRequest], context: grpc.ServicerContext
+    ) -> features_pb2.LogResponse:
+        """See features.proto."""
+        service, accepted, now = "", 0, datetime.now(UTC)
+        try:
+            for request in requests:
+                service, some = request.service or service, request.labels
+                self._store.served.append_labels(
+                    service,
+                    [one.request_id for one in some],
+                    [one.value for one in some],
+                    [_time(one, "known_at", now) for one in some],
+                )
+                accepted += len(some)
+            self._written("labels", service)
+        except SteadfeastError as error:
+            _refuse(context, error)
+        self._figures.logged("labels", service, accepted)
+        return features_pb2.LogResponse(accepted=accepted)
+
+    def _written(self, kind: Literal["predictions", "labels"], service: str) -> None:
+        try:
+            self._store.served.flush(kind, service)
+        except OSError as error:
+            raise LogUnavailableError(self._store.data, error) from error
+
+    def _answer(
+        self, request: features_pb2.GetFeaturesRequest, name: str
+    ) -> features_pb2.GetFeaturesResponse:
         try:
             entities = pa.ipc.open_stream(request.entities).read_all()
             entities.validate(full=True)
         except (pa.ArrowInvalid, OSError) as error:
             raise RequestError("entities", f"is not an Arrow IPC stream: {error}") from error
-        time = None
-        if request.HasField("request_time"):
-            time = request.request_time.ToDatetime(tzinfo=UTC)
+        named = Named(name, request.request_ids, request.model, request.model_version)
+        at = _time(request, "request_time", datetime.now(UTC))
         got = self._store.online_features(
-            request.service,
-            entities,
-            request_time=datetime.now(UTC) if time is None else time,
-            contract=request.contract or None,
+            request.service, entities, request_time=at, contract=request.contract or None
         )
+        log(self._store, request.service, got, named, at)
         self._figures.served("grpc", request.service, got)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, got.table.schema) as writer:
-            writer.write_table(got.table)
-        return features_pb2.GetFeaturesResponse(
-            features=sink.getvalue().to_pybytes(),
+        answer = features_pb2.GetFeaturesResponse(
+            features=_ipc(got.table),
             statuses={name: codes.tobytes() for name, codes in got.statuses.items()},
             contract=got.contract,
+            event_times=_ipc(pa.table(dict(got.event_times))),
+            request_ids=named.ids(got.rows),
         )
+        answer.request_time.FromDatetime(at)
+        return answer
+
+
+def _time(message: Any, field: str, otherwise: datetime) -> datetime:
+    """Return a time of a message, or another where it is unset.
+
+    Raises:
+        RequestError: It is no time between the years 1 and 9999.
+    """
+    if not message.HasField(field):
+        return otherwise
+    try:
+        time: datetime = getattr(message, field).ToDatetime(tzinfo=UTC)
+    except (OverflowError, ValueError) as error:
+        raise RequestError(field, str(error)) from error
+    return time
+
+
+def _ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _refuse(context: grpc.ServicerContext, error: SteadfeastError) -> NoReturn:
+    data = {name: str(value)[:_DETAIL] for name, value in vars(error).items()}
+    detail = error_info(type(error).__name__, data)
+    abort(context, answer_of(error).grpc, str(error)[:2000], detail)
 
 
 class Edge:

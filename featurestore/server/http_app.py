@@ -1,7 +1,8 @@
 """The HTTP edge: the request and the JSON of Feast's `/get-online-features`, health, metrics.
 
-Above `edge`, below `server`. A feature service is answered by `Store.online_features`; a list of
-single features by Feast's own SDK on the same online store, which is slower and just as right.
+Above `request_log`, below `grpc_server`. A feature service is answered by `Store.online_features`,
+and logged; a list of single features by Feast's own SDK on the same online store, which is slower
+and just as right, and is no service that could be logged.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import asyncio
 import base64
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 from feast.errors import FeastError
 from feast.feature_server_utils import convert_response_to_dict
 from prometheus_client.exposition import choose_encoder
-from pydantic import BaseModel, ValidationError
+from pydantic import AwareDatetime, BaseModel, ValidationError
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from steadfeast.featurestore.errors import (
@@ -29,6 +30,7 @@ from steadfeast.featurestore.errors import (
 )
 from steadfeast.featurestore.server.feast_json import answer
 from steadfeast.featurestore.server.metrics import MAX_REQUEST_BYTES, Figures, answer_of
+from steadfeast.featurestore.server.request_log import REQUEST_ID, Named, log, request_id
 from steadfeast.featurestore.serving import rows_in
 from steadfeast.featurestore.tables import array_of
 
@@ -39,12 +41,14 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from steadfeast.featurestore.definitions import ServicePlan
+    from steadfeast.featurestore.served_log import ServedLog
     from steadfeast.featurestore.serving import OnlineFeatures
     from steadfeast.featurestore.store import Store
 
 _PATH = "/get-online-features"
 _INLINE_ROWS = 1000
 _JSON = (b"content-type", b"application/json")
+_REQUEST_ID = REQUEST_ID.encode()
 
 
 class Query(BaseModel, frozen=True):
@@ -55,7 +59,10 @@ class Query(BaseModel, frozen=True):
         feature_service: Name of a feature service; else `features` says what.
         features: `view:feature` references.
         full_feature_names: Whether features are called `view__feature`.
-        contract: Serve only under this contract; empty means any. Steadfeast's own.
+        contract: Serve only under this contract; empty means any. Steadfeast's own, as the rest.
+        request_ids: Ids of the rows in the served log; absent, they are named after the request.
+        model: The model that the features are for.
+        model_version: Its version.
     """
 
     entities: dict[str, list[Any]]
@@ -63,6 +70,62 @@ class Query(BaseModel, frozen=True):
     features: list[str] = []
     full_feature_names: bool = False
     contract: str = ""
+    request_ids: list[str] = []
+    model: str = ""
+    model_version: str = ""
+
+
+class Entry(BaseModel, frozen=True, extra="forbid"):
+    """A prediction or a label, by the request that it is of.
+
+    Attributes:
+        request_id: As the served log has it.
+        value: The prediction, or the outcome.
+        time: When the features were read that the prediction was made of, or when the label became
+            known; now, when absent.
+    """
+
+    request_id: str
+    value: float
+    time: AwareDatetime | None = None
+
+
+class Logged(BaseModel, frozen=True, extra="forbid"):
+    """What is logged later than its vector.
+
+    Attributes:
+        service: The feature service that was read.
+    """
+
+    service: str
+
+
+class Labels(Logged, frozen=True):
+    """Body of `POST /labels`.
+
+    Attributes:
+        labels: Outcomes of requests that were served.
+    """
+
+    labels: list[Entry]
+
+
+class Predictions(Logged, frozen=True):
+    """Body of `POST /predictions`.
+
+    Attributes:
+        model: Name of what predicted.
+        model_version: Its version.
+        predictions: What it said to requests that were served.
+    """
+
+    model: str
+    model_version: str
+    predictions: list[Entry]
+
+
+_Body = TypeVar("_Body", bound=BaseModel)
+_Logged = TypeVar("_Logged", bound=Logged)
 
 
 class TooLargeError(RequestError):
@@ -89,6 +152,8 @@ class Application:
         self._rest = Starlette(
             routes=[
                 Route(_PATH, self._features, methods=["POST"]),
+                Route("/labels", self._labels, methods=["POST"]),
+                Route("/predictions", self._predictions, methods=["POST"]),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
             ]
@@ -99,36 +164,60 @@ class Application:
         if scope["type"] != "http" or scope["path"] != _PATH or scope["method"] != "POST":
             await self._rest(scope, receive, send)
             return
-        code, body = await self._answer(receive)
-        headers = [_JSON, (b"content-length", b"%d" % len(body))]
+        given = next((v for k, v in scope["headers"] if k == _REQUEST_ID), b"")
+        code, body, name = await self._answer(receive, given.decode("latin-1"))
+        headers = [_JSON, (b"content-length", b"%d" % len(body)), (_REQUEST_ID, name.encode())]
         await send({"type": "http.response.start", "status": code, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _answer(self, receive: Receive) -> tuple[int, bytes]:
+    async def _answer(self, receive: Receive, given: str) -> tuple[int, bytes, str]:
+        name = ""
         try:
-            query = _query(await _body(receive))
+            name = request_id(given)
+            query = _query(Query, await _body(receive))
+            asked = (self._store, self._figures, query, name)
             if self._is_brief(query):
-                return 200, _features(self._store, self._figures, query)
-            return 200, await asyncio.to_thread(_features, self._store, self._figures, query)
+                return 200, _features(*asked), name
+            return 200, await asyncio.to_thread(_features, *asked), name
         except SteadfeastError as error:
-            code = 413 if isinstance(error, TooLargeError) else answer_of(error).http
-            return code, _error(error)
+            return _code(error), _error(error), name
         except FeastError as error:  # of a list of features, which Feast's SDK answers
-            return error.http_status_code(), _error(error)
+            return error.http_status_code(), _error(error), name
 
     def _is_brief(self, query: Query) -> bool:
         if query.feature_service is None or not self._store.online.embedded:
             return False
         try:
-            return rows_in(query.entities) <= _INLINE_ROWS and self._store.is_plain(
-                query.feature_service, query.contract or None
+            rows = rows_in(query.entities)
+            return (
+                rows <= _INLINE_ROWS
+                and self._store.is_plain(query.feature_service, query.contract or None)
+                and self._store.served.has_room(query.feature_service, rows)
             )
         except SteadfeastError:
             return False  # said, and counted, where the request is answered
 
     async def _features(self, request: Request) -> Response:
-        code, body = await self._answer(request.receive)
-        return Response(body, code, media_type="application/json")
+        code, body, name = await self._answer(request.receive, request.headers.get(REQUEST_ID, ""))
+        return Response(body, code, {REQUEST_ID: name}, "application/json")
+
+    async def _labels(self, request: Request) -> Response:
+        return await self._taken_in(request, Labels, _take_labels)
+
+    async def _predictions(self, request: Request) -> Response:
+        return await self._taken_in(request, Predictions, _take_predictions)
+
+    async def _taken_in(
+        self, request: Request, shape: type[_Logged], take: Callable[[ServedLog, _Logged], int]
+    ) -> Response:
+        """Take in what is logged later than its vector; 202, since it is written later still."""
+        try:
+            body = _query(shape, await _body(request.receive))
+            accepted = await asyncio.to_thread(take, self._store.served, body)
+        except SteadfeastError as error:
+            return Response(_error(error), _code(error), media_type="application/json")
+        self._figures.logged(shape.__name__.lower(), body.service, accepted)
+        return JSONResponse({"accepted": accepted}, 202)
 
     async def _health(self, _: Request) -> Response:
         up = self._ready()
@@ -139,28 +228,59 @@ class Application:
         return Response(encode(self._figures.registry), headers={"content-type": content_type})
 
 
-def _features(store: Store, figures: Figures, query: Query) -> bytes:
+def _take_labels(log: ServedLog, body: Labels) -> int:
+    ids, values, times = _columns(body.labels)
+    log.append_labels(body.service, ids, values, times)
+    return len(ids)
+
+
+def _take_predictions(log: ServedLog, body: Predictions) -> int:
+    ids, values, times = _columns(body.predictions)
+    named = {"model": body.model, "model_version": body.model_version}
+    log.append_predictions(body.service, ids, values, request_time=times, **named)
+    return len(ids)
+
+
+def _columns(entries: list[Entry]) -> tuple[list[str], list[float], list[datetime]]:
+    now = datetime.now(UTC)
+    ids = [entry.request_id for entry in entries]
+    return ids, [entry.value for entry in entries], [entry.time or now for entry in entries]
+
+
+def _code(error: SteadfeastError) -> int:
+    return 413 if isinstance(error, TooLargeError) else answer_of(error).http
+
+
+def _features(store: Store, figures: Figures, query: Query, name: str) -> bytes:
     if query.feature_service is None:
         return json.dumps(_single_features(store, query)).encode()
     service = query.feature_service
     with figures.request("http", service):
         plan = store.bundle(service, query.contract or None).plan
-        got = _read(store, plan, query)
+        at = datetime.now(UTC)
+        got = _read(store, plan, query, at)
+        log(
+            store,
+            service,
+            got,
+            Named(name, query.request_ids, query.model, query.model_version),
+            at,
+        )
         figures.served("http", service, got)
         return answer(plan, got, full_names=query.full_feature_names)
 
 
-def _read(store: Store, plan: ServicePlan, query: Query) -> OnlineFeatures:
-    contract = query.contract or None
+def _read(store: Store, plan: ServicePlan, query: Query, at: datetime) -> OnlineFeatures:
+    more: dict[str, Any] = {"contract": query.contract or None, "request_time": at}
     lengths = {len(values) for values in query.entities.values()}
     if len(lengths) > 1:
         raise RequestError("entities", f"columns have different lengths: {sorted(lengths)}")
     if not plan.requests:
         try:
-            return store.online_features(plan.name, query.entities, contract=contract)
+            return store.online_features(plan.name, query.entities, **more)
         except EntityRowsError:
             pass  # JSON has no times and no bytes: they are made below, or refused by name
-    return store.online_features(plan.name, _table(query.entities, plan), contract=contract)
+    return store.online_features(plan.name, _table(query.entities, plan), **more)
 
 
 def _single_features(store: Store, query: Query) -> dict[str, Any]:
@@ -191,9 +311,9 @@ async def _body(receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-def _query(body: bytes) -> Query:
+def _query(shape: type[_Body], body: bytes) -> _Body:
     try:
-        return Query.model_validate_json(body)
+        return shape.model_validate_json(body)
     except ValidationError as error:
         detail = error.errors()[0]
         if detail["type"] == "json_invalid":

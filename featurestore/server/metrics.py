@@ -36,8 +36,9 @@ REQUESTS = "steadfeast_serving_requests_total"
 DURATION = "steadfeast_serving_request_duration_seconds"
 ROWS = "steadfeast_serving_rows_total"
 VALUES = "steadfeast_serving_values_total"
+LOGGED = "steadfeast_serving_logged_total"
 
-_PLAIN = ("requests", "rows", "values", "seconds", "buckets")
+_PLAIN = ("requests", "rows", "values", "logged", "seconds", "buckets")
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -52,6 +53,7 @@ ANSWERS: dict[type[errors.SteadfeastError], WireStatus] = {
     errors.NotFoundError: WireStatus(grpc.StatusCode.NOT_FOUND, 404),
     errors.ContractMismatchError: WireStatus(grpc.StatusCode.FAILED_PRECONDITION, 409),
     errors.StoreUnavailableError: WireStatus(grpc.StatusCode.UNAVAILABLE, 503),
+    errors.LogUnavailableError: WireStatus(grpc.StatusCode.UNAVAILABLE, 503),
     errors.CorruptRowError: WireStatus(grpc.StatusCode.DATA_LOSS, 500),
     errors.OnDemandError: WireStatus(grpc.StatusCode.INTERNAL, 500),
     errors.DefinitionsError: WireStatus(grpc.StatusCode.FAILED_PRECONDITION, 500),
@@ -81,6 +83,7 @@ class Figures(Collector):
         self._requests: Tally[tuple[str, str, str]] = Tally()
         self._rows: Tally[tuple[str, str]] = Tally()
         self._values: Tally[tuple[str, str]] = Tally()
+        self._logged: Tally[tuple[str, str]] = Tally()
         self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._buckets: defaultdict[tuple[str, str], list[int]] = defaultdict(_no_buckets)
         self.others: Callable[[], list[Any]] = list
@@ -125,17 +128,23 @@ class Figures(Collector):
                 if count:
                     self._values[service, status] += count
 
+    def logged(self, kind: str, service: str, count: int) -> None:
+        """Count predictions or labels that were taken in."""
+        with self._lock:
+            self._logged[service, kind] += count
+
     def collect(self) -> Iterator[Metric]:
         """Yield the figures as they are now, those of the other workers included."""
         total = Figures.__new__(Figures)
         total._requests, total._rows, total._values = Tally(), Tally(), Tally()  # noqa: SLF001
+        total._logged = Tally()  # noqa: SLF001
         total._seconds, total._buckets = defaultdict(float), defaultdict(_no_buckets)  # noqa: SLF001
         for figures in (self.plain(), *self.others()):
             total._add(figures)  # noqa: SLF001
         yield from total._families()  # noqa: SLF001
 
     def _add(self, figures: dict[str, list[Any]]) -> None:
-        for name in ("requests", "rows", "values", "seconds"):
+        for name in ("requests", "rows", "values", "logged", "seconds"):
             for *key, value in figures[name]:
                 getattr(self, f"_{name}")[tuple(key)] += value
         for edge, service, counts in figures["buckets"]:
@@ -150,9 +159,13 @@ class Figures(Collector):
         values = CounterMetricFamily(
             VALUES, "Feature values served, by status.", labels=("service", "status")
         )
+        logged = CounterMetricFamily(
+            LOGGED, "Predictions and labels that were taken in.", labels=("service", "kind")
+        )
         times = HistogramMetricFamily(DURATION, "Time to answer.", labels=("edge", "service"))
         for family, tally in (
-            (requests, self._requests), (rows, self._rows), (values, self._values)
+            (requests, self._requests), (rows, self._rows), (values, self._values),
+            (logged, self._logged),
         ):  # fmt: skip
             for key, count in tally.items():
                 family.add_metric(key, count)
@@ -160,7 +173,7 @@ class Figures(Collector):
             limits = [*map(str, _BUCKETS), "+Inf"]
             buckets = list(zip(limits, accumulate(counts), strict=True))
             times.add_metric(pair, buckets, self._seconds[pair])
-        yield from (requests, rows, values, times)
+        yield from (requests, rows, values, logged, times)
 
 
 def _no_buckets() -> list[int]:

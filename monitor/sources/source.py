@@ -30,6 +30,24 @@ if TYPE_CHECKING:
     from steadfeast.monitor.sources.views import ViewFacts
 
 _MICROSECOND = timedelta(microseconds=1)
+_FOLLOWING = timedelta(hours=1)
+"""How long after its vector a prediction is looked for, where its sender gives no time."""
+
+_WITH_PREDICTIONS = """
+    WITH served AS ({served}), said AS (
+        SELECT request_id, list({{'model': model, 'version': model_version, 'value': prediction}}
+            ORDER BY request_time, model, model_version, prediction) AS listed
+        FROM read_parquet($said, union_by_name = true) GROUP BY request_id),
+    met AS (SELECT served.*, list_filter(listed, lambda one:
+            (served.model = '' OR one.model = served.model) AND
+            (served.model_version = '' OR one.version = served.model_version))[1] AS one
+        FROM served LEFT JOIN said USING (request_id))
+    SELECT * EXCLUDE (one) REPLACE (
+        coalesce(prediction, one.value) AS prediction,
+        CASE WHEN prediction IS NULL AND one IS NOT NULL THEN one.model ELSE model END AS model,
+        CASE WHEN prediction IS NULL AND one IS NOT NULL THEN one.version ELSE model_version END
+            AS model_version)
+    FROM met"""
 
 
 class Source(Protocol):
@@ -107,8 +125,12 @@ class Served:
 
     def parts(self, start: datetime, end: datetime) -> list[Part]:
         """See `Source`; ctime, because a rename sets it."""
-        files = self._log.files(self._service, start, end)
+        files = [*self._log.files(self._service, start, end), *self._said(start, end)]
         return [Part(*_span(file), file.stat().st_ctime) for file in files]
+
+    def _said(self, start: datetime, end: datetime) -> list[Path]:
+        """Return the files of predictions that may be of these vectors, and came by themselves."""
+        return self._log.prediction_files(self._service, start, end + _FOLLOWING)
 
     @contextmanager
     def reading(
@@ -120,9 +142,18 @@ class Served:
         types: Mapping[str, str] = MappingProxyType({}),
         carefully: bool = False,
     ) -> Iterator[Reading]:
-        """See `Source`."""
+        """See `Source`.
+
+        A vector that was logged without a prediction has the one that was sent for it: of its
+        model and version where it names them, else the first.
+        """
         del con, types, carefully
-        yield Reading(RowQuery.of(self._log.files(self._service, start, end)))
+        files, said = self._log.files(self._service, start, end), self._said(start, end)
+        rows = RowQuery.of(files)
+        if rows is not None and said:
+            values = {**rows.values, "said": sorted(map(str, said))}
+            rows = RowQuery(_WITH_PREDICTIONS.format(served=rows.query), values)
+        yield Reading(rows)
 
 
 class Sources:

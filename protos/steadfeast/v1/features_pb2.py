@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csteadfeast/v1/features.proto\x12\rsteadfeast.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"{\n\x12GetFeaturesRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x10\n\x08\x65ntities\x18\x02 \x01(\x0c\x12\x10\n\x08\x63ontract\x18\x03 \x01(\t\x12\x30\n\x0crequest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xae\x01\n\x13GetFeaturesResponse\x12\x10\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0c\x12\x42\n\x08statuses\x18\x02 \x03(\x0b\x32\x30.steadfeast.v1.GetFeaturesResponse.StatusesEntry\x12\x10\n\x08\x63ontract\x18\x03 \x01(\t\x1a/\n\rStatusesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x32\x66\n\x0e\x46\x65\x61tureService\x12T\n\x0bGetFeatures\x12!.steadfeast.v1.GetFeaturesRequest\x1a\".steadfeast.v1.GetFeaturesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csteadfeast/v1/features.proto\x12\rsteadfeast.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb6\x01\n\x12GetFeaturesRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x10\n\x08\x65ntities\x18\x02 \x01(\x0c\x12\x10\n\x08\x63ontract\x18\x03 \x01(\t\x12\x30\n\x0crequest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0brequest_ids\x18\x05 \x03(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x15\n\rmodel_version\x18\x07 \x01(\t\"\x8a\x02\n\x13GetFeaturesResponse\x12\x10\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0c\x12\x42\n\x08statuses\x18\x02 \x03(\x0b\x32\x30.steadfeast.v1.GetFeaturesResponse.StatusesEntry\x12\x10\n\x08\x63ontract\x18\x03 \x01(\t\x12\x13\n\x0b\x65vent_times\x18\x04 \x01(\x0c\x12\x13\n\x0brequest_ids\x18\x05 \x03(\t\x12\x30\n\x0crequest_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a/\n\rStatusesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"~\n\x15LogPredictionsRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12.\n\x0bpredictions\x18\x04 \x03(\x0b\x32\x19.steadfeast.v1.Prediction\"a\n\nPrediction\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x30\n\x0crequest_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"I\n\x10LogLabelsRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12$\n\x06labels\x18\x02 \x03(\x0b\x32\x14.steadfeast.v1.Label\"X\n\x05Label\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12,\n\x08known_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1f\n\x0bLogResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x03\x32\x88\x02\n\x0e\x46\x65\x61tureService\x12T\n\x0bGetFeatures\x12!.steadfeast.v1.GetFeaturesRequest\x1a\".steadfeast.v1.GetFeaturesResponse\x12T\n\x0eLogPredictions\x12$.steadfeast.v1.LogPredictionsRequest\x1a\x1a.steadfeast.v1.LogResponse(\x01\x12J\n\tLogLabels\x12\x1f.steadfeast.v1.LogLabelsRequest\x1a\x1a.steadfeast.v1.LogResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,12 +34,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETFEATURESRESPONSE_STATUSESENTRY']._loaded_options = None
   _globals['_GETFEATURESRESPONSE_STATUSESENTRY']._serialized_options = b'8\001'
-  _globals['_GETFEATURESREQUEST']._serialized_start=80
-  _globals['_GETFEATURESREQUEST']._serialized_end=203
-  _globals['_GETFEATURESRESPONSE']._serialized_start=206
-  _globals['_GETFEATURESRESPONSE']._serialized_end=380
-  _globals['_GETFEATURESRESPONSE_STATUSESENTRY']._serialized_start=333
-  _globals['_GETFEATURESRESPONSE_STATUSESENTRY']._serialized_end=380
-  _globals['_FEATURESERVICE']._serialized_start=382
-  _globals['_FEATURESERVICE']._serialized_end=484
+  _globals['_GETFEATURESREQUEST']._serialized_start=81
+  _globals['_GETFEATURESREQUEST']._serialized_end=263
+  _globals['_GETFEATURESRESPONSE']._serialized_start=266
+  _globals['_GETFEATURESRESPONSE']._serialized_end=532
+  _globals['_GETFEATURESRESPONSE_STATUSESENTRY']._serialized_start=485
+  _globals['_GETFEATURESRESPONSE_STATUSESENTRY']._serialized_end=532
+  _globals['_LOGPREDICTIONSREQUEST']._serialized_start=534
+  _globals['_LOGPREDICTIONSREQUEST']._serialized_end=660
+  _globals['_PREDICTION']._serialized_start=662
+  _globals['_PREDICTION']._serialized_end=759
+  _globals['_LOGLABELSREQUEST']._serialized_start=761
+  _globals['_LOGLABELSREQUEST']._serialized_end=834
+  _globals['_LABEL']._serialized_start=836
+  _globals['_LABEL']._serialized_end=924
+  _globals['_LOGRESPONSE']._serialized_start=926
+  _globals['_LOGRESPONSE']._serialized_end=957
+  _globals['_FEATURESERVICE']._serialized_start=960
+  _globals['_FEATURESERVICE']._serialized_end=1224
 # @@protoc_insertion_point(module_scope)

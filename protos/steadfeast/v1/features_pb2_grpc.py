@@ -39,6 +39,16 @@ class FeatureServiceStub:
                 request_serializer=steadfeast_dot_v1_dot_features__pb2.GetFeaturesRequest.SerializeToString,
                 response_deserializer=steadfeast_dot_v1_dot_features__pb2.GetFeaturesResponse.FromString,
                 _registered_method=True)
+        self.LogPredictions = channel.stream_unary(
+                '/steadfeast.v1.FeatureService/LogPredictions',
+                request_serializer=steadfeast_dot_v1_dot_features__pb2.LogPredictionsRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_features__pb2.LogResponse.FromString,
+                _registered_method=True)
+        self.LogLabels = channel.stream_unary(
+                '/steadfeast.v1.FeatureService/LogLabels',
+                request_serializer=steadfeast_dot_v1_dot_features__pb2.LogLabelsRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_features__pb2.LogResponse.FromString,
+                _registered_method=True)
 
 
 class FeatureServiceServicer:
@@ -48,6 +58,25 @@ class FeatureServiceServicer:
         """Online features of a feature service for a batch of entities. NOT_FOUND for an unknown
         service, INVALID_ARGUMENT for missing or wrong keys, FAILED_PRECONDITION when the asked
         contract is not the one served.
+        What is served is in the served log before it is answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LogPredictions(self, request_iterator, context):
+        """Predictions of requests that were served, by whatever made them. The answer comes when they
+        are on disk. Sending one again changes nothing: of several of one request, model and version
+        the first counts. INVALID_ARGUMENT names what is no prediction; nothing after it is taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LogLabels(self, request_iterator, context):
+        """Outcomes of requests that were served. The answer comes when they are on disk. Sending one
+        again changes nothing: of several of one request the one known last counts. A label may come
+        before its request is on disk; an audit counts those whose request never comes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -60,6 +89,16 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     servicer.GetFeatures,
                     request_deserializer=steadfeast_dot_v1_dot_features__pb2.GetFeaturesRequest.FromString,
                     response_serializer=steadfeast_dot_v1_dot_features__pb2.GetFeaturesResponse.SerializeToString,
+            ),
+            'LogPredictions': grpc.stream_unary_rpc_method_handler(
+                    servicer.LogPredictions,
+                    request_deserializer=steadfeast_dot_v1_dot_features__pb2.LogPredictionsRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_features__pb2.LogResponse.SerializeToString,
+            ),
+            'LogLabels': grpc.stream_unary_rpc_method_handler(
+                    servicer.LogLabels,
+                    request_deserializer=steadfeast_dot_v1_dot_features__pb2.LogLabelsRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_features__pb2.LogResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,6 +128,60 @@ class FeatureService:
             '/steadfeast.v1.FeatureService/GetFeatures',
             steadfeast_dot_v1_dot_features__pb2.GetFeaturesRequest.SerializeToString,
             steadfeast_dot_v1_dot_features__pb2.GetFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LogPredictions(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/steadfeast.v1.FeatureService/LogPredictions',
+            steadfeast_dot_v1_dot_features__pb2.LogPredictionsRequest.SerializeToString,
+            steadfeast_dot_v1_dot_features__pb2.LogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LogLabels(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/steadfeast.v1.FeatureService/LogLabels',
+            steadfeast_dot_v1_dot_features__pb2.LogLabelsRequest.SerializeToString,
+            steadfeast_dot_v1_dot_features__pb2.LogResponse.FromString,
             options,
             channel_credentials,
             insecure,

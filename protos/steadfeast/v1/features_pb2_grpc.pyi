@@ -35,6 +35,17 @@ class FeatureServiceStub:
     """Online features of a feature service for a batch of entities. NOT_FOUND for an unknown
     service, INVALID_ARGUMENT for missing or wrong keys, FAILED_PRECONDITION when the asked
     contract is not the one served.
+    What is served is in the served log before it is answered.
+    """
+    LogPredictions: _grpc.StreamUnaryMultiCallable[_features_pb2.LogPredictionsRequest, _features_pb2.LogResponse]
+    """Predictions of requests that were served, by whatever made them. The answer comes when they
+    are on disk. Sending one again changes nothing: of several of one request, model and version
+    the first counts. INVALID_ARGUMENT names what is no prediction; nothing after it is taken.
+    """
+    LogLabels: _grpc.StreamUnaryMultiCallable[_features_pb2.LogLabelsRequest, _features_pb2.LogResponse]
+    """Outcomes of requests that were served. The answer comes when they are on disk. Sending one
+    again changes nothing: of several of one request the one known last counts. A label may come
+    before its request is on disk; an audit counts those whose request never comes.
     """
 
 @_typing.type_check_only
@@ -44,6 +55,17 @@ class FeatureServiceAsyncStub(FeatureServiceStub):
     """Online features of a feature service for a batch of entities. NOT_FOUND for an unknown
     service, INVALID_ARGUMENT for missing or wrong keys, FAILED_PRECONDITION when the asked
     contract is not the one served.
+    What is served is in the served log before it is answered.
+    """
+    LogPredictions: _aio.StreamUnaryMultiCallable[_features_pb2.LogPredictionsRequest, _features_pb2.LogResponse]  # type: ignore[assignment]
+    """Predictions of requests that were served, by whatever made them. The answer comes when they
+    are on disk. Sending one again changes nothing: of several of one request, model and version
+    the first counts. INVALID_ARGUMENT names what is no prediction; nothing after it is taken.
+    """
+    LogLabels: _aio.StreamUnaryMultiCallable[_features_pb2.LogLabelsRequest, _features_pb2.LogResponse]  # type: ignore[assignment]
+    """Outcomes of requests that were served. The answer comes when they are on disk. Sending one
+    again changes nothing: of several of one request the one known last counts. A label may come
+    before its request is on disk; an audit counts those whose request never comes.
     """
 
 class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -56,6 +78,29 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         """Online features of a feature service for a batch of entities. NOT_FOUND for an unknown
         service, INVALID_ARGUMENT for missing or wrong keys, FAILED_PRECONDITION when the asked
         contract is not the one served.
+        What is served is in the served log before it is answered.
+        """
+
+    @_abc_1.abstractmethod
+    def LogPredictions(
+        self,
+        request_iterator: _MaybeAsyncIterator[_features_pb2.LogPredictionsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_features_pb2.LogResponse, _abc.Awaitable[_features_pb2.LogResponse]]:
+        """Predictions of requests that were served, by whatever made them. The answer comes when they
+        are on disk. Sending one again changes nothing: of several of one request, model and version
+        the first counts. INVALID_ARGUMENT names what is no prediction; nothing after it is taken.
+        """
+
+    @_abc_1.abstractmethod
+    def LogLabels(
+        self,
+        request_iterator: _MaybeAsyncIterator[_features_pb2.LogLabelsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_features_pb2.LogResponse, _abc.Awaitable[_features_pb2.LogResponse]]:
+        """Outcomes of requests that were served. The answer comes when they are on disk. Sending one
+        again changes nothing: of several of one request the one known last counts. A label may come
+        before its request is on disk; an audit counts those whose request never comes.
         """
 
 def add_FeatureServiceServicer_to_server(servicer: FeatureServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -385,7 +385,7 @@ def test_i11_counts_ids_that_stand_for_two_vectors_or_for_none(stocked):
     stocked.served.append_predictions("purchase", ids, [0.5] * 3, model_version="2", **named)
     assert check(stocked, "I11", "purchase").ok
     serve(stocked, NOON, users=(1, 2))  # the second time
-    stocked.served.append_predictions("purchase", ids[:1], [0.5], model_version="2", **named)
+    stocked.served.append_predictions("purchase", ids[:1], [0.25], model_version="2", **named)
     stocked.served.append_labels("purchase", ["nobody", ids[0]], [1.0, 0.0], NOON + 2 * HOUR)
     stocked.served.append_predictions("purchase", ["none"], [0.5], model_version="2", **named)
     found = check(stocked, "I11", "purchase")

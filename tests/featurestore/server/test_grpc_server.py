@@ -1,6 +1,5 @@
 """The edge on real sockets: what the store says, as Feast's own server would word it."""
 
-import http.client
 import json
 import os
 import signal
@@ -9,7 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +22,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 
-from steadfeast import Store
 from steadfeast.featurestore import errors
 from steadfeast.featurestore.server.grpc_server import SERVICE, Edge
 from steadfeast.featurestore.server.metrics import (
@@ -35,85 +33,17 @@ from steadfeast.featurestore.server.metrics import (
     VALUES,
     answer_of,
 )
-from steadfeast.protos.steadfeast.v1 import features_pb2, features_pb2_grpc
+from steadfeast.protos.steadfeast.v1 import features_pb2
+from support.edge import ENTITIES, NOW, children, get, http_request, ipc, post, start_workers
 
-NOW = datetime.now(UTC).replace(microsecond=250_000)
 pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an exp:RuntimeWarning")
-
-
-@pytest.fixture
-def store(shop):
-    def row(age, **values):
-        return {"at": NOW - age, **values}
-
-    users = [
-        row(timedelta(hours=1), user_id=1, spend=4.0, visits=2**62 + 1, city="Bern"),
-        row(timedelta(days=2), user_id=2, spend=9.0, visits=3, city="Graz"),
-        row(timedelta(hours=2), user_id=3, spend=float("nan"), visits=None, city=None),
-    ]
-    items = [row(timedelta(days=9), item_id="a", price=0.1, listed=NOW - timedelta(days=30))]
-    shop.write([{"written": user["at"], **user} for user in users], items)
-    with Store.open(shop.config) as opened:
-        opened.materialize(NOW)
-        yield opened
-
-
-@pytest.fixture
-def edge(store):
-    with Edge(store, "127.0.0.1:0", "127.0.0.1:0") as running:
-        yield running
-
-
-@pytest.fixture
-def channel(edge):
-    with grpc.insecure_channel(f"127.0.0.1:{edge.grpc_port}") as opened:
-        yield opened
-
-
-ENTITIES = pa.table(
-    {
-        "user_id": pa.array([3, 1, 2, 7, 1], pa.int64()),
-        "item_id": ["a", "a", "none", "a", "none"],
-        "amount": [1.0, 2.0, 3.0, 4.0, 5.0],
-    }
-)
-
-
-def _ipc(table):
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
-def _get(channel, table=ENTITIES, service="purchase", **more):
-    stub = features_pb2_grpc.FeatureServiceStub(channel)
-    entities = table if isinstance(table, bytes) else _ipc(table)
-    request = features_pb2.GetFeaturesRequest(service=service, entities=entities, **more)
-    return stub.GetFeatures(request, timeout=30)
-
-
-def _http(edge, method, path, body=None):
-    connection = http.client.HTTPConnection("127.0.0.1", edge.http_port, timeout=30)
-    try:
-        connection.request(method, path, body)
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
-
-
-def _post(edge, query):
-    body = query if isinstance(query, bytes) else json.dumps(query)
-    code, answer = _http(edge, "POST", "/get-online-features", body)
-    return code, json.loads(answer)
 
 
 def test_grpc_gives_the_very_columns_of_the_store(store, channel):
     expected = store.online_features("purchase", ENTITIES, request_time=NOW)
     request_time = features_pb2.GetFeaturesRequest().request_time
     request_time.FromDatetime(NOW)
-    got = _get(channel, request_time=request_time, contract=expected.contract)
+    got = get(channel, request_time=request_time, contract=expected.contract)
     table = pa.ipc.open_stream(got.features).read_all()
     assert table.schema.equals(expected.table.schema)
     assert repr(table.to_pydict()) == repr(expected.table.to_pydict())
@@ -128,7 +58,7 @@ def test_request_time_moves_the_ttl(channel):
     def statuses(time):
         request_time = features_pb2.GetFeaturesRequest().request_time
         request_time.FromDatetime(time)
-        return list(_get(channel, request_time=request_time).statuses["spend"])
+        return list(get(channel, request_time=request_time).statuses["spend"])
 
     edge_of_ttl = NOW - timedelta(hours=1) + timedelta(days=1)  # of user 1
     assert statuses(edge_of_ttl)[1] == 1
@@ -143,12 +73,12 @@ def test_request_time_moves_the_ttl(channel):
         ({"table": ENTITIES.drop_columns(["item_id"])}, "INVALID_ARGUMENT", "EntityRowsError",
          "item_id"),
         ({"table": b"no stream"}, "INVALID_ARGUMENT", "RequestError", "not an Arrow IPC stream"),
-        ({"table": _ipc(ENTITIES)[:-40]}, "INVALID_ARGUMENT", "RequestError", "IPC stream"),
+        ({"table": ipc(ENTITIES)[:-40]}, "INVALID_ARGUMENT", "RequestError", "IPC stream"),
     ],
 )  # fmt: skip
 def test_grpc_errors_have_a_status_and_say_which(channel, change, code, reason, words):
     with pytest.raises(grpc.RpcError, match=words) as caught:
-        _get(channel, **change)
+        get(channel, **change)
     assert caught.value.code() == grpc.StatusCode[code]
     [detail] = rpc_status.from_call(caught.value).details
     info = ErrorInfo()
@@ -158,9 +88,9 @@ def test_grpc_errors_have_a_status_and_say_which(channel, change, code, reason, 
 
 def test_a_request_that_is_too_large_is_refused(edge, channel):
     with pytest.raises(grpc.RpcError) as caught:
-        _get(channel, b"x" * (MAX_REQUEST_BYTES + 1))
+        get(channel, b"x" * (MAX_REQUEST_BYTES + 1))
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    code, answer = _post(edge, b"[" + b" " * MAX_REQUEST_BYTES + b"]")
+    code, answer = post(edge, b"[" + b" " * MAX_REQUEST_BYTES + b"]")
     assert (code, answer["error"]) == (413, "TooLargeError")
 
 
@@ -172,7 +102,7 @@ def _by_name(content):
 def test_http_answers_a_service_with_feasts_json(store, edge, full):
     rows = ENTITIES.to_pydict()
     query = {"feature_service": "small", "entities": {"user_id": rows["user_id"]}}
-    code, content = _post(edge, {**query, "full_feature_names": full})
+    code, content = post(edge, {**query, "full_feature_names": full})
     service = store.feast.get_feature_service("small")
     response = store.feast.get_online_features(service, query["entities"], full_feature_names=full)
     oracle = json.loads(json.dumps(convert_response_to_dict(response.proto)))
@@ -185,7 +115,7 @@ def test_http_answers_every_type_with_feasts_values_and_on_demand_views_with_the
     store, edge
 ):
     rows = ENTITIES.drop_columns(["amount"]).to_pydict()
-    code, content = _post(edge, {"feature_service": "purchase", "entities": ENTITIES.to_pydict()})
+    code, content = post(edge, {"feature_service": "purchase", "entities": ENTITIES.to_pydict()})
     assert code == 200
     mine = _by_name(content)
     # Feast's SDK cannot run these on-demand views: the helpers that they call are not sent along.
@@ -202,7 +132,7 @@ def test_http_answers_every_type_with_feasts_values_and_on_demand_views_with_the
 def test_http_answers_a_list_of_features(edge):
     query = {"features": ["users:spend", "items:price"], "full_feature_names": True}
     rows = ENTITIES.drop_columns(["amount"]).to_pydict()
-    code, content = _post(edge, {**query, "entities": rows})
+    code, content = post(edge, {**query, "entities": rows})
     assert code == 200
     spend = _by_name(content)["users__spend"]
     assert spend["values"] == ["NaN", 4.0, None, None, 4.0]
@@ -228,7 +158,7 @@ def test_http_answers_a_list_of_features(edge):
     ],
 )  # fmt: skip
 def test_http_errors_have_a_status_and_say_which(edge, query, code, words):
-    status, answer = _post(edge, query)
+    status, answer = post(edge, query)
     assert status == code
     assert words in answer["detail"]
 
@@ -242,13 +172,13 @@ def test_health_reflection_and_metrics(edge, channel):
     ask = reflection_pb2.ServerReflectionRequest(list_services="")
     [listed] = reflect(iter([ask]), timeout=10)
     assert SERVICE in [item.name for item in listed.list_services_response.service]
-    assert _http(edge, "GET", "/health") == (200, b"ok\n")
+    assert http_request(edge, "GET", "/health") == (200, b"ok\n")
 
-    _get(channel)
-    _post(edge, {"feature_service": "small", "entities": {"user_id": [1, 2]}})
+    get(channel)
+    post(edge, {"feature_service": "small", "entities": {"user_id": [1, 2]}})
     for unknown in ("one", "two"):
-        _post(edge, {"feature_service": unknown, "entities": {"user_id": [1]}})
-    _, text = _http(edge, "GET", "/metrics")
+        post(edge, {"feature_service": unknown, "entities": {"user_id": [1]}})
+    _, text = http_request(edge, "GET", "/metrics")
     samples = {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text.decode())
@@ -271,10 +201,10 @@ def test_thirty_two_clients_at_once_get_their_own_answers(store, edge, channel):
 
     def ask(i):
         if i % 2:
-            table = pa.ipc.open_stream(_get(channel, ENTITIES.slice(i % 5, 1)).features).read_all()
+            table = pa.ipc.open_stream(get(channel, ENTITIES.slice(i % 5, 1)).features).read_all()
             return table["visits"].to_pylist() == [expected[i % 5]]
         rows = ENTITIES.slice(i % 5, 1).to_pydict()
-        code, content = _post(edge, {"feature_service": "purchase", "entities": rows})
+        code, content = post(edge, {"feature_service": "purchase", "entities": rows})
         return code == 200 and _by_name(content)["visits"]["values"] == [expected[i % 5]]
 
     with ThreadPoolExecutor(32) as pool:
@@ -324,36 +254,9 @@ def test_a_process_serves_until_it_is_asked_to_stop(shop):
         said = process.stdout.readline().split()
         port = int(said[4].rstrip(","))
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            assert _get(channel, service="small").statuses.keys() == {"spend"}
+            assert get(channel, service="small").statuses.keys() == {"spend"}
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=30) == 0
-
-
-def _start_workers(shop, count=2):
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "steadfeast.featurestore.cli",
-        "store",
-        "serve",
-    ]
-    command += ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--workers", str(count)]
-    process = subprocess.Popen(
-        [*command, "-c", str(shop.config)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    said = process.stdout.readline().replace(",", "").split()
-    assert said[-2:] == [str(count), "workers"], process.stderr.read()
-    return process, int(said[4]), int(said[7])
-
-
-def _children(process):
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return [int(child) for child in children.split()]
 
 
 def _lives(worker):
@@ -362,21 +265,21 @@ def _lives(worker):
 
 @pytest.mark.usefixtures("store")
 def test_workers_serve_as_one_and_stop_as_one(shop):
-    process, grpc_port, http_port = _start_workers(shop)
+    process, grpc_port, http_port = start_workers(shop)
     edge = SimpleNamespace(http_port=http_port)
     with process:
         for _ in range(30):  # a connection each: the kernel chooses a worker by the port it is from
             query = {"feature_service": "small", "entities": {"user_id": [1]}}
-            assert _post(edge, query)[0] == 200
+            assert post(edge, query)[0] == 200
         with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
-            assert _get(channel, service="small").statuses.keys() == {"spend"}
+            assert get(channel, service="small").statuses.keys() == {"spend"}
         for _ in range(6):  # whoever is scraped, the figures are of all
-            lines = _http(edge, "GET", "/metrics")[1].decode().splitlines()
+            lines = http_request(edge, "GET", "/metrics")[1].decode().splitlines()
             [line] = [x for x in lines if x.startswith(REQUESTS) and 'edge="http"' in x]
             assert float(line.split()[-1]) == 30
             [line] = [x for x in lines if x.startswith(f"{DURATION}_count") and "http" in x]
             assert float(line.split()[-1]) == 30
-        workers = _children(process)
+        workers = children(process)
         assert len(workers) == 2
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
@@ -385,9 +288,9 @@ def test_workers_serve_as_one_and_stop_as_one(shop):
 
 @pytest.mark.usefixtures("store")
 def test_a_worker_that_dies_stops_the_server_and_an_orphan_stops_itself(shop):
-    process, _, _ = _start_workers(shop)
+    process, _, _ = start_workers(shop)
     with process:
-        first, second = _children(process)
+        first, second = children(process)
         os.kill(first, signal.SIGKILL)
         assert process.wait(timeout=30) == 1
         assert "exit code -9" in process.stderr.read()
@@ -396,9 +299,9 @@ def test_a_worker_that_dies_stops_the_server_and_an_orphan_stops_itself(shop):
 
 @pytest.mark.usefixtures("store")
 def test_a_killed_server_leaves_no_worker(shop):
-    process, _, http_port = _start_workers(shop)
+    process, _, http_port = start_workers(shop)
     with process:
-        workers = _children(process)
+        workers = children(process)
         process.kill()
         process.wait(timeout=30)
         deadline = time.monotonic() + 30
@@ -406,4 +309,4 @@ def test_a_killed_server_leaves_no_worker(shop):
             assert time.monotonic() < deadline
             time.sleep(0.05)
     with pytest.raises(ConnectionRefusedError):
-        _http(SimpleNamespace(http_port=http_port), "GET", "/health")
+        http_request(SimpleNamespace(http_port=http_port), "GET", "/health")

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from steadfeast import OnlineFeatures
 from steadfeast.featurestore.errors import ConfigError, NotFoundError, SourceError
 from steadfeast.featurestore.served_log.log import ServedLog
 from steadfeast.monitor.config.schema import DaemonConfig, MonitorConfig, load
@@ -502,3 +503,42 @@ def test_a_view_has_the_row_of_each_entity_and_time_that_a_join_would_take(tmp_p
     path.write_text(yaml.safe_dump(plain))
     with pytest.raises(ConfigError, match=r"features: no feature of view stock 'leval'.*level"):
         check(path, *load(path))
+
+
+def test_predictions_that_were_sent_by_themselves_are_of_their_vectors(tmp_path):
+    """Beside a loop over what was sent: by model and version, else the first; shadows are none."""
+    log, at = ServedLog(tmp_path), T0 + timedelta(hours=1)
+
+    def serve(name, model="", version="", prediction=None):
+        table = pa.table({"user": [1], "spend": [2.0]})
+        features = OnlineFeatures(table, {"spend": np.ones(1, np.uint8)}, {}, "c" * 64)
+        said = None if prediction is None else [prediction]
+        named = {"request_ids": [name], "request_time": at, "predictions": said}
+        log.append("svc", features, model=model, model_version=version, **named)
+
+    def say(name, value, version, model="m", late=timedelta(seconds=3)):
+        named = {"request_time": at + late, "model": model, "model_version": version}
+        log.append_predictions("svc", [name], [value], **named)
+
+    serve("own", "m", "1", 0.1)
+    say("own", 0.9, "2")
+    serve("named", "m", "2")
+    say("named", 0.3, "1")
+    say("named", 0.4, "2", late=timedelta(seconds=9))
+    serve("nameless")
+    say("nameless", 0.6, "4", late=timedelta(seconds=9))
+    say("nameless", 0.5, "3")
+    serve("silent", "m", "2")
+    say("silent", 0.8, "1")
+    say("stranger", 0.7, "1")
+    log.flush()
+    source = Sources(log, {}).of("m", MonitorConfig(service="svc", model="m"))
+    found = read(source, T0, T0 + DAY)
+    columns = ("request_id", "prediction", "model", "model_version")
+    assert [tuple(row[name] for name in columns) for row in found] == [
+        ("named", 0.4, "m", "2"),
+        ("nameless", 0.5, "m", "3"),
+        ("own", 0.1, "m", "1"),
+        ("silent", None, "m", "2"),
+    ]
+    assert [row["spend"] for row in found] == [2.0] * 4
