@@ -241,6 +241,50 @@ def audit(
     raise typer.Exit(0 if report.ok else 1)
 
 
+@store.command("log-labels")
+def log_labels(
+    service: Service,
+    file: Annotated[Path, typer.Argument(help="Parquet, CSV, or a DuckDB file.")],
+    table: Annotated[str, typer.Option(help="Table of a DuckDB file.")] = "",
+    request_id: Annotated[str, typer.Option(help="Column of the request ids.")] = "request_id",
+    label: Annotated[str, typer.Option(help="Column of the outcomes.")] = "label",
+    known_at: Annotated[
+        str, typer.Option(help="Column of when each became known; without it, now.")
+    ] = "known_at",
+    config: Config = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Log the outcomes of requests that SERVICE answered, by their request ids.
+
+    Logging a file again changes nothing: of several labels of one request the one known last
+    counts. Labels of requests that are not in the log yet are kept, counted, and count from when
+    their request is there; an audit lists those whose request never comes.
+
+    Example: steadfeast store log-labels late_arrival outcomes.parquet --label late
+    """
+    from rich.progress import Progress
+
+    from steadfeast.featurestore import served_log
+
+    columns = {"request_id": request_id, "label": label, "known_at": known_at}
+    silent = as_json or not sys.stderr.isatty()
+    with _open(config) as opened, Progress(transient=True, disable=silent) as bar:
+        task = bar.add_task("labels", total=None)
+        done, unknown = served_log.log_labels(
+            opened.served,
+            service,
+            file,
+            table=table,
+            columns=columns,
+            tell=lambda done, rows: bar.update(task, completed=done, total=rows),
+        )
+    if as_json:
+        typer.echo(json.dumps({"logged": done, "unknown": unknown}))
+        return
+    note = f"; {unknown} of requests that are not in the log" if unknown else ""
+    typer.echo(f"{done} labels logged{note}")
+
+
 @store.command()
 def serve(
     grpc: Annotated[str, typer.Option(help="host:port of the gRPC edge.")] = "127.0.0.1:9467",

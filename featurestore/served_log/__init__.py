@@ -2,6 +2,7 @@
 
 from steadfeast.featurestore.served_log.files import Lineage, Run, collect, lineage, named, take_out
 from steadfeast.featurestore.served_log.intake import Intake, intakes
+from steadfeast.featurestore.served_log.label_file import log_labels
 from steadfeast.featurestore.served_log.log import KINDS, ServedLog
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "collect",
     "intakes",
     "lineage",
+    "log_labels",
     "named",
     "take_out",
 ]

@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import EntryPoint
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from steadfeast import Store
 from steadfeast.featurestore import cli
+from steadfeast.featurestore.errors import UserError
 
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
 
@@ -167,3 +169,59 @@ def test_a_process_of_its_own_has_all_groups_and_the_same_exit_code(tmp_path):
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: steadfeast.yaml: cannot be read")
+
+
+def _outcomes(folder, kind):
+    """Three labels, one of nobody, as one kind of file; return the words that name it."""
+    path = folder / f"outcomes.{kind}"
+    with duckdb.connect(str(path) if kind == "duckdb" else ":memory:") as con:
+        con.execute("SET TimeZone = 'UTC'")
+        con.execute(
+            "CREATE TABLE outcomes AS SELECT * FROM (VALUES "
+            "('a', 1, '2024-03-11T00:00:00Z'::TIMESTAMPTZ), ('b', 0, '2024-03-12T00:00:00Z'), "
+            "('nobody', 1, '2024-03-12T00:00:00Z')) AS t(order_id, late, known)"
+        )
+        if kind != "duckdb":
+            con.execute(f"COPY outcomes TO '{path}'")
+    table = ["--table", "outcomes"] if kind == "duckdb" else []
+    names = ["--request-id", "order_id", "--label", "late", "--known-at", "known"]
+    return [str(path), *table, *names]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "duckdb"])
+def test_labels_of_a_file_are_logged(stocked, run, kind):
+    run("apply")
+    with Store.open(stocked.config) as store:
+        got = store.online_features("small", [{"user_id": 1}, {"user_id": 2}], request_time=NOON)
+        store.served.append("small", got, request_ids=["a", "b"], request_time=NOON)
+    words = _outcomes(stocked.folder, kind)
+    answer = run("log-labels", "small", *words)
+    assert answer.output.strip() == "3 labels logged; 1 of requests that are not in the log"
+    assert json.loads(run("log-labels", "small", *words, "--json").output) == {
+        "logged": 3,
+        "unknown": 1,
+    }
+    with Store.open(stocked.config) as store:
+        start, end = NOON, NOON.replace(year=2025)
+        files = store.served.label_files("small", start, end)
+        rows = {tuple(row.values()) for file in files for row in pq.read_table(file).to_pylist()}
+    assert rows == {
+        ("a", 1.0, NOON.replace(day=11, hour=0)),
+        ("b", 0.0, NOON.replace(day=12, hour=0)),
+        ("nobody", 1.0, NOON.replace(day=12, hour=0)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--label", "lat"], "'lat'"),
+        (["--table", "other"], "other"),
+        (["--label", "order_id"], "labels must be numbers"),
+    ],
+)
+def test_labels_that_cannot_be_read_are_refused_by_name(stocked, run, change, words):
+    run("apply")
+    answer = run("log-labels", "small", *_outcomes(stocked.folder, "duckdb"), *change)
+    assert isinstance(answer.exception, UserError)
+    assert words in str(answer.exception)
