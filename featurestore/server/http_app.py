@@ -8,7 +8,6 @@ and just as right, and is no service that could be logged.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,17 +21,13 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from steadfeast.featurestore.errors import (
-    EntityRowsError,
-    RequestError,
-    SteadfeastError,
-    UnsupportedTypeError,
-)
+from steadfeast.featurestore.errors import EntityRowsError, RequestError, SteadfeastError
+from steadfeast.featurestore.server import feast_writes
 from steadfeast.featurestore.server.feast_json import answer
+from steadfeast.featurestore.server.json_values import column_of
 from steadfeast.featurestore.server.metrics import MAX_REQUEST_BYTES, Figures, answer_of
 from steadfeast.featurestore.server.request_log import REQUEST_ID, Named, log, request_id
 from steadfeast.featurestore.serving import rows_in
-from steadfeast.featurestore.tables import array_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -152,6 +147,8 @@ class Application:
         self._rest = Starlette(
             routes=[
                 Route(_PATH, self._features, methods=["POST"]),
+                Route("/push", self._push, methods=["POST"]),
+                Route("/write-to-online-store", self._write, methods=["POST"]),
                 Route("/labels", self._labels, methods=["POST"]),
                 Route("/predictions", self._predictions, methods=["POST"]),
                 Route("/health", self._health),
@@ -200,6 +197,22 @@ class Application:
     async def _features(self, request: Request) -> Response:
         code, body, name = await self._answer(request.receive, request.headers.get(REQUEST_ID, ""))
         return Response(body, code, {REQUEST_ID: name}, "application/json")
+
+    async def _push(self, request: Request) -> Response:
+        return await self._written(request, feast_writes.Pushed, feast_writes.push)
+
+    async def _write(self, request: Request) -> Response:
+        return await self._written(request, feast_writes.Written, feast_writes.write)
+
+    async def _written(
+        self, request: Request, shape: type[_Body], write: Callable[[Store, _Body], None]
+    ) -> Response:
+        try:
+            body = _query(shape, await _body(request.receive))
+            await asyncio.to_thread(write, self._store, body)
+        except SteadfeastError as error:
+            return Response(_error(error), _code(error), media_type="application/json")
+        return JSONResponse(None)
 
     async def _labels(self, request: Request) -> Response:
         return await self._taken_in(request, Labels, _take_labels)
@@ -324,34 +337,11 @@ def _query(shape: type[_Body], body: bytes) -> _Body:
 def _table(entities: Mapping[str, list[Any]], plan: ServicePlan) -> pa.Table:
     """Return the columns that the service takes; which are missing, the store says."""
     columns = {
-        name: _column(name, entities[name], t)
+        name: column_of(f"entities.{name}", entities[name], t)
         for name, t in plan.entity_columns.items()
         if name in entities
     }
     return pa.table(columns)
-
-
-def _column(name: str, values: list[Any], to: pa.DataType) -> pa.Array:
-    try:
-        if pa.types.is_timestamp(to):
-            return pa.array([_moment(value) for value in values], to)
-        if pa.types.is_binary(to):
-            return pa.array([v if v is None else base64.b64decode(v) for v in values], to)
-        return array_of(values, to, name)
-    except UnsupportedTypeError as error:
-        raise RequestError(f"entities.{name}", f"does not fit {to}: {error.__cause__}") from error
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError, ValueError) as error:
-        raise RequestError(f"entities.{name}", f"does not fit {to}: {error}") from error
-
-
-def _moment(value: Any) -> datetime | None:
-    """Read a time as JSON has it: seconds since the epoch, or ISO 8601; a naive one is UTC."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        moment = datetime.fromisoformat(value)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return datetime.fromtimestamp(value, UTC)
 
 
 def _error(error: Exception) -> bytes:
