@@ -36,7 +36,7 @@ CELLS = {
     "v": [LARGE, LARGE + 2],  # Feast's client rounds them beside a null, before it sends
     "b": [None, None],  # Feast's client has no way to send bytes
     "t": [datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC), None],
-    "l": [[1.5, -0.0], []],
+    "l": [[1.5, -0.0], [2.0]],  # it cannot read an empty one
     "s": ["ü", None],
     "f": [0.5, None],
 }
@@ -87,7 +87,7 @@ def test_feasts_remote_online_store_writes_and_reads_every_cell(repo, edge, tmp_
     client.write_to_online_store("view", frame(now))
     by_us = edge.store.online_features("svc", [{"k": 1}, {"k": 2}]).to_dict()
     assert {name: by_us[name] for name in CELLS} == CELLS
-    asked = [f"view:{name}" for name in CELLS]
+    asked = [f"view:{name}" for name in CELLS if name != "b"]
     by_feast = client.get_online_features(asked, [{"k": 1}, {"k": 2}]).to_dict()
     # What Feast's SDK says of the same rows without a server between them.
     direct = edge.store.feast.get_online_features(asked, [{"k": 1}, {"k": 2}]).to_dict()
