@@ -31,6 +31,7 @@ from steadfeast.featurestore.errors import (
     SteadfeastError,
 )
 from steadfeast.featurestore.grpc_errors import abort, error_info
+from steadfeast.featurestore.server import arrow_stream
 from steadfeast.featurestore.server.http_app import Application
 from steadfeast.featurestore.server.metrics import MAX_REQUEST_BYTES, Figures, answer_of
 from steadfeast.featurestore.server.request_log import REQUEST_ID, Named, log, request_id
@@ -125,11 +126,7 @@ class Features(features_pb2_grpc.FeatureServiceServicer):
     def _answer(
         self, request: features_pb2.GetFeaturesRequest, name: str
     ) -> features_pb2.GetFeaturesResponse:
-        try:
-            entities = pa.ipc.open_stream(request.entities).read_all()
-            entities.validate(full=True)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise RequestError("entities", f"is not an Arrow IPC stream: {error}") from error
+        entities = arrow_stream.read("entities", request.entities)
         named = Named(name, request.request_ids, request.model, request.model_version)
         at = _time(request, "request_time", datetime.now(UTC))
         got = self._store.online_features(

@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from steadfeast.featurestore.errors import EntityRowsError, RequestError, SteadfeastError
 from steadfeast.featurestore.server import feast_writes
+from steadfeast.featurestore.server.arrow_stream import check_rows
 from steadfeast.featurestore.server.feast_json import answer
 from steadfeast.featurestore.server.json_values import column_of
 from steadfeast.featurestore.server.metrics import MAX_REQUEST_BYTES, Figures, answer_of
@@ -161,16 +162,19 @@ class Application:
         if scope["type"] != "http" or scope["path"] != _PATH or scope["method"] != "POST":
             await self._rest(scope, receive, send)
             return
-        given = next((v for k, v in scope["headers"] if k == _REQUEST_ID), b"")
-        code, body, name = await self._answer(receive, given.decode("latin-1"))
+        sent = dict(scope["headers"])
+        given = sent.get(_REQUEST_ID, b"").decode("latin-1")
+        encoding = sent.get(b"content-encoding", b"").decode("latin-1")
+        code, body, name = await self._answer(receive, given, encoding)
         headers = [_JSON, (b"content-length", b"%d" % len(body)), (_REQUEST_ID, name.encode())]
         await send({"type": "http.response.start", "status": code, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _answer(self, receive: Receive, given: str) -> tuple[int, bytes, str]:
+    async def _answer(self, receive: Receive, given: str, encoding: str) -> tuple[int, bytes, str]:
         name = ""
         try:
             name = request_id(given)
+            _check_plain(encoding)
             query = _query(Query, await _body(receive))
             asked = (self._store, self._figures, query, name)
             if self._is_brief(query):
@@ -195,7 +199,10 @@ class Application:
             return False  # said, and counted, where the request is answered
 
     async def _features(self, request: Request) -> Response:
-        code, body, name = await self._answer(request.receive, request.headers.get(REQUEST_ID, ""))
+        sent = request.headers
+        code, body, name = await self._answer(
+            request.receive, sent.get(REQUEST_ID, ""), sent.get("content-encoding", "")
+        )
         return Response(body, code, {REQUEST_ID: name}, "application/json")
 
     async def _push(self, request: Request) -> Response:
@@ -208,6 +215,7 @@ class Application:
         self, request: Request, shape: type[_Body], write: Callable[[Store, _Body], None]
     ) -> Response:
         try:
+            _check_plain(request.headers.get("content-encoding", ""))
             body = _query(shape, await _body(request.receive))
             await asyncio.to_thread(write, self._store, body)
         except SteadfeastError as error:
@@ -225,6 +233,7 @@ class Application:
     ) -> Response:
         """Take in what is logged later than its vector; 202, since it is written later still."""
         try:
+            _check_plain(request.headers.get("content-encoding", ""))
             body = _query(shape, await _body(request.receive))
             accepted = await asyncio.to_thread(take, self._store.served, body)
         except SteadfeastError as error:
@@ -288,6 +297,7 @@ def _read(store: Store, plan: ServicePlan, query: Query, at: datetime) -> Online
     lengths = {len(values) for values in query.entities.values()}
     if len(lengths) > 1:
         raise RequestError("entities", f"columns have different lengths: {sorted(lengths)}")
+    check_rows("entities", max(lengths, default=0))
     if not plan.requests:
         try:
             return store.online_features(plan.name, query.entities, **more)
@@ -308,6 +318,12 @@ def _single_features(store: Store, query: Query) -> dict[str, Any]:
             raise
         raise RequestError("body", str(error)) from error
     return convert_response_to_dict(response.proto)
+
+
+def _check_plain(encoding: str) -> None:
+    """Refuse a compressed body: a few kilobytes of it may stand for gigabytes."""
+    if encoding not in {"", "identity"}:
+        raise RequestError("body", f"is sent as {encoding}; send it without Content-Encoding")
 
 
 async def _body(receive: Receive) -> bytes:
