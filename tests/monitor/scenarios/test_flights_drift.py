@@ -172,10 +172,13 @@ def test_a_count_of_few_entities_does_not_cry_wolf(year):
 
 @pytest.mark.parametrize(
     ("known", "days", "name"),
-    [(151, 181, "route_arrivals_14d")],
+    [(120, 151, "precipitation_inches"), (151, 181, "route_arrivals_14d")],
 )
 def test_a_record_is_no_episode_where_months_before_had_theirs(judged, known, days, name):
-    """June has the busiest route so far: so had months before it."""
+    """May has the wettest days so far, and June the busiest route: so had months before them.
+
+    A day of storm is a verdict and no alarm; what most days of the month said would be no record.
+    """
     _, found = judged(known, days)
     assert lasting(found[name]) == []
-    assert len(drifted(found[name])) <= 3
+    assert len(drifted(found[name])) <= 6
