@@ -32,8 +32,9 @@ from steadfeast.featurestore.errors import (
 )
 from steadfeast.featurestore.grpc_errors import abort, error_info
 from steadfeast.featurestore.server import arrow_stream
+from steadfeast.featurestore.server.bodies import MAX_REQUEST_BYTES
 from steadfeast.featurestore.server.http_app import Application
-from steadfeast.featurestore.server.metrics import MAX_REQUEST_BYTES, Figures, answer_of
+from steadfeast.featurestore.server.metrics import Figures, answer_of
 from steadfeast.featurestore.server.request_log import REQUEST_ID, Named, log, request_id
 from steadfeast.featurestore.server.workers import Siblings, until_orphaned
 from steadfeast.protos.steadfeast.v1 import features_pb2, features_pb2_grpc
@@ -66,7 +67,7 @@ class Features(features_pb2_grpc.FeatureServiceServicer):
                 given = dict(context.invocation_metadata()).get(REQUEST_ID, "")
                 return self._answer(request, request_id(str(given)))
         except SteadfeastError as error:
-            _refuse(context, error)
+            refuse(context, error)
 
     def LogPredictions(  # noqa: N802
         self,
@@ -85,14 +86,14 @@ class Features(features_pb2_grpc.FeatureServiceServicer):
                     service,
                     [one.request_id for one in some],
                     [one.value for one in some],
-                    request_time=[_time(one, "request_time", now) for one in some],
+                    request_time=[time_of(one, "request_time", now) for one in some],
                     model=model,
                     model_version=version,
                 )
                 accepted += len(some)
             self._written("predictions", service)
         except SteadfeastError as error:
-            _refuse(context, error)
+            refuse(context, error)
         self._figures.logged("predictions", service, accepted)
         return features_pb2.LogResponse(accepted=accepted)
 
@@ -108,12 +109,12 @@ class Features(features_pb2_grpc.FeatureServiceServicer):
                     service,
                     [one.request_id for one in some],
                     [one.value for one in some],
-                    [_time(one, "known_at", now) for one in some],
+                    [time_of(one, "known_at", now) for one in some],
                 )
                 accepted += len(some)
             self._written("labels", service)
         except SteadfeastError as error:
-            _refuse(context, error)
+            refuse(context, error)
         self._figures.logged("labels", service, accepted)
         return features_pb2.LogResponse(accepted=accepted)
 
@@ -128,7 +129,7 @@ class Features(features_pb2_grpc.FeatureServiceServicer):
     ) -> features_pb2.GetFeaturesResponse:
         entities = arrow_stream.read("entities", request.entities)
         named = Named(name, request.request_ids, request.model, request.model_version)
-        at = _time(request, "request_time", datetime.now(UTC))
+        at = time_of(request, "request_time", datetime.now(UTC))
         got = self._store.online_features(
             request.service, entities, request_time=at, contract=request.contract or None
         )
@@ -145,7 +146,7 @@ class Features(features_pb2_grpc.FeatureServiceServicer):
         return answer
 
 
-def _time(message: Any, field: str, otherwise: datetime) -> datetime:
+def time_of(message: Any, field: str, otherwise: datetime) -> datetime:
     """Return a time of a message, or another where it is unset.
 
     Raises:
@@ -168,10 +169,13 @@ def _ipc(table: pa.Table) -> bytes:
     return content
 
 
-def _refuse(context: grpc.ServicerContext, error: SteadfeastError) -> NoReturn:
+def refuse(
+    context: grpc.ServicerContext, error: SteadfeastError, code: grpc.StatusCode | None = None
+) -> NoReturn:
+    """End a call with what an error is on the wire, its kind and data as details."""
     data = {name: str(value)[:_DETAIL] for name, value in vars(error).items()}
     detail = error_info(type(error).__name__, data)
-    abort(context, answer_of(error).grpc, str(error)[:2000], detail)
+    abort(context, code or answer_of(error).grpc, str(error)[:2000], detail)
 
 
 class Edge:
@@ -199,7 +203,7 @@ class Edge:
         self._siblings: Siblings | None = None
         shared = siblings is not None
         with ExitStack() as undo:
-            self._socket = undo.enter_context(_listen(http_address, shared=shared))
+            self._socket = undo.enter_context(listen(http_address, shared=shared))
             self.http_port: int = self._socket.getsockname()[1]
             self._grpc = grpc.server(
                 ThreadPoolExecutor(WORKERS, "grpc"),
@@ -298,7 +302,12 @@ def split(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _listen(address: str, *, shared: bool) -> socket.socket:
+def listen(address: str, *, shared: bool = False) -> socket.socket:
+    """Return a socket that listens on `host:port`.
+
+    Raises:
+        AddressError: It is no loopback address, or is taken.
+    """
     host, port = split(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

@@ -24,9 +24,10 @@ from starlette.routing import Route
 from steadfeast.featurestore.errors import EntityRowsError, RequestError, SteadfeastError
 from steadfeast.featurestore.server import feast_writes
 from steadfeast.featurestore.server.arrow_stream import check_rows
+from steadfeast.featurestore.server.bodies import TooLargeError, read_body
 from steadfeast.featurestore.server.feast_json import answer
 from steadfeast.featurestore.server.json_values import column_of
-from steadfeast.featurestore.server.metrics import MAX_REQUEST_BYTES, Figures, answer_of
+from steadfeast.featurestore.server.metrics import Figures, answer_of
 from steadfeast.featurestore.server.request_log import REQUEST_ID, Named, log, request_id
 from steadfeast.featurestore.serving import rows_in
 
@@ -124,13 +125,6 @@ _Body = TypeVar("_Body", bound=BaseModel)
 _Logged = TypeVar("_Logged", bound=Logged)
 
 
-class TooLargeError(RequestError):
-    """The body is larger than what is read."""
-
-    def __init__(self) -> None:
-        super().__init__("body", f"is larger than {MAX_REQUEST_BYTES} bytes")
-
-
 class Application:
     """The ASGI application. Feature requests go round Starlette, which would take half the time.
 
@@ -174,8 +168,7 @@ class Application:
         name = ""
         try:
             name = request_id(given)
-            _check_plain(encoding)
-            query = _query(Query, await _body(receive))
+            query = _query(Query, await read_body(receive, encoding))
             asked = (self._store, self._figures, query, name)
             if self._is_brief(query):
                 return 200, _features(*asked), name
@@ -215,8 +208,7 @@ class Application:
         self, request: Request, shape: type[_Body], write: Callable[[Store, _Body], None]
     ) -> Response:
         try:
-            _check_plain(request.headers.get("content-encoding", ""))
-            body = _query(shape, await _body(request.receive))
+            body = _query(shape, await _body(request))
             await asyncio.to_thread(write, self._store, body)
         except SteadfeastError as error:
             return Response(_error(error), _code(error), media_type="application/json")
@@ -233,8 +225,7 @@ class Application:
     ) -> Response:
         """Take in what is logged later than its vector; 202, since it is written later still."""
         try:
-            _check_plain(request.headers.get("content-encoding", ""))
-            body = _query(shape, await _body(request.receive))
+            body = _query(shape, await _body(request))
             accepted = await asyncio.to_thread(take, self._store.served, body)
         except SteadfeastError as error:
             return Response(_error(error), _code(error), media_type="application/json")
@@ -320,24 +311,8 @@ def _single_features(store: Store, query: Query) -> dict[str, Any]:
     return convert_response_to_dict(response.proto)
 
 
-def _check_plain(encoding: str) -> None:
-    """Refuse a compressed body: a few kilobytes of it may stand for gigabytes."""
-    if encoding not in {"", "identity"}:
-        raise RequestError("body", f"is sent as {encoding}; send it without Content-Encoding")
-
-
-async def _body(receive: Receive) -> bytes:
-    parts, size, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise RequestError("body", "ended early")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        more = message.get("more_body", False)
-        if size > MAX_REQUEST_BYTES:
-            raise TooLargeError
-    return b"".join(parts)
+async def _body(request: Request) -> bytes:
+    return await read_body(request.receive, request.headers.get("content-encoding", ""))
 
 
 def _query(shape: type[_Body], body: bytes) -> _Body:

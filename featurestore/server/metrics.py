@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from steadfeast.featurestore.serving import OnlineFeatures
 
-MAX_REQUEST_BYTES = 4 * 2**20
-"""Largest request that either edge reads."""
-
 REQUESTS = "steadfeast_serving_requests_total"
 DURATION = "steadfeast_serving_request_duration_seconds"
 ROWS = "steadfeast_serving_rows_total"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         TrainingSet,
     )
     from steadfeast.measures import Measure
-    from steadfeast.pipeline import Fitted, Gate, OnnxModel, Recipe, frame
+    from steadfeast.pipeline import Fitted, Gate, Model, OnnxModel, Recipe, frame
 
     __version__: str
 
@@ -46,6 +46,7 @@ __all__ = [
     "Gate",
     "Manifest",
     "Measure",
+    "Model",
     "OnlineFeatures",
     "OnnxModel",
     "Recipe",
@@ -61,7 +62,7 @@ __all__ = [
 ]
 
 _PARTS = {
-    **dict.fromkeys(("Fitted", "Gate", "OnnxModel", "Recipe", "frame"), "pipeline"),
+    **dict.fromkeys(("Fitted", "Gate", "Model", "OnnxModel", "Recipe", "frame"), "pipeline"),
     "Measure": "measures",
 }
 

@@ -23,11 +23,11 @@ from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 
 from steadfeast.featurestore import errors
+from steadfeast.featurestore.server.bodies import MAX_REQUEST_BYTES
 from steadfeast.featurestore.server.grpc_server import SERVICE, Edge
 from steadfeast.featurestore.server.metrics import (
     ANSWERS,
     DURATION,
-    MAX_REQUEST_BYTES,
     REQUESTS,
     ROWS,
     VALUES,
