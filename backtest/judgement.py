@@ -55,8 +55,8 @@ class Earned:
         figure: Mean over the periods.
         by_period: Figure of each period; NaN where there is none.
         against_never: Against the first model left alone.
-        frontier: What a calendar of as many runs gets, read off between the calendars; None for
-            calendars, and beyond the last of them.
+        frontier: What a calendar of as many runs gets, read off between the calendars, the plain
+            ones if there are any; None for calendars, and beyond the last of them.
     """
 
     replayed: Replayed
@@ -105,8 +105,11 @@ def judge(
     by_period = [figures(one) for one in replays]
     means = [float(np.nanmean(one)) for one in by_period]
     never = next((i for i, one in enumerate(replays) if not one.asked), None)
+    any_plain = any(one.plain for one in replays)
     calendars = [
-        (one.runs, mean) for one, mean in zip(replays, means, strict=True) if one.is_calendar
+        (one.runs, mean)
+        for one, mean in zip(replays, means, strict=True)
+        if one.is_calendar and (one.plain == any_plain or not one.asked)
     ]
     earned = tuple(
         Earned(

@@ -31,6 +31,10 @@ _CALENDARS = {
 }
 
 
+PLAIN = "plain "
+"""Before a calendar's name: the recipe as it stands, fitted once on everything known, no gates."""
+
+
 class PolicyError(UserError):
     """A policy that is none.
 
@@ -42,14 +46,21 @@ class PolicyError(UserError):
         self.text = text
         names = ", ".join(("never", *_CALENDARS, TRIGGERED))
         super().__init__(
-            f"{text!r} is no policy; give {names}, a length of time (14d) or a cron line"
+            f"{text!r} is no policy; give {names}, a length of time (14d) or a cron line, and "
+            "'plain monthly' for a calendar that fits the recipe once, with no gates"
         )
 
 
 class Policy(Protocol):
-    """When to retrain."""
+    """When to retrain.
+
+    Attributes:
+        name: As given.
+        plain: Whether its runs fit the recipe once, on everything, with no gates.
+    """
 
     name: str
+    plain: bool
 
     def asks(self, at: datetime, live: Run, served: Floats) -> str:
         """Return why to retrain at `at`, or nothing.
@@ -72,11 +83,13 @@ class Calendar:
         name: As given.
         rule: A cron line, or the time between two runs; None is never.
         last: When it last asked, or when it began.
+        plain: Whether its runs fit the recipe once, on everything, with no gates.
     """
 
     name: str
     rule: str | timedelta | None
     last: datetime
+    plain: bool = False
 
     def asks(self, at: datetime, live: Run, served: Floats) -> str:  # noqa: ARG002 - see Policy
         """Return the policy's name when a date of its has come."""
@@ -112,12 +125,15 @@ def policies(
     # Nobody approves in a backtest, and whoever has no pipeline yet asks what one would earn.
     free = config.model_copy(update={"approval": "auto", "pipeline": config.pipeline or "backtest"})
     return [
-        Triggered(history, free) if name == TRIGGERED else Calendar(name, _rule(name), start)
+        Triggered(history, free)
+        if name == TRIGGERED
+        else Calendar(name, _rule(name), start, name.startswith(PLAIN))
         for name in dict.fromkeys(names)
     ]
 
 
-def _rule(name: str) -> str | timedelta | None:
+def _rule(given: str) -> str | timedelta | None:
+    name = given.removeprefix(PLAIN)
     if name == "never":
         return None
     if name in _CALENDARS:
@@ -128,4 +144,4 @@ def _rule(name: str) -> str | timedelta | None:
             return name
         return duration(name)
     except (ValueError, UserError) as error:
-        raise PolicyError(name) from error
+        raise PolicyError(given) from error

@@ -57,12 +57,14 @@ class Replayed:
         asked: Its runs, the first model not among them.
         served: What was predicted for each row of the replay.
         is_calendar: Whether dates alone decided.
+        plain: Whether each run was the recipe alone, fitted once.
     """
 
     name: str
     asked: tuple[Asked, ...]
     served: Floats
     is_calendar: bool = True
+    plain: bool = False
 
     @property
     def runs(self) -> float:
@@ -93,7 +95,7 @@ def replay(
     Raises:
         NoFirstModelError: The gates refuse the first model.
     """
-    live = runs.run(start, None)
+    live = runs.run(start, None, plain=policy.plain)
     if live.refused:
         raise NoFirstModelError(start, live.refused)
     said = runs.predictions(live)
@@ -105,12 +107,16 @@ def replay(
         served[rows] = said[rows]
         at += bucket
         if at < end and (why := policy.asks(at, live, served)):
-            run = runs.run(at, live)
+            run = runs.run(at, live, plain=policy.plain)
             policy.told(run)
             asked.append(Asked(at, why, run))
             if not run.refused:
                 live, said = run, runs.predictions(run)
         advance(at, len(asked))
     return Replayed(
-        policy.name, tuple(asked), served[history.rows(start, end)], isinstance(policy, Calendar)
+        policy.name,
+        tuple(asked),
+        served[history.rows(start, end)],
+        isinstance(policy, Calendar),
+        policy.plain,
     )

@@ -21,7 +21,15 @@ from steadfeast.backtest.history import ROW
 from steadfeast.featurestore.tables import whole_file
 from steadfeast.monitor.decisions import gain_of
 from steadfeast.pipeline import recipes
-from steadfeast.pipeline.training import Live, challenge, refit
+from steadfeast.pipeline.training import (
+    Challenge,
+    Live,
+    Model,
+    challenge,
+    fit_on,
+    refit,
+    split,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +54,7 @@ class Run:
         known_since: And of the oldest.
         fits: How many fits it took.
         seconds: How long it took.
+        plain: Whether it was the recipe alone.
     """
 
     as_of: datetime
@@ -57,6 +66,7 @@ class Run:
     known_until: datetime
     fits: int
     seconds: float
+    plain: bool = False
 
     @property
     def cost(self) -> float:
@@ -90,21 +100,34 @@ class Runs:
         self._kept.mkdir(parents=True, exist_ok=True)
         self._fit = recipes.load_function(config.recipe, here)
 
-    def run(self, as_of: datetime, champion: Run | None) -> Run:
-        """Return the run at `as_of` against the model that serves; done if it was not before."""
+    def run(self, as_of: datetime, champion: Run | None, *, plain: bool = False) -> Run:
+        """Return the run at `as_of` against the model that serves; done if it was not before.
+
+        A plain one is what a script under cron does: the recipe, on everything that is known.
+        """
         rival = "first" if champion is None else _stamp(champion.as_of)
+        rival = "plain" if plain else rival
         path = self._kept / f"run-{_stamp(as_of)}-{rival}.json"
         if path.is_file():
             return _read(path)
         began = time.perf_counter()
-        found, fits, parts = self._run(as_of, champion)
+        found, fits, parts = self._plain(as_of) if plain else self._run(as_of, champion)
         ended = time.perf_counter() - began
         table = parts.table.column("event_timestamp")
         ends = [table[0].as_py(), table[len(table) - 1].as_py()] if len(table) else [as_of] * 2
         refused, metrics = found.refused, {} if found.judged is None else found.judged.metrics
         gain, error = gain_of((gate.difference, gate.low, gate.high) for gate in found.gates)
         run = Run(
-            as_of, refused, dict(metrics), gain, error, ends[0], ends[1], fits, round(ended, 3)
+            as_of,
+            refused,
+            dict(metrics),
+            gain,
+            error,
+            ends[0],
+            ends[1],
+            fits,
+            round(ended, 3),
+            plain,
         )
         with whole_file(path) as partial:
             partial.write_text(json.dumps(asdict(run), default=datetime.isoformat))
@@ -112,7 +135,15 @@ class Runs:
 
     def predictions(self, run: Run) -> np.ndarray:
         """Return what the model of a run says of each row from its hold-out on; NaN before."""
-        return np.load(self._path(run.as_of), mmap_mode="r")  # type: ignore[no-any-return]
+        return np.load(self._path(run.as_of, run.plain), mmap_mode="r")  # type: ignore[no-any-return]
+
+    def _plain(self, as_of: datetime) -> tuple[Any, int, Any]:
+        training, config = self._history.known_by(as_of), self._history.config
+        with recipes.limited(self._threads):
+            fitted = fit_on(self._fit, training, training.table, config, self._here)
+            self._keep(as_of, Model(fitted, self._history.target), as_of, plain=True)
+        parts = split(training.table, config, as_of)
+        return Challenge(parts, ()), 1, parts
 
     def _run(self, as_of: datetime, champion: Run | None) -> tuple[Any, int, Any]:
         training, config = self._history.known_by(as_of), self._history.config
@@ -135,15 +166,18 @@ class Runs:
             if path.is_file():
                 return found, 2, found.split
             serving = refit(training, self._fit, config, found.judged, folder=self._here)
-            whole = self._history.training.table
-            first = self._history.rows(found.split.start, as_of).start
-            said = serving.predict(whole.slice(first))
-        said = self._history.target.aligned(said, serving.target.classes)
+            self._keep(as_of, serving, found.split.start)
+        return found, 2 if config.refit == "all" else 1, found.split
+
+    def _keep(self, as_of: datetime, model: Model, start: datetime, *, plain: bool = False) -> None:
+        """Keep what a model says of every row from `start` on."""
+        whole = self._history.training.table
+        first = self._history.rows(start, max(start, as_of)).start
+        said = self._history.target.aligned(model.predict(whole.slice(first)), model.target.classes)
         every = np.full((whole.num_rows, *said.shape[1:]), np.nan, np.float32)
         every[first:] = said
-        with whole_file(path) as partial, partial.open("wb") as file:
+        with whole_file(self._path(as_of, plain)) as partial, partial.open("wb") as file:
             np.save(file, every)
-        return found, 2 if config.refit == "all" else 1, found.split
 
     def _live(self, champion: Run) -> Live:
         said = self.predictions(champion)
@@ -162,8 +196,8 @@ class Runs:
             contract=training.manifest.contract,
         )
 
-    def _path(self, as_of: datetime) -> Path:
-        return self._kept / f"served-{_stamp(as_of)}.npy"
+    def _path(self, as_of: datetime, plain: bool = False) -> Path:
+        return self._kept / f"{'plain' if plain else 'served'}-{_stamp(as_of)}.npy"
 
 
 def _stamp(at: datetime) -> str:

@@ -48,6 +48,7 @@ class Triggered:
         runs: That it asked for, and what they cost and brought.
         refused: Requests whose run was refused.
         pending: The request that a run was asked for by.
+        plain: See `Policy`.
     """
 
     history: History
@@ -57,6 +58,7 @@ class Triggered:
     runs: list[PastRun] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
     pending: str = ""
+    plain: bool = False
 
     def asks(self, at: datetime, live: Run, served: Floats) -> str:
         """Return the monitor's reason to fire."""

@@ -148,6 +148,9 @@ class ModelConfig(Section):
         label_delay: How long labels take. Unset means what was measured: 95 % of the examples'
             labels were known that soon. The monitor has it from here too.
         min_rows: Held-out rows that a model is judged on, at least.
+        window: What the recipe is fitted on. `blend` fits it on everything known, on its newest
+            half and on its newest eighth, and serves a weighted mean of the three; a stretch with
+            fewer than twice `min_rows` rows is left out. `all` fits it once, on everything.
         refit: What serves after the gates: `all` fits the recipe once more on everything known,
             hold-out included; `none` keeps the model that was judged.
         checks: What must hold of the examples.
@@ -168,6 +171,7 @@ class ModelConfig(Section):
     holdout: Duration = timedelta(days=14)
     label_delay: Duration | None = None
     min_rows: PositiveInt = 500
+    window: Literal["blend", "all"] = "blend"
     refit: Literal["all", "none"] = "all"
     checks: ChecksConfig = ChecksConfig()
     gates: tuple[GateConfig, ...] = ()

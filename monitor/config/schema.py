@@ -248,7 +248,7 @@ class MonitorConfig(Section):
     episode: EpisodeConfig = EpisodeConfig()
     cooldown: Duration = timedelta(days=7)
     budget: BudgetConfig = BudgetConfig()
-    retry_after: Duration = timedelta(days=28)
+    retry_after: Duration = timedelta(days=14)
     refresh: Literal["auto", "never"] | Duration = "auto"
     approval: Literal["auto", "manual"] = "auto"
     schedule: Cron | None = None

@@ -1,12 +1,11 @@
 """When a model is due to be fitted anew although nothing is wrong. Pure; bottom of `decisions`.
 
-A refit pays by what has become known since the last one, compared with what the model knew: the
-tenth week of data is worth more than the hundredth. So a model is due when its known stretch has
-grown by a share of itself, soon while it is young and ever more seldom. How seldom is decided by
-what its refits have been worth: each run compares the refitted model with the one that serves, on
-the same rows, and these differences are pooled over the last runs. While they show a gain, a model
-is due as often as the budget allows in the long run; while they show none, it is left alone longer.
-Drift makes it due sooner too, and alone is no reason to fit again on what is known already.
+A model is due at the budget's even pace, so that the runs that are allowed are spread over the time
+they are allowed for; sooner while it is young, since the tenth week of data is worth more than the
+hundredth. How seldom it may be is decided by what its refits have been worth: each run compares the
+refitted model with the one that serves, on the same rows, and these differences are pooled over
+the last runs. While they show a gain the pace stays; while they show none it slows down. Drift
+holds the pace up, and alone is no reason to fit again on what is known already.
 
 `benchmarks/retraining.py` compares it with calendars on real data.
 """
@@ -24,16 +23,15 @@ if TYPE_CHECKING:
     from steadfeast.monitor.decisions.model import PastRun
     from steadfeast.monitor.profiles import Window
 
-YOUNG = 0.22
+YOUNG = 0.5
 """Growth of what is known, as a share, at which a young model is due."""
-OLD = 0.10
-"""And at which an old one is, whatever its refits were worth."""
 POOLED = 6
 """Comparisons that are pooled, the newest."""
 CLEAR, LIKELY = 2.0, 1.0
 """Standard errors by which the pooled gain is above 0: refits pay clearly, or probably."""
-_PACE_LIKELY, _PACE_UNSURE, _PACE_LONGEST = 1.25, 1.5, 3.0
-"""Longest time between two refits, in multiples of the budget's even pace."""
+_PACE_LIKELY, _PACE_UNSURE, _PACE_WORSE = 1.1, 1.5, 2.0
+"""Longest time between two refits, in multiples of the budget's even pace: while refits probably
+pay or nobody knows, while nothing shows it, and while they have rather done harm."""
 _TO_ERROR = 1.75
 """Half of an interval of 90 % over about a dozen blocks, in standard errors."""
 
@@ -56,12 +54,12 @@ def gain_of(
     return None, None
 
 
-def worth(runs: Sequence[PastRun]) -> float:
-    """Return the pooled gain of the last refits, in standard errors; 0 with fewer than two."""
+def worth(runs: Sequence[PastRun]) -> float | None:
+    """Return the pooled gain of the last refits, in standard errors; None with fewer than two."""
     known = [(one.gain, one.error) for one in runs if one.gain is not None and one.error]
     last = known[-POOLED:]
     if len(last) < 2:  # noqa: PLR2004 - one comparison is no evidence
-        return 0.0
+        return None
     errors = math.sqrt(sum((error or 0.0) ** 2 for _, error in last))
     return sum(gain or 0.0 for gain, _ in last) / errors
 
@@ -103,13 +101,20 @@ def due(
     return f"{said}, {grown / length:.0%} of what the model knew; {why}"
 
 
-def _wait(length: timedelta, gain: float, even: timedelta, drifting: bool) -> tuple[timedelta, str]:
+def _wait(
+    length: timedelta, gain: float | None, even: timedelta, drifting: bool
+) -> tuple[timedelta, str]:
     """Return by how much the known stretch has to grow, and what the last refits were worth."""
-    young = YOUNG * length
-    if gain >= CLEAR:
-        return min(young, even), "its last refits were clearly better"
-    if gain >= LIKELY or drifting:
-        why = "its last refits were probably better" if gain >= LIKELY else "there is drift"
-        return min(young, _PACE_LIKELY * even), why
-    longest = min(max(OLD * length, _PACE_UNSURE * even), _PACE_LONGEST * even)
-    return min(young, longest), "its last refits were not shown to be better"
+    if gain is None:
+        pace, why = _PACE_LIKELY, "what its refits are worth is not known yet"
+    elif gain >= CLEAR:
+        pace, why = 1.0, "its last refits were clearly better"
+    elif gain >= LIKELY:
+        pace, why = _PACE_LIKELY, "its last refits were probably better"
+    elif gain >= 0:
+        pace, why = _PACE_UNSURE, "its last refits were not shown to be better"
+    else:
+        pace, why = _PACE_WORSE, "its last refits were rather worse"
+    if drifting and pace > 1:
+        pace, why = 1.0, "there is drift"
+    return min(YOUNG * length, pace * even), why

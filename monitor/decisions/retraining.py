@@ -92,7 +92,9 @@ def asks(episode: Episode, situation: Situation, config: MonitorConfig) -> bool:
     if answer is None:
         return True
     if answer.outcome is Outcome.REJECTED:
-        return False
+        # A refit that nothing is wrong without was refused for what was new then; more is by now.
+        is_refit = episode.kind is EpisodeKind.SCHEDULE
+        return is_refit and situation.at >= answer.at + config.retry_after
     if answer.request_id not in situation.history.without_promotion:
         return False
     return situation.at >= answer.at + config.retry_after

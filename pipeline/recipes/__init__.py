@@ -1,5 +1,6 @@
 """What a user writes: recipes, what they give back, and what the label means."""
 
+from steadfeast.pipeline.recipes.blend import Blend
 from steadfeast.pipeline.recipes.recipe import (
     Fitted,
     Recipe,
@@ -20,6 +21,7 @@ from steadfeast.pipeline.recipes.target import (
 )
 
 __all__ = [
+    "Blend",
     "Fitted",
     "LabelsError",
     "Recipe",

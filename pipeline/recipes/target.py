@@ -1,7 +1,8 @@
 """What a model is to predict: the task, and what the label's values mean.
 
-Above `recipe`. Labels may be of any type. Scores come back in the form that `steadfeast.measures`
-reads: the probability of the positive class, a probability per class, or a value.
+Above `recipe` and `blend`. Labels may be of any type. Scores come back in the form that
+`steadfeast.measures` reads: the probability of the positive class, a probability per class, or a
+value.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 
 from steadfeast.featurestore.errors import UserError
 from steadfeast.measures import Sample, Task
+from steadfeast.pipeline.recipes.blend import Blend
 from steadfeast.pipeline.recipes.recipe import frame, limited
 
 if TYPE_CHECKING:
@@ -163,6 +165,12 @@ def scores(
     Raises:
         ScoresError: It gives no probabilities, or of classes that are not the target's.
     """
+    if isinstance(estimator, Blend):
+        said = [
+            scores(one.estimator, table, one.features, target, one.classes)
+            for one in estimator.parts
+        ]
+        return np.asarray(np.tensordot(estimator.weights, said, 1))
     rows = frame(table, features)
     given = rows if _reads_names(estimator, features) else rows.to_numpy()
     with limited(1):

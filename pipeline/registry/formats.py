@@ -3,7 +3,8 @@
 Bottom of `registry`. Boosters go to files of their own libraries, which hold numbers and no code:
 XGBoost's UBJSON, LightGBM's text, CatBoost's binary, ONNX. Everything else is scikit-learn's and
 goes to skops, which builds only types that are listed. A scikit-learn `Pipeline` that ends in a
-booster is two files: the steps before it, and the booster.
+booster is two files: the steps before it, and the booster. A blend is the files of its parts, each
+under the part's number.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from steadfeast.featurestore.errors import SteadfeastError, UserError
+from steadfeast.pipeline.recipes import Blend, Fitted, own_classes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +49,7 @@ TRUSTED_TYPES = (
 
 SKOPS = "model.skops"
 LAST = "last."
+BLEND = "blend.json"
 
 
 class UntrustedModelError(SteadfeastError):
@@ -242,6 +245,24 @@ _ONNX = Format(
 
 def write(estimator: Any) -> dict[str, bytes]:
     """Return the files that an estimator is kept in, by name."""
+    if isinstance(estimator, Blend):
+        facts = [
+            {
+                "features": one.features,
+                "classes": own_classes(one.estimator, one.classes),
+                "weight": weight,
+                "share": share,
+            }
+            for one, weight, share in zip(
+                estimator.parts, estimator.weights, estimator.shares, strict=True
+            )
+        ]
+        parts = {
+            f"{place}.{name}": content
+            for place, one in enumerate(estimator.parts)
+            for name, content in write(one.estimator).items()
+        }
+        return {BLEND: json.dumps(facts).encode(), **parts}
     chosen = _format_of(estimator)
     if chosen is not None:
         return {chosen.file: chosen.write(estimator), Format.FACTS: _facts(estimator)}
@@ -271,6 +292,8 @@ def read(files: Mapping[str, bytes], trusted: Sequence[str], what: str) -> Any:
         UntrustedModelError: It holds types that nobody listed.
         MissingLibraryError: The library that made it is not installed.
     """
+    if BLEND in files:
+        return _blend(files, trusted, what)
     for known in (*FORMATS, _ONNX):
         if known.file in files:
             return known.read(files[known.file], json.loads(files[Format.FACTS]))
@@ -284,9 +307,21 @@ def read(files: Mapping[str, bytes], trusted: Sequence[str], what: str) -> Any:
 
 def libraries_of(files: Mapping[str, bytes]) -> list[str]:
     """Return the distributions beside scikit-learn that made the files."""
-    made = [known.library for known in FORMATS if {known.file, LAST + known.file} & set(files)]
+    made = [known.library for known in FORMATS if any(name.endswith(known.file) for name in files)]
     distributions = packages_distributions()
     return sorted({name for library in made for name in distributions.get(library, ())})
+
+
+def _blend(files: Mapping[str, bytes], trusted: Sequence[str], what: str) -> Blend:
+    parts, given = [], json.loads(files[BLEND])
+    for place, facts in enumerate(given):
+        prefix = f"{place}."
+        own = {n.removeprefix(prefix): c for n, c in files.items() if n.startswith(prefix)}
+        estimator = read(own, trusted, what)
+        parts.append(
+            Fitted(estimator, tuple(facts["features"]), classes=tuple(facts["classes"]) or None)
+        )
+    return Blend(parts, [one["weight"] for one in given], [one["share"] for one in given])
 
 
 def _from_skops(content: bytes, trusted: Sequence[str], what: str) -> Any:

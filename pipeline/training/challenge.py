@@ -32,7 +32,8 @@ from steadfeast.pipeline.gates import (
     own_gates,
     refusal,
 )
-from steadfeast.pipeline.recipes import Fitted, Target, load_function, scores
+from steadfeast.pipeline.recipes import Blend, Fitted, Target, load_function, scores
+from steadfeast.pipeline.training.blending import blended, newest, stretches, together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -238,7 +239,9 @@ def challenge(
         gates += own_gates(name, check, training.table)
     if refusal(gates):
         return Challenge(parts, tuple(gates))
-    fitted = fit_on(fit, training, before, config, folder)
+    each = stretches(before, times_of(before), config, target)
+    fits = [fit_on(fit, training, one, config, folder) for one in each.values()]
+    fitted, chosen = blended(fits, tuple(each), held_out, times_of(held_out), target)
     model = Model(fitted, target)
     predictions = model.predict(training.table)
     rows = HeldOut(
@@ -250,7 +253,7 @@ def challenge(
     )
     judged = [judged_by(gate, folder) for gate in config.judged_by]
     rival = None if live is None else _rival(live, rows, target)
-    gates = [*gates, *model_gates(judged, rows, rival, model, config.min_rows)]
+    gates = [*gates, *chosen, *model_gates(judged, rows, rival, model, config.min_rows)]
     metrics = figures(target, rows, judged)
     return Challenge(parts, tuple(gates), JudgedFit(model, predictions, metrics))
 
@@ -265,12 +268,20 @@ def refit(
 ) -> Model:
     """Return the model that serves: fitted on everything known, with the judged settings.
 
-    With `refit: none` it is the judged one itself.
+    A blend keeps its stretches and weights. With `refit: none` it is the judged one itself.
     """
     if config.refit == "none":
         return judged.model
-    settings = judged.model.fitted.settings
-    fitted = fit_on(fit, training, training.table, config, folder, settings)
+    fitted, table = judged.model.fitted, training.table
+    if isinstance(fitted.estimator, Blend):
+        blend, times = fitted.estimator, times_of(table)
+        fits = [
+            fit_on(fit, training, newest(table, times, share), config, folder, part.settings)
+            for part, share in zip(blend.parts, blend.shares, strict=True)
+        ]
+        fitted = together(fits, blend.weights, blend.shares)
+    else:
+        fitted = fit_on(fit, training, table, config, folder, fitted.settings)
     return Model(fitted, judged.model.target)
 
 

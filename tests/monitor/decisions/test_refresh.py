@@ -47,15 +47,15 @@ def gains(*pairs: tuple[float, float]) -> tuple[PastRun, ...]:
 @pytest.mark.parametrize(
     ("days", "runs", "expected"),
     [
-        (50, (), 11),  # young: 22 % of 50
-        (100, (), 22),
-        (300, (), 46),  # half again of the even pace of 365 / 12 days
-        (700, (), 70),  # a tenth
-        (5000, (), 92),  # three times the even pace
+        (50, (), 25),  # young: half of 50
+        (100, (), 34),
+        (300, (), 34),  # 1.1 of the even pace of 365 / 12 days
+        (5000, (), 34),
         (700, gains((0.01, 0.002), (0.01, 0.002)), 31),  # clearly better: the even pace
-        (700, gains((0.01, 0.01), (0.01, 0.01)), 39),  # 1.4 standard errors: 1.25 of it
-        (700, gains((0.01, 0.01)), 70),  # one comparison is no evidence
-        (700, gains((0.5, 0.01), *[(-0.01, 0.002)] * 6), 70),  # the newest six count
+        (700, gains((0.01, 0.01), (0.01, 0.01)), 34),  # 1.4 standard errors: 1.1 of it
+        (700, gains((0.01, 0.01)), 34),  # one comparison is no evidence
+        (700, gains((0.001, 0.01), (0.001, 0.01)), 46),  # 0.14 standard errors: 1.5 of it
+        (700, gains((0.5, 0.01), *[(-0.01, 0.002)] * 6), 61),  # the newest six count: twice
     ],
 )
 def test_a_model_is_due_when_what_is_known_has_grown(days, runs, expected):
@@ -63,10 +63,10 @@ def test_a_model_is_due_when_what_is_known_has_grown(days, runs, expected):
 
 
 def test_drift_makes_it_due_sooner_and_not_at_once():
-    at = START + 40 * DAY
-    assert not due(at, known(700), (), config())
-    assert "there is drift" in due(at, known(700), (), config(), drifting=True)
-    assert not due(START + 37 * DAY, known(700), (), config(), drifting=True)
+    at, unsure = START + 31 * DAY, gains((0.001, 0.01), (0.001, 0.01))
+    assert not due(at, known(700), unsure, config())
+    assert "there is drift" in due(at, known(700), unsure, config(), drifting=True)
+    assert not due(START + 30 * DAY, known(700), unsure, config(), drifting=True)
 
 
 def test_a_fixed_refresh_and_none():
@@ -76,14 +76,14 @@ def test_a_fixed_refresh_and_none():
 
 def test_late_labels_are_not_known_yet():
     late = config(performance={"label_delay": 30 * DAY})
-    assert not due(START + 40 * DAY, known(50), (), late)
-    assert due(START + 41 * DAY, known(50), (), late)
+    assert not due(START + 54 * DAY, known(50), (), late)
+    assert due(START + 55 * DAY, known(50), (), late)
 
 
 def test_after_a_refusal_it_is_due_again_with_newer_data():
     refused = (PastRun(START + 11 * DAY, cost=0.5, promoted=False),)
-    assert not due(START + 38 * DAY, known(50), refused, config())
-    assert due(START + 39 * DAY, known(50), refused, config())
+    assert not due(START + 24 * DAY, known(40), refused, config())
+    assert due(START + 25 * DAY, known(40), refused, config())
 
 
 def test_gain_is_of_the_first_gate_that_compared():
@@ -118,9 +118,9 @@ def replay(days: range, runs: tuple[PastRun, ...], cfg: MonitorConfig, drop: flo
 
 
 def test_refresh_fires_once_for_what_the_model_was_fitted_on():
-    fired = replay(range(60, 90), (), config())
-    assert [(one.outcome, one.at) for one in fired] == [(Outcome.FIRED, START + 70 * DAY)]
-    assert "70 days of examples are new" in fired[0].episodes[0].summary
+    fired = replay(range(20, 60), (), config())
+    assert [(one.outcome, one.at) for one in fired] == [(Outcome.FIRED, START + 34 * DAY)]
+    assert "34 days of examples are new" in fired[0].episodes[0].summary
 
 
 def test_a_refresh_that_was_closed_and_is_due_again_is_another():
@@ -135,7 +135,7 @@ def test_a_refresh_that_was_closed_and_is_due_again_is_another():
     assert len(seen) == len(set(seen)) == 2
 
 
-def test_a_refused_refresh_is_not_asked_for_again():
+def test_a_refused_refresh_is_asked_for_again_with_newer_data_and_not_before():
     cfg, state, asked = config(approval="manual"), PolicyState(), []
     for day in range(68, 80):
         decision = decide(state, evaluation(day, ()), cfg)
@@ -144,7 +144,12 @@ def test_a_refused_refresh_is_not_asked_for_again():
         if day == 72:
             state = reject(state, "w", asked[0], "not now").state
     assert len(asked) == 1
-    after = decide(state, evaluation(81, (PastRun(START + 80 * DAY, promoted=True),)), cfg)
+    for day in range(80, 90):
+        decision = decide(state, evaluation(day, ()), cfg)
+        state = decision.state
+        asked += [one.request_id for one in decision.triggers if one.decided]
+        assert len(set(asked)) == (1 if day < 72 + 14 else 2)
+    after = decide(state, evaluation(91, (PastRun(START + 90 * DAY, promoted=True),)), cfg)
     assert not after.state.episodes
 
 
@@ -181,9 +186,9 @@ def drifting(day: int, impact: float | None) -> Evaluation:
     ("impact", "first"),
     [
         (0.6, 2),  # heavy: at once
-        (0.1, 39),  # when 1.25 times the even pace is known
-        (None, 39),  # nobody knows what the model leans on
-        (0.01, 70),  # the model hardly leans on it: only by refresh
+        (0.1, 31),  # when the even pace is known
+        (None, 31),  # nobody knows what the model leans on
+        (0.01, 34),  # the model hardly leans on it: only by refresh
     ],
 )
 def test_drift_weighs_by_effect_times_importance(impact, first):

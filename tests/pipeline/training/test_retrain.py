@@ -141,7 +141,7 @@ def refitted(pipeline, training, before) -> np.ndarray:
 @pytest.mark.parametrize("refit", ["all", "none"])
 def test_what_serves_is_fitted_on_everything_and_figures_are_of_what_was_judged(pipeline, refit):
     """Against the recipe called by hand on the rows that the run says."""
-    chosen = pipeline.with_config(refit=refit)
+    chosen = pipeline.with_config(refit=refit, window="all")
     run = chosen.run(at(40))
     champion = chosen.registry.champion(MODEL)
     training = TrainingSet.load(pipeline.place(run.manifest_uri))
@@ -169,7 +169,8 @@ def test_what_serves_is_fitted_on_everything_and_figures_are_of_what_was_judged(
 def test_the_settings_that_were_judged_are_those_of_the_model_that_serves(pipeline):
     chosen = pipeline.with_config(recipe="train:searched")
     chosen.run(at(40))
-    assert chosen.registry.champion(MODEL).estimator.C == 0.125
+    blend = chosen.registry.champion(MODEL).estimator
+    assert [part.estimator.C for part in blend.parts] == [0.125] * len(blend.parts)
     chosen.queue.close()
 
 
