@@ -92,12 +92,15 @@ class Models:
             RequestError: A column is missing, of another length, or does not fit its type.
         """
         wanted = self.model(name).entities(version)
-        lengths = {len(columns[column]) for column in wanted if column in columns}
+        missing = [column for column in wanted if column not in columns]
+        if missing:
+            raise _missing(missing[0], wanted)
+        lengths = {len(columns[column]) for column in wanted}
         if len(lengths) > 1:
             raise RequestError("entities", f"columns have different lengths: {sorted(lengths)}")
         return pa.table(
             {
-                column: column_of(f"entities.{column}", _given(columns, column, wanted), to)
+                column: column_of(f"entities.{column}", columns[column], to)
                 for column, to in wanted.items()
             }
         )
@@ -111,9 +114,10 @@ class Models:
         wanted = self.model(name).entities(version)
         made = {}
         for column, to in wanted.items():
-            given = _given(dict.fromkeys(rows.column_names), column, wanted) or rows.column(column)
+            if column not in rows.column_names:
+                raise _missing(column, wanted)
             try:
-                made[column] = cast_array(given, to, column)
+                made[column] = cast_array(rows.column(column).combine_chunks(), to, column)
             except SteadfeastError as error:
                 raise RequestError(f"entities.{column}", str(error)) from error
         return pa.table(made)
@@ -144,10 +148,8 @@ class Models:
         self._figures.request(name if name in self._models else "", protocol, code.name)
 
 
-def _given(columns: Mapping[str, Any], column: str, wanted: Mapping[str, Any]) -> Any:
-    if column not in columns:
-        raise RequestError("entities", f"has no column {column!r}; give {sorted(wanted)}")
-    return columns[column]
+def _missing(column: str, wanted: Mapping[str, Any]) -> RequestError:
+    return RequestError("entities", f"has no column {column!r}; give {sorted(wanted)}")
 
 
 def _stages(figures: Figures, name: str) -> Any:
