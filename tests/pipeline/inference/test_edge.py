@@ -56,13 +56,15 @@ def edge(trained):
         "serve",
     ]
     command += ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "-c", str(trained.path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        said = process.stdout.readline().replace(",", "").split()
-        assert said[:2] == ["serving", "gRPC"], process.stderr.read()
-        yield SimpleNamespace(process=process, grpc=int(said[4]), http=int(said[7]), world=trained)
-    finally:
-        process.send_signal(signal.SIGTERM)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            said = process.stdout.readline().replace(",", "").split()
+            assert said[:2] == ["serving", "gRPC"], process.stderr.read()
+            yield SimpleNamespace(grpc=int(said[4]), http=int(said[7]), world=trained)
+        finally:
+            process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
 
 
