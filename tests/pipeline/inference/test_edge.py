@@ -2,12 +2,14 @@
 
 import http.client
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import venv
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
@@ -212,6 +214,22 @@ def ask_text(edge, path):
         return connection.getresponse().read().decode()
     finally:
         connection.close()
+
+
+GUIDE = Path(__file__).parents[3] / "docs" / "guide" / "predictions.md"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_every_request_of_the_guide_gets_an_answer_of_that_shape(edge):
+    text = GUIDE.read_text(encoding="utf-8")
+    examples = re.findall(r"```bash\n(.*?)```.*?```json\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    for command, answer in examples:
+        here = command.replace(":9470/", f":{edge.http}/")
+        ran = subprocess.run(["bash", "-c", here], capture_output=True, text=True, check=True)
+        said = re.sub(r"[0-9a-f]{64}", "HASH", ran.stdout)
+        said = re.sub(r"0\.\d+", "0.5", said)  # the world of this test is another
+        assert json.loads(said) == json.loads(answer)
 
 
 STOCK = """
