@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, PositiveInt, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, Field, PositiveInt, ValidationError, ValidationInfo
 
 from steadfeast.featurestore.errors import ConfigError, DurationError
 
@@ -66,6 +66,13 @@ Duration = Annotated[timedelta, BeforeValidator(_duration)]
 
 FilePath = Annotated[Path, BeforeValidator(_beside_the_file)]
 """A path; relative ones start at the folder of the configuration file."""
+
+
+FOLDER_NAME = r"^\w[\w .-]{0,99}$"
+"""What may name a folder of the state: no name leads out of it, and none is hidden."""
+
+FolderName = Annotated[str, Field(pattern=FOLDER_NAME)]
+"""A name that becomes a folder."""
 
 
 class Section(BaseModel, frozen=True, extra="forbid"):

@@ -14,7 +14,7 @@ from steadfeast.measures import Task, measure_named, measures_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-ModelName = Annotated[str, Field(pattern=r"^[\w.-]+$", examples=["late_arrival"])]
+ModelName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", examples=["late_arrival"])]
 """Name of a registered model; MLflow's filters cannot quote more than this."""
 
 Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$", examples=["127.0.0.1:9466"])]

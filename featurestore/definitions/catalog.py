@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import dataclass, replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any, cast
 
 from feast.errors import FeastObjectNotFoundException
 
+from steadfeast.featurestore.config import FOLDER_NAME
 from steadfeast.featurestore.definitions import repo as definitions
 from steadfeast.featurestore.definitions.archive import Kept, keep
 from steadfeast.featurestore.definitions.bundle import Bundle
@@ -36,6 +38,7 @@ from steadfeast.featurestore.errors import (
     ArchiveError,
     ContractMismatchError,
     NotFoundError,
+    RefusedDefinitionError,
     SteadfeastError,
 )
 from steadfeast.featurestore.tables import arrow_type, write_whole
@@ -102,6 +105,9 @@ class Catalog:
         with definitions.preview(self._feast.config, self._repo) as after:
             check_views(after)
             for item in after.list_feature_services():
+                if not re.match(FOLDER_NAME, item.name):
+                    problem = "names a folder of the log: letters, digits, _, ., - and spaces only"
+                    raise RefusedDefinitionError(f"feature service {item.name!r}", problem)
                 self._resolve(item.name, after)
         said = definitions.apply(self._feast.config, self._repo)
         self.refresh()

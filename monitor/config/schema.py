@@ -26,6 +26,7 @@ from pydantic import (
 from steadfeast.featurestore.config import (
     Duration,
     FilePath,
+    FolderName,
     Section,
     StoreConfig,
     is_loopback,
@@ -376,7 +377,7 @@ class DaemonConfig(Section):
     retention: Duration = timedelta(days=90)
     alerts: dict[str, AlertTargetConfig] = Field(default_factory=dict)
     pipelines: dict[str, PipelineConfig] = Field(default_factory=dict)
-    monitors: dict[str, MonitorConfig] = Field(min_length=1)
+    monitors: dict[FolderName, MonitorConfig] = Field(min_length=1)
 
     @field_validator("operator_token")
     @classmethod

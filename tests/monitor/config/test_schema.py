@@ -6,8 +6,10 @@ from datetime import timedelta
 
 import pytest
 
+from steadfeast.featurestore.config import load_section
 from steadfeast.featurestore.errors import ConfigError
 from steadfeast.monitor.config.schema import load
+from steadfeast.pipeline.config import PipelineConfig
 
 FILE = """\
 store: {{repo: ., data: data}}
@@ -52,3 +54,21 @@ def test_the_delay_of_labels_is_said_once(tmp_path, monitor, pipeline, days):
 def test_two_delays_that_differ_are_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"differs from pipeline.models.sale.label_delay"):
         delay(tmp_path, "label_delay: 3d", "label_delay: 30d, ")
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", ".hidden", "", "x" * 101])
+def test_a_monitor_whose_name_leads_out_of_the_state_is_refused(tmp_path, name):
+    path = tmp_path / "steadfeast.yaml"
+    text = FILE.format(monitor="", pipeline="").replace("    sales:", f"    {name!r}:")
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="monitors"):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["..", "../x", ".m"])
+def test_a_model_whose_name_leads_out_of_the_state_is_refused(tmp_path, name):
+    path = tmp_path / "steadfeast.yaml"
+    text = FILE.format(monitor="", pipeline="entities: e.parquet, ")
+    path.write_text(text.replace("    sale: {service", f"    {name!r}: {{service"))
+    with pytest.raises(ConfigError, match=r"pipeline\.models"):
+        load_section(path, "pipeline", PipelineConfig)
