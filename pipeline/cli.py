@@ -121,6 +121,26 @@ def runs(
 
 
 @app.command()
+def retry(
+    run: Annotated[str, typer.Argument(help="A run that failed or was cancelled; see `runs`.")],
+    config: Config = DEFAULT,
+) -> None:
+    """Ask once more for what RUN was asked for, as a run of its own.
+
+    For runs that were cut off from outside until they were given up, or that failed for a reason
+    that is gone. A pipeline that serves takes it up at once; else the next one to start does.
+
+    Example: steadfeast pipeline retry 5f0c6f1b2a0e4a0f9a3f4a6d1c2b3e4f
+    """
+    from getpass import getuser
+
+    from steadfeast.pipeline.queue import RunQueue
+
+    with RunQueue(_load(config).state / "runs.db") as queue:
+        typer.echo(_line(queue.retry(run, f"local user {getuser()}")))
+
+
+@app.command()
 def promote(
     model: Model,
     version: Annotated[str, typer.Argument(help="Version in the registry.")],

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Self
 
 from google.protobuf.json_format import MessageToDict, MessageToJson, Parse
 
-from steadfeast.featurestore.errors import NotFoundError, SteadfeastError
+from steadfeast.featurestore.errors import NotFoundError, SteadfeastError, UserError
 from steadfeast.featurestore.tables import private_folder
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
@@ -151,6 +151,20 @@ def worker_lock(folder: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+class RunNotRetriedError(UserError):
+    """A run that did not fail is not done once more.
+
+    Attributes:
+        run_id: The run.
+        state: Name of its state.
+    """
+
+    def __init__(self, run_id: str, state: str) -> None:
+        self.run_id, self.state = run_id, state
+        problem = "only a run that failed or was cancelled is done once more; trigger a new one"
+        super().__init__(f"run {run_id} is {state.removeprefix('RUN_STATE_').lower()}: {problem}")
 
 
 class RunQueue:
@@ -306,6 +320,32 @@ class RunQueue:
             run = self.change(run_id, change)
             con.execute("UPDATE runs SET cancel = ? WHERE run_id = ?", (reason, run_id))
         return run
+
+    def retry(self, run_id: str, actor: str) -> pb.Run:
+        """Accept the request of a failed or cancelled run once more, as a run of its own.
+
+        What cut a run off so often that it was given up (drains, reboots, a full disk) is over
+        when a person says so; the run that failed stays as it ended.
+
+        Args:
+            run_id: The run.
+            actor: Who asks; stands in the new run's cause.
+
+        Raises:
+            NotFoundError: There is no such run.
+            RunNotRetriedError: It has not ended, or ended in another way.
+        """
+        run = self.get(run_id)
+        if run.state not in {pb.RUN_STATE_FAILED, pb.RUN_STATE_CANCELLED}:
+            raise RunNotRetriedError(run_id, pb.RunState.Name(run.state))
+        with self._changed:
+            (body,) = self._con.execute(
+                "SELECT request FROM runs WHERE run_id = ?", (run_id,)
+            ).fetchone()
+        request: pb.TriggerRetrainRequest = Parse(body, pb.TriggerRetrainRequest())
+        request.request_id = str(uuid.uuid4())
+        request.cause.summary = f"run {run_id} once more, asked for by {actor}"
+        return self.accept(request)[0]
 
     # -- what the worker does ------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from steadfeast.pipeline.queue import (
     QueueFormatError,
     RequestConflictError,
     RunEndedError,
+    RunNotRetriedError,
     RunQueue,
     canonical,
     worker_lock,
@@ -117,6 +118,37 @@ def test_a_run_that_never_gets_to_its_end_is_given_up(queue: RunQueue):
     assert queue.claim().run_id == after.run_id
     assert queue.get(run.run_id).state == pb.RUN_STATE_FAILED
     assert "cut off 3 times" in queue.get(run.run_id).reason
+
+
+def test_a_run_that_was_given_up_can_be_asked_for_once_more(queue: RunQueue):
+    first, _ = queue.accept(trigger(at(40)))
+    for _ in range(MAX_STARTS + 1):
+        queue.claim()
+    assert queue.get(first.run_id).state == pb.RUN_STATE_FAILED
+    again = queue.retry(first.run_id, "local user ada")
+    assert again.run_id != first.run_id
+    assert (again.model, again.as_of, again.state) == (
+        first.model,
+        first.as_of,
+        pb.RUN_STATE_QUEUED,
+    )
+    assert again.cause.kind == first.cause.kind
+    assert again.cause.summary == f"run {first.run_id} once more, asked for by local user ada"
+    assert queue.get(first.run_id).state == pb.RUN_STATE_FAILED  # it stays as it ended
+    claimed = queue.claim()
+    assert claimed is not None
+    assert claimed.run_id == again.run_id
+
+
+def test_only_what_failed_or_was_cancelled_is_done_once_more(queue: RunQueue):
+    run, _ = queue.accept(trigger(at(40)))
+    with pytest.raises(RunNotRetriedError, match="is queued"):
+        queue.retry(run.run_id, "ada")
+    queue.finish(run.run_id, pb.RUN_STATE_PROMOTED)
+    with pytest.raises(RunNotRetriedError, match="is promoted"):
+        queue.retry(run.run_id, "ada")
+    with pytest.raises(NotFoundError):
+        queue.retry("no such run", "ada")
 
 
 def test_a_released_run_was_not_started(queue: RunQueue):
