@@ -210,4 +210,19 @@ def _advice(measure: Measure, earned: Sequence[Earned], period: str) -> tuple[st
         )
     how = {"never": "leave the model alone", "triggered": "let the monitor decide"}
     advice = how.get(name, f"retrain {name} (schedule, with refresh: never)")
-    return name, f"Recommended: {advice}. {said}."
+    if best.replayed.plain:
+        period = name.removeprefix("plain ")
+        advice = f"retrain {period} (schedule, with refresh: never, window: all)"
+    return name, f"Recommended: {advice}. {said}.{_beside(measure, best, earned)}"
+
+
+def _beside(measure: Measure, best: Earned, earned: Sequence[Earned]) -> str:
+    """Say what the monitor's triggers are worth where dates are better or as good."""
+    ours = next((one for one in earned if not one.replayed.is_calendar), None)
+    if ours is None or ours is best:
+        return ""
+    lost = _difference(measure, best.by_period, ours.by_period)
+    more = f"{ours.replayed.runs:g} runs at {ours.figure:.4g}"
+    if lost.high < 0:
+        return f" The monitor's triggers lose to it here: {more}."
+    return f" The monitor's triggers show no gain over it: {more}."

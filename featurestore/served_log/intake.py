@@ -55,7 +55,8 @@ class IntakeFile:
 
     def __init__(self, folder: Path, writer: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / f"{writer}{_SUFFIX}"
+        # Hidden, so that whoever reads the folder as a table of Parquet files does not see it.
+        self._path = folder / f".{writer}{_SUFFIX}"
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -78,7 +79,7 @@ class IntakeFile:
 
 def intakes(folder: Path) -> Iterator[tuple[Path, Intake]]:
     """Yield the counts that lie in the folder of a service, and their files."""
-    for path in sorted(folder.glob(f"*{_SUFFIX}")):
+    for path in sorted(folder.glob(f".*{_SUFFIX}")):
         try:
             file = os.open(path, os.O_RDONLY)
         except FileNotFoundError:  # its process has just ended in order
@@ -94,4 +95,4 @@ def intakes(folder: Path) -> Iterator[tuple[Path, Intake]]:
             os.close(file)
         if len(content) == _LAYOUT.size:
             rows, dropped, last_time = _LAYOUT.unpack(content)
-            yield path, Intake(path.name.removesuffix(_SUFFIX), rows, dropped, last_time, alive)
+            yield path, Intake(path.stem[1:], rows, dropped, last_time, alive)

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 PREDICTIONS = "predictions"
+_LEADS = 0.5
+"""Share of its limit from which a shift says to which side all of a feature has moved."""
+
 _NEAR = 0.8
 """Of a limit: where a share may speak for the feature."""
 _UNLIKE = 0.9
@@ -236,7 +239,7 @@ def _compared(
         decisive=threshold.value(single) if single < SHIFTS[-1] else sys.float_info.max,
         times=effect / limit,
     )
-    candidates = [verdict]
+    candidates, least = [verdict], 0.0
     if threshold.by_shift is not None:
         least = threshold.shift_limit(threshold.by_shift, new.usable, likes)
         least = max(least, _UNLIKE) if unlike else least
@@ -254,6 +257,8 @@ def _compared(
             )
         )
     if change is not None and change.ratio > _NEAR:
+        # More rows in the low tail of what moved down is the same news, not the other side.
+        leads = threshold.by_shift is not None and abs(moved) > _LEADS * least
         unseen = change.first == edges.bins - 1 and edges.kind not in ORDERED
         candidates.append(
             replace(
@@ -263,7 +268,7 @@ def _compared(
                 threshold=change.allowed,
                 level=Level.DRIFT if change.ratio > 1 else Level.OK,
                 reason=share_reason(edges, old, new, change, expected),
-                side=change.side,
+                side=verdict.side if leads else change.side,
                 decisive=threshold.decisive_change(change, single, unseen=unseen),
                 times=None,
             )

@@ -22,6 +22,8 @@ from steadfeast.pipeline.recipes.recipe import frame, limited
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import pandas as pd
+
     from steadfeast.measures import Floats
 
 TWO = 2
@@ -165,18 +167,24 @@ def scores(
     Raises:
         ScoresError: It gives no probabilities, or of classes that are not the target's.
     """
-    if isinstance(estimator, Blend):
-        said = [
-            scores(one.estimator, table, one.features, target, one.classes)
+    rows = frame(table, features)
+    with limited(1):
+        if not isinstance(estimator, Blend):
+            return _scored(estimator, rows, target, classes)
+        said = [  # rows are read once for all parts: a request of one row waits for little else
+            _scored(one.estimator, rows[list(one.features)], target, one.classes)
             for one in estimator.parts
         ]
-        return np.asarray(np.tensordot(estimator.weights, said, 1))
-    rows = frame(table, features)
-    given = rows if _reads_names(estimator, features) else rows.to_numpy()
-    with limited(1):
-        if not target.task.is_classification:
-            return np.asarray(estimator.predict(given), np.float64).reshape(len(rows))
-        probabilities = np.asarray(estimator.predict_proba(given), np.float64)
+    return np.asarray(np.tensordot(estimator.weights, said, 1))
+
+
+def _scored(
+    estimator: Any, rows: pd.DataFrame, target: Target, classes: Sequence[Any] | None
+) -> Floats:
+    given = rows if _reads_names(estimator, list(rows.columns)) else rows.to_numpy()
+    if not target.task.is_classification:
+        return np.asarray(estimator.predict(given), np.float64).reshape(len(rows))
+    probabilities = np.asarray(estimator.predict_proba(given), np.float64)
     own = own_classes(estimator, classes)
     strange = [value for value in own if value not in target.classes]
     if strange or probabilities.ndim != TWO or probabilities.shape[1] != len(own):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import grpc
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -253,6 +254,10 @@ def test_a_writer_that_ends_in_order_leaves_no_count(store, edge):
     post(edge, {"feature_service": "small", "entities": {"user_id": [1]}})
     (intake,) = store.served.intakes("small")
     assert (intake.rows, intake.dropped, intake.alive) == (1, 0, True)
+    store.served.flush()
+    folder = store.data / "served" / "small"  # people read it as one table
+    assert ds.dataset(folder).to_table().num_rows == 1
+    assert store.served.intakes("small") == [intake]
     store.served.close()
     assert store.served.intakes("small") == []
 
