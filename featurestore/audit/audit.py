@@ -13,10 +13,10 @@ nothing to compare is void: it has shown nothing, and says so.
   computed on demand takes the first of leaked and stale that holds for a view it reads.
 - I4: what the log says of each version of a model. Kind: mixed (served under two contracts).
 - I9: what the log says of each key, in the order of each writer. Kind: went back.
-- I11: what writers say that they logged against what the files hold. Kinds: lost, repeated (a
-  request id that stands for a second vector), unknown request (a label, or another version's
-  prediction, of a request that is not there). What a writer dropped, and counted, is not lost; it
-  makes I2 void for that window.
+- I11: what writers say that they logged against what the files hold. Kinds: lost, unwritten (a
+  process ended with it in memory), repeated (a request id that stands for a second vector),
+  unknown request (a label, or another version's prediction, of a request that is not there). What
+  a writer dropped, and counted, is not lost; it makes I2 void for that window.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ AUDIT_KINDS = {
     "I2": ("missing online", "missing offline", "stale", "leaked", "type", "value"),
     "I4": ("mixed",),
     "I9": ("went back",),
-    "I11": ("lost", "repeated", "unknown request"),
+    "I11": ("lost", "unwritten", "repeated", "unknown request"),
 }
 """Kinds of mismatch that `featurestore.audit.audit` tells apart, by invariant."""
 
