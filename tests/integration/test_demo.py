@@ -44,7 +44,7 @@ def told(tmp_path_factory) -> Told:
     repo = tmp_path_factory.mktemp("demo") / "feature_repo"
     shutil.copytree(ROOT / "feature_repo", repo, ignore=shutil.ignore_patterns("data"))
     # A week after the last promotion: verdicts on its reference begin with the next bucket.
-    return tell(repo, "2013-05-10", SHARE)
+    return tell(repo, "2013-05-14", SHARE)
 
 
 @pytest.fixture(scope="module")
