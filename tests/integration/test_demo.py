@@ -43,8 +43,8 @@ def told(tmp_path_factory) -> Told:
     """The demo, once."""
     repo = tmp_path_factory.mktemp("demo") / "feature_repo"
     shutil.copytree(ROOT / "feature_repo", repo, ignore=shutil.ignore_patterns("data"))
-    # A week after the last promotion: verdicts on its reference begin with the next bucket.
-    return tell(repo, "2013-05-14", SHARE)
+    # Two weeks after the last promotion: by then its segments have labels of a whole window.
+    return tell(repo, "2013-05-19", SHARE)
 
 
 @pytest.fixture(scope="module")
