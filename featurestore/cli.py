@@ -295,20 +295,25 @@ def serve(
 ) -> None:
     """Serve online features over gRPC and HTTP until SIGTERM or Ctrl-C.
 
+    Everywhere but on loopback this takes certificates, see section `security` of the
+    configuration; SIGHUP reads its tokens again.
+
     Example: steadfeast store serve --grpc 127.0.0.1:9467 --workers 4
     """
     if workers > 1:
         load_section(config, "store", StoreConfig)
-        from steadfeast.featurestore.server import split, supervise
+        from steadfeast.featurestore.security import Security, load_security
+        from steadfeast.featurestore.server import supervise
 
+        security = Security(load_security(config))
         command = [sys.executable, "-P", "-m", "steadfeast.featurestore.cli", "store", "serve"]
         command += ["--config", str(config)]
-        supervise(command, [split(grpc), split(http)], workers)
+        supervise(command, [security.check(grpc), security.check(http)], workers)
         return
     with _open(config) as opened:
         from steadfeast.featurestore.server import serve as run
 
-        run(opened, grpc, http, worker)
+        run(opened, grpc, http, config, worker)
 
 
 @store.command()

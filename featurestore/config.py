@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, Field, PositiveInt, ValidationE
 
 from steadfeast.featurestore.errors import ConfigError, DurationError
 
-SECTIONS = ("store", "monitor", "pipeline")
+SECTIONS = ("security", "store", "monitor", "pipeline")
 
 _UNITS = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -67,6 +67,14 @@ Duration = Annotated[timedelta, BeforeValidator(_duration)]
 FilePath = Annotated[Path, BeforeValidator(_beside_the_file)]
 """A path; relative ones start at the folder of the configuration file."""
 
+
+Address = Annotated[
+    str,
+    Field(
+        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]+):\d{1,5}$", examples=["127.0.0.1:9464", "[::1]:9464"]
+    ),
+]
+"""`host:port`; an IPv6 address stands in brackets."""
 
 FOLDER_NAME = r"^\w[\w .-]{0,99}$"
 """What may name a folder of the state: no name leads out of it, and none is hidden."""

@@ -467,8 +467,9 @@ class AddressError(UserError):
 
     Attributes:
         address: It, as given.
+        problem: Why not.
     """
 
     def __init__(self, address: str, problem: str) -> None:
-        self.address = address
+        self.address, self.problem = address, problem
         super().__init__(f"address {address}: {problem}")

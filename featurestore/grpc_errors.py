@@ -6,7 +6,7 @@ status and which detail an error has is for the server to say.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFailure
@@ -23,9 +23,14 @@ DOMAIN = "steadfeast"
 """The domain of every `ErrorInfo`."""
 
 
-def abort(
-    context: grpc.ServicerContext, code: grpc.StatusCode, message: str, detail: Message
-) -> NoReturn:
+class Context(Protocol):
+    """A call that can be ended."""
+
+    def abort_with_status(self, status: grpc.Status) -> NoReturn:
+        """See `grpc.ServicerContext`."""
+
+
+def abort(context: Context, code: grpc.StatusCode, message: str, detail: Message) -> NoReturn:
     """End the call with this status, message and detail."""
     packed = AnyMessage()
     packed.Pack(detail)

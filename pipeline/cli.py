@@ -10,6 +10,7 @@ import logging
 import sys
 import uuid
 from datetime import UTC, datetime
+from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,8 @@ app = typer.Typer(help="Retrain, validate, register and promote models.", no_arg
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
 Model = Annotated[str, typer.Argument(help="Name of the model, as under pipeline.models.")]
+Actor = Annotated[str, typer.Option(help="Who says so; without it, the user's login name.")]
+Comment = Annotated[str, typer.Option(help="Why; kept with it.")]
 DEFAULT = Path("steadfeast.yaml")
 
 REFUSED, ENDED_BADLY = 3, 1
@@ -85,7 +88,7 @@ def train(
     registry = Registry.open(section)
     with RunQueue(section.state / "runs.db") as queue:
         work = Retrain(config, section, queue, registry)
-        run, _ = queue.accept(request)
+        run, _ = queue.accept(request, asked_by=getuser())
         with Worker(queue, work, section.state) as worker:
             run = worker.follow(run.run_id)
     for gate in run.gates:
@@ -124,6 +127,7 @@ def runs(
 def retry(
     run: Annotated[str, typer.Argument(help="A run that failed or was cancelled; see `runs`.")],
     config: Config = DEFAULT,
+    actor: Actor = "",
 ) -> None:
     """Ask once more for what RUN was asked for, as a run of its own.
 
@@ -132,12 +136,10 @@ def retry(
 
     Example: steadfeast pipeline retry 5f0c6f1b2a0e4a0f9a3f4a6d1c2b3e4f
     """
-    from getpass import getuser
-
     from steadfeast.pipeline.queue import RunQueue
 
     with RunQueue(_load(config).state / "runs.db") as queue:
-        typer.echo(_line(queue.retry(run, f"local user {getuser()}")))
+        typer.echo(_line(queue.retry(run, actor or getuser())))
 
 
 @app.command()
@@ -145,33 +147,37 @@ def promote(
     model: Model,
     version: Annotated[str, typer.Argument(help="Version in the registry.")],
     config: Config = DEFAULT,
+    actor: Actor = "",
+    comment: Comment = "",
 ) -> None:
     """Make VERSION of MODEL the champion.
 
-    Example: steadfeast pipeline promote late_arrival 3
+    Example: steadfeast pipeline promote late_arrival 3 --comment "version 4 is slow"
     """
     from steadfeast.pipeline.queue import RunQueue
     from steadfeast.pipeline.registry import Registry
     from steadfeast.pipeline.training import promotion
 
-    section = _load(config, model)
+    section, by = _load(config, model), promotion.By(actor or getuser(), comment)
     with RunQueue(section.state / "runs.db") as queue:
-        typer.echo(_line(promotion.by_hand(queue, Registry.open(section), model, version)))
+        typer.echo(_line(promotion.by_hand(queue, Registry.open(section), model, version, by)))
 
 
 @app.command()
-def rollback(model: Model, config: Config = DEFAULT) -> None:
+def rollback(
+    model: Model, config: Config = DEFAULT, actor: Actor = "", comment: Comment = ""
+) -> None:
     """Make the champion before this one the champion of MODEL again.
 
-    Example: steadfeast pipeline rollback late_arrival
+    Example: steadfeast pipeline rollback late_arrival --comment "complaints since noon"
     """
     from steadfeast.pipeline.queue import RunQueue
     from steadfeast.pipeline.registry import Registry
     from steadfeast.pipeline.training import promotion
 
-    section = _load(config, model)
+    section, by = _load(config, model), promotion.By(actor or getuser(), comment)
     with RunQueue(section.state / "runs.db") as queue:
-        typer.echo(_line(promotion.rollback(queue, Registry.open(section), model)))
+        typer.echo(_line(promotion.rollback(queue, Registry.open(section), model, by)))
 
 
 def _load(path: Path, model: str | None = None) -> PipelineConfig:
@@ -205,6 +211,7 @@ def _line(run: pb.Run) -> str:
         f"version {run.model_version}" if run.model_version else "",
         figures,
         f"({run.reason})" if run.reason else "",
+        f"asked for by {run.asked_by}" if run.asked_by else "",
     ]
     return "  ".join(filter(None, parts))
 

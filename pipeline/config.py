@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
-from steadfeast.featurestore.config import Duration, FilePath, Section, StoreConfig, load_section
+from steadfeast.featurestore.config import (
+    Address,
+    Duration,
+    FilePath,
+    Section,
+    StoreConfig,
+    load_section,
+)
 from steadfeast.featurestore.errors import UserError
 from steadfeast.measures import Task, measure_named, measures_of
 
@@ -16,8 +23,6 @@ if TYPE_CHECKING:
 
 ModelName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", examples=["late_arrival"])]
 """Name of a registered model; MLflow's filters cannot quote more than this."""
-
-Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$", examples=["127.0.0.1:9466"])]
 
 
 Percent = Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$", examples=["1%"])]

@@ -200,7 +200,10 @@ class RunQueue:
     # -- what callers of the service do --------------------------------------------------
 
     def accept(
-        self, request: pb.TriggerRetrainRequest, outcome: pb.Run | None = None
+        self,
+        request: pb.TriggerRetrainRequest,
+        outcome: pb.Run | None = None,
+        asked_by: str = "",
     ) -> tuple[pb.Run, bool]:
         """Store `request` as a queued run, once; return the run and whether it is new.
 
@@ -208,6 +211,7 @@ class RunQueue:
             request: A checked request.
             outcome: For what is already done when it is recorded (a promotion by hand):
                 the fields of the run, in an ended state.
+            asked_by: Who asks; kept of the first call.
 
         Raises:
             RequestConflictError: The id was accepted before with another body.
@@ -227,6 +231,7 @@ class RunQueue:
                 run.CopyFrom(outcome)
             run.run_id = uuid.uuid4().hex
             run.request_id, run.model = request.request_id, request.model
+            run.asked_by = asked_by
             run.as_of.CopyFrom(request.as_of)
             run.cause.CopyFrom(request.cause)
             run.created_at.FromDatetime(datetime.now(UTC))
@@ -329,7 +334,7 @@ class RunQueue:
 
         Args:
             run_id: The run.
-            actor: Who asks; stands in the new run's cause.
+            actor: Who asks.
 
         Raises:
             NotFoundError: There is no such run.
@@ -344,8 +349,8 @@ class RunQueue:
             ).fetchone()
         request: pb.TriggerRetrainRequest = Parse(body, pb.TriggerRetrainRequest())
         request.request_id = str(uuid.uuid4())
-        request.cause.summary = f"run {run_id} once more, asked for by {actor}"
-        return self.accept(request)[0]
+        request.cause.summary = f"run {run_id} once more"
+        return self.accept(request, asked_by=actor)[0]
 
     # -- what the worker does ------------------------------------------------------------
 

@@ -34,7 +34,7 @@ def generate(out: Path) -> None:
     if protoc.main(arguments) != 0:
         sys.exit("protoc failed")
     # In Python the stubs live inside our package, not at the top of anybody's site-packages.
-    for stub in out.rglob("*_pb2*.py*"):
+    for stub in (*out.rglob("*_pb2*.py"), *out.rglob("*_pb2*.pyi")):
         text = stub.read_text(encoding="utf-8")
         stub.write_text(IMPORT.sub(r"\1 steadfeast.protos.steadfeast.v1", text), encoding="utf-8")
 

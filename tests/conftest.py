@@ -14,17 +14,15 @@ import os
 import shutil
 import socket
 import subprocess
-import threading
-import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
-import uvicorn
 from hypothesis import settings
 
+from steadfeast.featurestore.security import Ports, Security
 from steadfeast.monitor.decisions.model import (
     Alert,
     AlertKind,
@@ -532,24 +530,9 @@ def _served(
     health: Health = Health(ok=True),  # noqa: B008
     operator: Operator | None = None,
 ) -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app(lambda: state, lambda: health, registry(lambda: state), operator),
-        log_level="warning",
-        lifespan="off",
-        ws="none",
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+    served = app(lambda: state, lambda: health, registry(lambda: state), operator)
+    with Ports(Security(), http_address="127.0.0.1:0", app=served) as ports:
+        yield f"http://127.0.0.1:{ports.http_port}"
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,16 @@
 """The serving edge: gRPC, HTTP, metrics, workers; and what the model edge shares with it."""
 
 from steadfeast.featurestore.server.arrow_stream import check_rows, read
-from steadfeast.featurestore.server.bodies import MAX_REQUEST_BYTES, TooLargeError, read_body
-from steadfeast.featurestore.server.grpc_server import Edge, listen, refuse, serve, split, time_of
+from steadfeast.featurestore.server.bodies import TooLargeError, read_body
+from steadfeast.featurestore.server.grpc_server import Edge, refuse, serve, time_of
 from steadfeast.featurestore.server.json_values import column_of
 from steadfeast.featurestore.server.metrics import answer_of
+from steadfeast.featurestore.server.problems import PROBLEM, problem
 from steadfeast.featurestore.server.request_log import REQUEST_ID, Named, request_id
 from steadfeast.featurestore.server.workers import supervise
 
 __all__ = [
-    "MAX_REQUEST_BYTES",
+    "PROBLEM",
     "REQUEST_ID",
     "Edge",
     "Named",
@@ -17,13 +18,12 @@ __all__ = [
     "answer_of",
     "check_rows",
     "column_of",
-    "listen",
+    "problem",
     "read",
     "read_body",
     "refuse",
     "request_id",
     "serve",
-    "split",
     "supervise",
     "time_of",
 ]

@@ -8,12 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steadfeast.featurestore.errors import RequestError
+from steadfeast.featurestore.security import MAX_REQUEST_BYTES
 
 if TYPE_CHECKING:
     from starlette.types import Receive
-
-MAX_REQUEST_BYTES = 4 * 2**20
-"""Largest request that an edge reads."""
 
 
 class TooLargeError(RequestError):

@@ -1,55 +1,58 @@
 """The edge: features over gRPC and over HTTP, with health, reflection and metrics.
 
 Above `http_app`; `cli` calls `serve`. What is served is logged first; predictions and labels of it
-come in by streams. Protobuf in, one call of the store, protobuf out. Plaintext is
-served on loopback only. Stopping drains: health says NOT_SERVING first, calls under way end.
+come in by streams. Protobuf in, one call of the store, protobuf out. Ports, tokens and limits are
+those of every server, see `security`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
-import socket
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from queue import SimpleQueue
-from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from threading import Event
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-import grpc
 import pyarrow as pa
-import uvicorn
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from steadfeast.featurestore.config import is_loopback
 from steadfeast.featurestore.errors import (
-    AddressError,
     LogUnavailableError,
     RequestError,
     SteadfeastError,
 )
 from steadfeast.featurestore.grpc_errors import abort, error_info
+from steadfeast.featurestore.security import Ports, Role, Security, load_security
+from steadfeast.featurestore.security.ports import GRACE_SECONDS, until_stopped
 from steadfeast.featurestore.server import arrow_stream
-from steadfeast.featurestore.server.bodies import MAX_REQUEST_BYTES
-from steadfeast.featurestore.server.http_app import Application
+from steadfeast.featurestore.server.http_app import Application, is_brief
 from steadfeast.featurestore.server.metrics import Figures, answer_of
 from steadfeast.featurestore.server.request_log import REQUEST_ID, Named, log, request_id
 from steadfeast.featurestore.server.workers import Siblings, until_orphaned
 from steadfeast.protos.steadfeast.v1 import features_pb2, features_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
-    from types import TracebackType
+
+    import grpc
 
     from steadfeast.featurestore.store import Store
 
 SERVICE = features_pb2.DESCRIPTOR.services_by_name["FeatureService"].full_name
-WORKERS = 16
-GRACE_SECONDS = 5.0
 _DETAIL = 200  # characters; all details travel in one HTTP/2 header of 8 KiB
+
+
+ROLES = {
+    f"{SERVICE}/{name}": role
+    for name, role in (
+        ("GetFeatures", Role.READ),
+        ("LogPredictions", Role.LOG),
+        ("LogLabels", Role.LOG),
+    )
+}
 
 
 class Features(features_pb2_grpc.FeatureServiceServicer):
@@ -58,31 +61,37 @@ class Features(features_pb2_grpc.FeatureServiceServicer):
     def __init__(self, store: Store, figures: Figures) -> None:
         self._store, self._figures = store, figures
 
-    def GetFeatures(  # noqa: N802 - the protocol's name
+    async def GetFeatures(  # noqa: N802 - the protocol's name
         self, request: features_pb2.GetFeaturesRequest, context: grpc.ServicerContext
     ) -> features_pb2.GetFeaturesResponse:
         """See features.proto."""
         try:
             with self._figures.request("grpc", request.service):
                 given = dict(context.invocation_metadata()).get(REQUEST_ID, "")
-                return self._answer(request, request_id(str(given)))
+                name = request_id(str(given))
+                entities = arrow_stream.read("entities", request.entities)
+                asked = (request, name, entities)
+                if is_brief(self._store, request.service, request.contract, entities.num_rows):
+                    return self._answer(*asked)
+                return await asyncio.to_thread(self._answer, *asked)
         except SteadfeastError as error:
             refuse(context, error)
 
-    def LogPredictions(  # noqa: N802
+    async def LogPredictions(  # noqa: N802
         self,
-        requests: Iterator[features_pb2.LogPredictionsRequest],
+        requests: AsyncIterator[features_pb2.LogPredictionsRequest],
         context: grpc.ServicerContext,
     ) -> features_pb2.LogResponse:
         """See features.proto."""
         service = model = version = ""
         accepted, now = 0, datetime.now(UTC)
         try:
-            for request in requests:
+            async for request in requests:
                 service = request.service or service
                 model, version = request.model or model, request.model_version or version
                 some = request.predictions
-                self._store.served.append_predictions(
+                await asyncio.to_thread(
+                    self._store.served.append_predictions,
                     service,
                     [one.request_id for one in some],
                     [one.value for one in some],
@@ -91,28 +100,29 @@ class Features(features_pb2_grpc.FeatureServiceServicer):
                     model_version=version,
                 )
                 accepted += len(some)
-            self._written("predictions", service)
+            await asyncio.to_thread(self._written, "predictions", service)
         except SteadfeastError as error:
             refuse(context, error)
         self._figures.logged("predictions", service, accepted)
         return features_pb2.LogResponse(accepted=accepted)
 
-    def LogLabels(  # noqa: N802
-        self, requests: Iterator[features_pb2.LogLabelsRequest], context: grpc.ServicerContext
+    async def LogLabels(  # noqa: N802
+        self, requests: AsyncIterator[features_pb2.LogLabelsRequest], context: grpc.ServicerContext
     ) -> features_pb2.LogResponse:
         """See features.proto."""
         service, accepted, now = "", 0, datetime.now(UTC)
         try:
-            for request in requests:
+            async for request in requests:
                 service, some = request.service or service, request.labels
-                self._store.served.append_labels(
+                await asyncio.to_thread(
+                    self._store.served.append_labels,
                     service,
                     [one.request_id for one in some],
                     [one.value for one in some],
                     [time_of(one, "known_at", now) for one in some],
                 )
                 accepted += len(some)
-            self._written("labels", service)
+            await asyncio.to_thread(self._written, "labels", service)
         except SteadfeastError as error:
             refuse(context, error)
         self._figures.logged("labels", service, accepted)
@@ -125,9 +135,8 @@ class Features(features_pb2_grpc.FeatureServiceServicer):
             raise LogUnavailableError(self._store.data, error) from error
 
     def _answer(
-        self, request: features_pb2.GetFeaturesRequest, name: str
+        self, request: features_pb2.GetFeaturesRequest, name: str, entities: pa.Table
     ) -> features_pb2.GetFeaturesResponse:
-        entities = arrow_stream.read("entities", request.entities)
         named = Named(name, request.request_ids, request.model, request.model_version)
         at = time_of(request, "request_time", datetime.now(UTC))
         got = self._store.online_features(
@@ -178,139 +187,75 @@ def refuse(
     abort(context, code or answer_of(error).grpc, str(error)[:2000], detail)
 
 
-class Edge:
-    """Both servers; a context manager that starts and drains them.
+class Edge(Ports):
+    """Both ports of a store; a context manager that serves and drains them.
 
     Args:
         store: Answers; stays open.
         grpc_address: `host:port`; port 0 takes a free one.
         http_address: The same for HTTP.
+        security: Who may ask what; without it, everybody on loopback.
         siblings: Folder of the workers that share the addresses, if there are any.
 
     Raises:
-        AddressError: An address is no loopback address, is taken or is not `host:port`.
-
-    Attributes:
-        grpc_port: The port taken.
-        http_port: The port taken.
+        AddressError: See `Ports`.
     """
 
     def __init__(
-        self, store: Store, grpc_address: str, http_address: str, siblings: Path | None = None
-    ) -> None:
-        figures = Figures()
-        self._draining = Event()
-        self._siblings: Siblings | None = None
-        shared = siblings is not None
-        with ExitStack() as undo:
-            self._socket = undo.enter_context(listen(http_address, shared=shared))
-            self.http_port: int = self._socket.getsockname()[1]
-            self._grpc = grpc.server(
-                ThreadPoolExecutor(WORKERS, "grpc"),
-                options=[
-                    ("grpc.so_reuseport", int(shared)),
-                    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-                    ("grpc.max_send_message_length", -1),
-                ],
-            )
-            self._health = health.HealthServicer()
-            features_pb2_grpc.add_FeatureServiceServicer_to_server(
-                Features(store, figures), self._grpc
-            )
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._grpc)
-            split(grpc_address)
-            try:
-                self.grpc_port: int = self._grpc.add_insecure_port(grpc_address)
-            except RuntimeError as error:
-                raise AddressError(grpc_address, "is taken or unknown") from error
-            if siblings is not None:
-                self._siblings = Siblings(siblings, figures.plain)
-                figures.others = self._siblings.others
-            undo.pop_all()
-        self._http = uvicorn.Server(
-            uvicorn.Config(
-                Application(store, figures, lambda: not self._draining.is_set()),
-                log_level="warning",
-                lifespan="off",
-                timeout_graceful_shutdown=int(GRACE_SECONDS),
-            )
-        )
-        self._thread = Thread(target=self._http.run, args=([self._socket],), name="http")
-
-    def __enter__(self) -> Self:
-        self._grpc.start()
-        self._thread.start()
-        for name in ("", SERVICE):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        return self
-
-    def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        store: Store,
+        grpc_address: str,
+        http_address: str,
+        security: Security | None = None,
+        siblings: Path | None = None,
     ) -> None:
-        self._draining.set()
-        self._health.enter_graceful_shutdown()
-        self._grpc.stop(GRACE_SECONDS).wait()
-        self._http.should_exit = True
-        self._thread.join()
-        self._socket.close()
+        figures, security = Figures(), security or Security()
+        self._draining = Event()
+        features = Features(store, figures)
+        super().__init__(
+            security,
+            roles=ROLES,
+            services=partial(features_pb2_grpc.add_FeatureServiceServicer_to_server, features),
+            names=(SERVICE,),
+            grpc_address=grpc_address,
+            http_address=http_address,
+            app=Application(store, figures, lambda: not self._draining.is_set(), security.access),
+            shared=siblings is not None,
+            stopping=self._draining.set,
+        )
+        self._siblings: Siblings | None = None
+        if siblings is not None:
+            self._siblings = Siblings(siblings, figures.plain)
+            figures.others = self._siblings.others
+
+    def close(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        """See `Ports`."""
+        super().close(grace_seconds)
         if self._siblings is not None:
             self._siblings.close()
 
 
-def serve(store: Store, grpc_address: str, http_address: str, siblings: Path | None = None) -> None:
-    """Serve `store` until SIGTERM or SIGINT, then drain.
+def serve(
+    store: Store,
+    grpc_address: str,
+    http_address: str,
+    config: Path,
+    siblings: Path | None = None,
+) -> None:
+    """Serve `store` until SIGTERM or SIGINT, then drain; SIGHUP reads the tokens of `config` again.
 
     With `siblings`, as one worker of several: also until standard input ends.
 
     Raises:
         AddressError: See `Edge`.
+        ConfigError: Section `security` is wrong.
+        CertificateError: A certificate cannot be used.
     """
     inbox: SimpleQueue[int] = SimpleQueue()
     if siblings is not None:
         until_orphaned(lambda: inbox.put(signal.SIGTERM))
-    with Edge(store, grpc_address, http_address, siblings) as edge:
-        before = {
-            number: signal.signal(number, lambda caught, _: inbox.put(caught))
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+    security = Security(load_security(config))
+    with Edge(store, grpc_address, http_address, security, siblings) as edge:
         sys.stdout.write(f"serving gRPC on port {edge.grpc_port}, HTTP on {edge.http_port}\n")
         sys.stdout.flush()
-        try:
-            inbox.get()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def split(address: str) -> tuple[str, int]:
-    """Return host and port of `host:port`.
-
-    Raises:
-        AddressError: It is something else, or is not on loopback.
-    """
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal():
-        raise AddressError(address, "is not host:port")
-    if not is_loopback(address):
-        raise AddressError(address, "is served in plaintext, which only loopback may be")
-    return host, int(port)
-
-
-def listen(address: str, *, shared: bool = False) -> socket.socket:
-    """Return a socket that listens on `host:port`.
-
-    Raises:
-        AddressError: It is no loopback address, or is taken.
-    """
-    host, port = split(address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=1024, reuse_port=shared)
-    except OSError as error:
-        raise AddressError(address, str(error.strerror)) from error
+        until_stopped(inbox, security, config)

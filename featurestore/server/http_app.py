@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -22,12 +23,15 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from steadfeast.featurestore.errors import EntityRowsError, RequestError, SteadfeastError
+from steadfeast.featurestore.security import Role
+from steadfeast.featurestore.security.http_guard import refusal
 from steadfeast.featurestore.server import feast_writes
 from steadfeast.featurestore.server.arrow_stream import check_rows
 from steadfeast.featurestore.server.bodies import TooLargeError, read_body
 from steadfeast.featurestore.server.feast_json import answer
 from steadfeast.featurestore.server.json_values import column_of
 from steadfeast.featurestore.server.metrics import Figures, answer_of
+from steadfeast.featurestore.server.problems import PROBLEM, problem
 from steadfeast.featurestore.server.request_log import REQUEST_ID, Named, log, request_id
 from steadfeast.featurestore.serving import rows_in
 
@@ -38,13 +42,23 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from steadfeast.featurestore.definitions import ServicePlan
+    from steadfeast.featurestore.security import Access
     from steadfeast.featurestore.served_log import ServedLog
     from steadfeast.featurestore.serving import OnlineFeatures
     from steadfeast.featurestore.store import Store
 
 _PATH = "/get-online-features"
+ROLES = {
+    _PATH: Role.READ,
+    "/push": Role.WRITE,
+    "/write-to-online-store": Role.WRITE,
+    "/labels": Role.LOG,
+    "/predictions": Role.LOG,
+}
+"""What each path needs; the others, for probes, are for everybody."""
 _INLINE_ROWS = 1000
 _JSON = (b"content-type", b"application/json")
+_PROBLEM = (b"content-type", PROBLEM.encode())
 _REQUEST_ID = REQUEST_ID.encode()
 
 
@@ -135,10 +149,14 @@ class Application:
         store: Answers.
         figures: Shown on `/metrics`.
         ready: Whether requests are welcome; false while draining.
+        access: Who may ask.
     """
 
-    def __init__(self, store: Store, figures: Figures, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, store: Store, figures: Figures, ready: Callable[[], bool], access: Access
+    ) -> None:
         self._store, self._figures, self._ready = store, figures, ready
+        self._access = access
         self._rest = Starlette(
             routes=[
                 Route(_PATH, self._features, methods=["POST"]),
@@ -153,14 +171,21 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http" or scope["path"] != _PATH or scope["method"] != "POST":
+        role = ROLES.get(scope["path"])
+        if role is not None:
+            refused = refusal(self._access, role, scope)
+            if refused is not None:
+                await _problem(refused, refused.status)(scope, receive, send)
+                return
+        if scope["path"] != _PATH or scope["method"] != "POST":
             await self._rest(scope, receive, send)
             return
         sent = dict(scope["headers"])
         given = sent.get(_REQUEST_ID, b"").decode("latin-1")
         encoding = sent.get(b"content-encoding", b"").decode("latin-1")
         code, body, name = await self._answer(receive, given, encoding)
-        headers = [_JSON, (b"content-length", b"%d" % len(body)), (_REQUEST_ID, name.encode())]
+        kind = _JSON if code == HTTPStatus.OK else _PROBLEM
+        headers = [kind, (b"content-length", b"%d" % len(body)), (_REQUEST_ID, name.encode())]
         await send({"type": "http.response.start", "status": code, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -170,33 +195,22 @@ class Application:
             name = request_id(given)
             query = _query(Query, await read_body(receive, encoding))
             asked = (self._store, self._figures, query, name)
-            if self._is_brief(query):
+            service = query.feature_service
+            if service is not None and _is_brief(self._store, service, query):
                 return 200, _features(*asked), name
             return 200, await asyncio.to_thread(_features, *asked), name
         except SteadfeastError as error:
-            return _code(error), _error(error), name
+            return _code(error), problem(error, _code(error)), name
         except FeastError as error:  # of a list of features, which Feast's SDK answers
-            return error.http_status_code(), _error(error), name
-
-    def _is_brief(self, query: Query) -> bool:
-        if query.feature_service is None or not self._store.online.embedded:
-            return False
-        try:
-            rows = rows_in(query.entities)
-            return (
-                rows <= _INLINE_ROWS
-                and self._store.is_plain(query.feature_service, query.contract or None)
-                and self._store.served.has_room(query.feature_service, rows)
-            )
-        except SteadfeastError:
-            return False  # said, and counted, where the request is answered
+            return error.http_status_code(), problem(error, error.http_status_code()), name
 
     async def _features(self, request: Request) -> Response:
         sent = request.headers
         code, body, name = await self._answer(
             request.receive, sent.get(REQUEST_ID, ""), sent.get("content-encoding", "")
         )
-        return Response(body, code, {REQUEST_ID: name}, "application/json")
+        kind = "application/json" if code == HTTPStatus.OK else PROBLEM
+        return Response(body, code, {REQUEST_ID: name}, kind)
 
     async def _push(self, request: Request) -> Response:
         return await self._written(request, feast_writes.Pushed, feast_writes.push)
@@ -211,7 +225,7 @@ class Application:
             body = _query(shape, await _body(request))
             await asyncio.to_thread(write, self._store, body)
         except SteadfeastError as error:
-            return Response(_error(error), _code(error), media_type="application/json")
+            return _problem(error, _code(error))
         return JSONResponse(None)
 
     async def _labels(self, request: Request) -> Response:
@@ -228,7 +242,7 @@ class Application:
             body = _query(shape, await _body(request))
             accepted = await asyncio.to_thread(take, self._store.served, body)
         except SteadfeastError as error:
-            return Response(_error(error), _code(error), media_type="application/json")
+            return _problem(error, _code(error))
         self._figures.logged(shape.__name__.lower(), body.service, accepted)
         return JSONResponse({"accepted": accepted}, 202)
 
@@ -239,6 +253,28 @@ class Application:
     async def _metrics(self, request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self._figures.registry), headers={"content-type": content_type})
+
+
+def is_brief(store: Store, service: str, contract: str, rows: int) -> bool:
+    """Whether a request is answered faster than a thread for it could start.
+
+    It needs no network, no user's code, and finds room in the log. What is wrong with it is said,
+    and counted, where it is answered.
+    """
+    if not store.online.embedded or rows > _INLINE_ROWS:
+        return False
+    try:
+        return store.is_plain(service, contract or None) and store.served.has_room(service, rows)
+    except SteadfeastError:
+        return False
+
+
+def _is_brief(store: Store, service: str, query: Query) -> bool:
+    try:
+        rows = rows_in(query.entities)
+    except SteadfeastError:
+        return False
+    return is_brief(store, service, query.contract, rows)
 
 
 def _take_labels(log: ServedLog, body: Labels) -> int:
@@ -335,5 +371,5 @@ def _table(entities: Mapping[str, list[Any]], plan: ServicePlan) -> pa.Table:
     return pa.table(columns)
 
 
-def _error(error: Exception) -> bytes:
-    return json.dumps({"error": type(error).__name__, "detail": str(error)}).encode()
+def _problem(error: SteadfeastError, status: int) -> Response:
+    return Response(problem(error, status), status, media_type=PROBLEM)

@@ -95,7 +95,7 @@ def until_orphaned(stop: Callable[[], object]) -> None:
 
 
 def supervise(command: Sequence[str], addresses: Sequence[tuple[str, int]], workers: int) -> None:
-    """Run `workers` processes until SIGTERM or SIGINT.
+    """Run `workers` processes until SIGTERM or SIGINT; SIGHUP is for all of them.
 
     Args:
         command: Serves one worker when the options `--grpc`, `--http` and `--worker` are added.
@@ -120,7 +120,7 @@ def supervise(command: Sequence[str], addresses: Sequence[tuple[str, int]], work
             )
             for _ in range(workers)
         ]
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP)
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # after the start: it is inherited
         try:
             for process in running:
@@ -130,7 +130,10 @@ def supervise(command: Sequence[str], addresses: Sequence[tuple[str, int]], work
                 f"serving gRPC on port {ports[0]}, HTTP on {ports[1]}, {workers} workers\n"
             )
             sys.stdout.flush()
-            while signal.sigwait(signals) == signal.SIGCHLD:
+            while (received := signal.sigwait(signals)) in {signal.SIGCHLD, signal.SIGHUP}:
+                if received == signal.SIGHUP:
+                    for process in running:
+                        process.send_signal(received)
                 ended = [process for process in running if process.poll() is not None]
                 if ended:
                     raise WorkerError(ended[0].returncode)

@@ -7,7 +7,6 @@ imported inside it, as there.
 from __future__ import annotations
 
 import getpass
-import os
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -20,8 +19,6 @@ from steadfeast.featurestore.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    import grpc
 
     from steadfeast.protos.steadfeast.v1.monitor_pb2_grpc import MonitorServiceStub
 
@@ -62,19 +59,20 @@ def daemon(config: Path, address: str) -> Iterator[MonitorServiceStub]:
     """Connect to the daemon; a failed call is a CallError."""
     import grpc
 
+    from steadfeast.featurestore.security import Role, from_environment, load_security
     from steadfeast.protos.steadfeast.v1.monitor_pb2_grpc import MonitorServiceStub
 
-    root, token = os.environ.get("STEADFEAST_CA", ""), os.environ.get("STEADFEAST_TOKEN", "")
+    token, ca, plaintext = "", None, False
     if not address:
         from steadfeast.monitor.config import load
 
-        section = load(config)[0]
-        address = section.grpc
-        token = token or section.operator_token.get_secret_value()
-        root = root or (str(section.tls.certificate) if section.tls else "")
+        security = load_security(config)
+        address, plaintext = load(config)[0].grpc, security.allow_plaintext
+        token = security.token_of(Role.ADMIN)
+        ca = security.tls.certificate if security.tls else None
     try:
-        with _channel(address, root, token) as channel:
-            yield MonitorServiceStub(channel)
+        with from_environment(address, token, ca, allow_plaintext=plaintext) as opened:
+            yield MonitorServiceStub(opened)
     except grpc.RpcError as error:
         code, details = error.code().name, error.details()
         raise CallError(address, code, details or "") from error
@@ -289,19 +287,3 @@ def _decide(
     with daemon(config, address) as stub:
         answer = stub.DecideTrigger(message, timeout=DEADLINE_SECONDS)
     typer.echo(output.as_json(answer) if as_json else output.trigger_line(answer.trigger))
-
-
-def _channel(address: str, root: str, token: str) -> grpc.Channel:
-    """Connect with what the environment gives: see docs/guide/security.md."""
-    import grpc
-
-    from steadfeast.monitor.cli.client import with_token
-
-    if not root:
-        channel = grpc.insecure_channel(address)
-    else:
-        own = [os.environ.get(f"STEADFEAST_{name}", "") for name in ("KEY", "CERTIFICATE")]
-        key, chain = (Path(name).read_bytes() if name else None for name in own)
-        credentials = grpc.ssl_channel_credentials(Path(root).read_bytes(), key, chain)
-        channel = grpc.secure_channel(address, credentials)
-    return with_token(channel, token) if token else channel

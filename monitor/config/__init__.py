@@ -16,8 +16,6 @@ from steadfeast.monitor.config.schema import (
     DaemonConfig,
     MonitorConfig,
     PerformanceConfig,
-    Role,
-    TlsConfig,
     load,
 )
 
@@ -34,8 +32,6 @@ __all__ = [
     "MonitorConfig",
     "PerformanceConfig",
     "PipelineConfig",
-    "Role",
-    "TlsConfig",
     "first",
     "latest",
     "load",

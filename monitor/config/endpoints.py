@@ -5,53 +5,15 @@ Bottom of `monitor`, below `config`; `targets` and `adapters` reach what is desc
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, SecretStr
 
-from steadfeast.featurestore.config import FilePath, Section
+from steadfeast.featurestore.config import Address, FilePath, Section
+from steadfeast.featurestore.security import ClientTlsConfig, Secret
 
-Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$", examples=["127.0.0.1:9465"])]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+(/[^\s?#]*)?$")]
-
-
-def _secret(value: object, info: ValidationInfo) -> object:
-    """Read `{file: PATH}`; anything else is the secret itself."""
-    if not isinstance(value, dict):
-        return value
-    if set(value) != {"file"}:
-        raise ValueError("write the secret, ${NAME} for an environment variable, or {file: PATH}")
-    path = Path((info.context or {}).get("folder", ".")) / str(value["file"])
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-
-
-Secret = Annotated[SecretStr, BeforeValidator(_secret)]
-"""A token: as text, `${NAME}` from the environment, or `{file: PATH}`."""
-
-
-class ClientTlsConfig(Section):
-    """How a pipeline is known, and how the daemon shows who it is.
-
-    Attributes:
-        ca: PEM of who signs the pipeline's certificate; none means what the machine trusts.
-        certificate: PEM of the daemon's own certificate, for mTLS.
-        key: PEM.
-    """
-
-    ca: FilePath | None = None
-    certificate: FilePath | None = None
-    key: FilePath | None = None
-
-    @model_validator(mode="after")
-    def _both(self) -> Self:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key go together")
-        return self
 
 
 class GrpcPipelineConfig(Section):

@@ -7,7 +7,6 @@ works in event time, so windows, lateness, cooldown and budget follow the data's
 from __future__ import annotations
 
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,12 +17,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    SecretStr,
     field_validator,
     model_validator,
 )
 
 from steadfeast.featurestore.config import (
+    Address,
     Duration,
     FilePath,
     FolderName,
@@ -33,18 +32,12 @@ from steadfeast.featurestore.config import (
     load_section,
 )
 from steadfeast.featurestore.errors import ConfigError
+from steadfeast.featurestore.security import SecurityConfig, load_security
 from steadfeast.measures import Task
 from steadfeast.monitor.config.calendar import CalendarConfig
 from steadfeast.monitor.config.cron import parse
-from steadfeast.monitor.config.endpoints import (
-    Address,
-    AlertTargetConfig,
-    PipelineConfig,
-    Secret,
-)
+from steadfeast.monitor.config.endpoints import AlertTargetConfig, PipelineConfig
 from steadfeast.monitor.config.sources import ReferenceConfig, SourceConfig, StretchConfig
-
-SHORTEST_TOKEN = 16
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -62,54 +55,6 @@ def _cron(line: str) -> str:
 
 Cron = Annotated[str, AfterValidator(_cron)]
 """A cron line in UTC: minute, hour, day of the month, month, day of the week."""
-
-
-class Role(StrEnum):
-    """What a token may be used for.
-
-    `read` sees everything but who did what, which is for `audit`; `acknowledge` says that an
-    episode was seen, `approve` decides triggers that wait, `trigger` evaluates now, delivers again
-    what was given up, and tells of other systems' alerts.
-    """
-
-    READ = "read"
-    ACKNOWLEDGE = "acknowledge"
-    APPROVE = "approve"
-    TRIGGER = "trigger"
-    AUDIT = "audit"
-
-
-class TokenConfig(Section):
-    """Who may do what with which token.
-
-    Attributes:
-        token: At least 16 characters.
-        roles: What for.
-    """
-
-    token: Secret
-    roles: tuple[Role, ...] = Field(min_length=1)
-
-    @field_validator("token")
-    @classmethod
-    def _not_guessable(cls, token: SecretStr) -> SecretStr:
-        if len(token) < SHORTEST_TOKEN:
-            raise ValueError(f"must have {SHORTEST_TOKEN} characters or more")
-        return token
-
-
-class TlsConfig(Section):
-    """Certificates of the daemon's ports; files that change are used from the next connection on.
-
-    Attributes:
-        certificate: PEM, with the chain.
-        key: PEM.
-        client_ca: PEM; with it, the gRPC port takes only clients with a certificate signed by it.
-    """
-
-    certificate: FilePath
-    key: FilePath
-    client_ca: FilePath | None = None
 
 
 class EpisodeConfig(Section):
@@ -350,13 +295,6 @@ class DaemonConfig(Section):
         state: Folder for the daemon's DuckDB file and its snapshots.
         http: Address of `/metrics`, `/healthz`, `/readyz` and the page.
         grpc: Address of MonitorService.
-        operator_token: Whoever has it may do everything, on the page and over gRPC; empty means
-            nobody. Give it by an environment variable: `${STEADFEAST_OPERATOR_TOKEN:-}`.
-        tokens: More tokens by the name of who has them. As soon as there is any token, what acts
-            over gRPC needs one; what reads needs one as soon as any of these has the role `read`.
-        tls: Of both ports; none means plaintext.
-        allow_plaintext: Serve, and reach pipelines, without TLS off loopback too: inside a
-            network that only trusted programs share.
         clock: `wall`; or `watermark`, where now is the latest event seen: for replays.
         tick: Time between two looks at the sources, wall clock.
         retention: How long snapshot rows are kept; profiles stay.
@@ -368,23 +306,12 @@ class DaemonConfig(Section):
     state: FilePath
     http: Address = "127.0.0.1:9464"
     grpc: Address = "127.0.0.1:9465"
-    operator_token: Secret = SecretStr("")
-    tokens: dict[str, TokenConfig] = Field(default_factory=dict)
-    tls: TlsConfig | None = None
-    allow_plaintext: bool = False
     clock: Literal["wall", "watermark"] = "wall"
     tick: Duration = timedelta(seconds=30)
     retention: Duration = timedelta(days=90)
     alerts: dict[str, AlertTargetConfig] = Field(default_factory=dict)
     pipelines: dict[str, PipelineConfig] = Field(default_factory=dict)
     monitors: dict[FolderName, MonitorConfig] = Field(min_length=1)
-
-    @field_validator("operator_token")
-    @classmethod
-    def _not_guessable(cls, token: SecretStr) -> SecretStr:
-        if 0 < len(token) < SHORTEST_TOKEN:
-            raise ValueError(f"must have {SHORTEST_TOKEN} characters or more")
-        return token
 
     @model_validator(mode="after")
     def _pipelines_exist(self) -> Self:
@@ -396,24 +323,12 @@ class DaemonConfig(Section):
                 )
         return self
 
-    @model_validator(mode="after")
-    def _no_plaintext_off_loopback(self) -> Self:
-        if self.allow_plaintext:
-            return self
-        plain = {} if self.tls else {"http": self.http, "grpc": self.grpc}
-        for name, pipeline in self.pipelines.items():
-            if pipeline.plaintext:
-                plain[f"pipelines.{name}"] = pipeline.plaintext
-        for name, target in self.alerts.items():
-            if target.plaintext:
-                plain[f"alerts.{name}"] = target.plaintext
-        for field, address in plain.items():
-            if not is_loopback(address):
-                raise ValueError(
-                    f"{field}: {address} is no loopback address, and would be in plaintext; give "
-                    f"tls, or allow_plaintext: true where only trusted programs share the network"
-                )
-        return self
+    def in_plaintext(self, security: SecurityConfig) -> dict[str, str]:
+        """Return the addresses off loopback that others could read along with, by their field."""
+        plain = {} if security.tls else {"http": self.http, "grpc": self.grpc}
+        plain |= {f"pipelines.{name}": one.plaintext for name, one in self.pipelines.items()}
+        plain |= {f"alerts.{name}": one.plaintext for name, one in self.alerts.items()}
+        return {field: at for field, at in plain.items() if at and not is_loopback(at)}
 
 
 class _LabelDelay(BaseModel, extra="ignore"):
@@ -433,9 +348,20 @@ def load(path: Path) -> tuple[DaemonConfig, StoreConfig]:
     buckets.
 
     Raises:
-        ConfigError: See `featurestore.config.load_section`; or the two sections differ.
+        ConfigError: See `featurestore.config.load_section`; the two sections differ; or an address
+            off loopback has no TLS, and section `security` does not allow that.
     """
-    config = load_section(path, "monitor", DaemonConfig)
+    config, security = load_section(path, "monitor", DaemonConfig), load_security(path)
+    if not security.allow_plaintext:
+        problem = (
+            "{} is no loopback address, and would be in plaintext; give tls, or "
+            "security.allow_plaintext: true where only trusted programs share the network"
+        )
+        plain = config.in_plaintext(security)
+        if plain:
+            raise ConfigError(
+                path, [(f"monitor.{field}", problem.format(at)) for field, at in plain.items()]
+            )
     monitors = {name: _delayed(path, name, one) for name, one in config.monitors.items()}
     return config.model_copy(update={"monitors": monitors}), load_section(
         path, "store", StoreConfig

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from steadfeast.featurestore.errors import SourceError, UserError
+from steadfeast.featurestore.security import Security, load_security
 from steadfeast.monitor.config import load
 from steadfeast.monitor.daemon.digests import SALT, digests
 from steadfeast.monitor.daemon.loops import Loops
@@ -53,7 +54,7 @@ class FixedFieldError(UserError):
 
     def __init__(self, fields: list[str]) -> None:
         self.fields = tuple(fields)
-        super().__init__(f"monitor: {', '.join(fields)}: only a restart can change this")
+        super().__init__(f"{', '.join(fields)}: only a restart can change this")
 
 
 class Daemon:
@@ -66,6 +67,7 @@ class Daemon:
         ledger: Open; closed by whoever opened it.
         project: Name of the Feast project, for whoever watches several.
         views: What is known of the store's feature views.
+        security: Of its ports; a reload gives it other tokens.
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class Daemon:
         ledger: Ledger,
         project: str = "",
         views: Mapping[str, ViewFacts] = MappingProxyType({}),
+        security: Security | None = None,
     ) -> None:
         self._path, self._data, self._ledger = path, data, ledger
+        self._security = security or Security()
         self._project = project
         self.evaluator = Evaluator(config, ledger, data, views)
         self.evaluator.configure(config, self.evaluator.prepare(config))
@@ -133,17 +137,14 @@ class Daemon:
             config, store = load(self._path)
             fixed = [
                 name
-                for name in (
-                    "state",
-                    "http",
-                    "grpc",
-                    "operator_token",
-                    "tokens",
-                    "tls",
-                    "alerts",
-                    "clock",
-                )
+                for name in ("state", "http", "grpc", "alerts", "clock")
                 if getattr(config, name) != getattr(before, name)
+            ]
+            security, was = load_security(self._path), self._security.config
+            fixed += [
+                f"security.{name}"
+                for name in ("tls", "allow_plaintext", "hosts")
+                if getattr(security, name) != getattr(was, name)
             ]
             if store.data != self._data:
                 fixed.append("store.data")
@@ -156,6 +157,7 @@ class Daemon:
             log.error("reload_rejected", reason=str(error))  # noqa: TRY400 - the user's
             return
         self.evaluator.configure(config, prepared, views)
+        self._security.reload(security)
         self._plan()
         self._reloads += 1
         self._note("SIGHUP", config, self._ledger.fields())
@@ -163,7 +165,7 @@ class Daemon:
 
     def _note(self, actor: str, config: DaemonConfig, before: Mapping[str, str]) -> None:
         """Keep in the audit log which fields of the configuration have changed; never values."""
-        now = digests(config, before.get(SALT, ""))
+        now = digests(config, self._security.config, before.get(SALT, ""))
         if now == before:
             return
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -15,18 +15,20 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 if TYPE_CHECKING:
+    from steadfeast.featurestore.security import SecurityConfig
     from steadfeast.monitor.config import DaemonConfig
 
 SALT = ""
 """Name under which the salt itself is kept."""
 
 
-def digests(config: DaemonConfig, salt: str = "") -> dict[str, str]:
+def digests(config: DaemonConfig, security: SecurityConfig, salt: str = "") -> dict[str, str]:
     """Return field to digest, one for each monitor, with the salt that they were made with."""
     salt = salt or secrets.token_hex(16)
     plain = config.model_dump()
     fields = {name: value for name, value in plain.items() if name != "monitors"}
     fields |= {f"monitors.{name}": value for name, value in plain["monitors"].items()}
+    fields |= {f"security.{name}": value for name, value in security.model_dump().items()}
     return {SALT: salt, **{name: _digest(value, salt) for name, value in fields.items()}}
 
 

@@ -8,112 +8,29 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import socket
 import sys
 from contextlib import ExitStack, suppress
-from threading import Thread
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
-import uvicorn
 
-from steadfeast.featurestore.errors import UserError
-from steadfeast.monitor.auth import Certificates, access_of
+from steadfeast.featurestore.errors import AddressError, ConfigError
+from steadfeast.featurestore.security import Security, load_security
 from steadfeast.monitor.config import load
 from steadfeast.monitor.daemon.daemon import Daemon
 from steadfeast.monitor.evaluation import check, project
 from steadfeast.monitor.exporter import registry
 from steadfeast.monitor.ledger import Ledger
-from steadfeast.monitor.rpc import Monitor, Server
+from steadfeast.monitor.rpc import Monitor, ports
 from steadfeast.monitor.web import Operator, app
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from steadfeast.monitor.config import TlsConfig
-
 log = structlog.get_logger(__name__)
 
 M_ARENA_MAX = -8
 """Of glibc's malloc.h."""
-MAX_HTTP = 256
-"""Connections to the HTTP port; more are answered 503."""
-
-
-class PortTakenError(UserError):
-    """An address of the configuration cannot be listened on.
-
-    Attributes:
-        field: Field of the configuration.
-        address: The address.
-    """
-
-    def __init__(self, field: str, address: str, problem: str) -> None:
-        self.field, self.address = field, address
-        super().__init__(f"monitor.{field}: cannot listen on {address}: {problem}")
-
-
-class Web:
-    """The HTTP port, served by a thread of its own.
-
-    Args:
-        daemon: Whose state is shown.
-        address: `host:port`; port 0 takes a free one.
-        operator: What people may do there.
-        tls: None serves plaintext.
-    """
-
-    def __init__(
-        self,
-        daemon: Daemon,
-        address: str,
-        operator: Operator,
-        tls: TlsConfig | None = None,
-    ) -> None:
-        """Bind the port.
-
-        Raises:
-            PortTakenError: The address cannot be listened on.
-        """
-        host, _, port = address.rpartition(":")
-        try:
-            self._socket = socket.create_server((host, int(port)))
-        except OSError as error:
-            raise PortTakenError("http", address, error.strerror or str(error)) from error
-        self.port = int(self._socket.getsockname()[1])
-        served = app(daemon.state, daemon.healthy, registry(daemon.state), operator)
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                served,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                limit_concurrency=MAX_HTTP,
-                ssl_certfile=None if tls is None else tls.certificate,
-                ssl_keyfile=None if tls is None else tls.key,
-            )
-        )
-        self._server.config.load()
-        self._thread = Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="http", daemon=True
-        )
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
-
-    def refresh(self, certificates: Certificates) -> None:
-        """Use the certificates as they are now."""
-        context = self._server.config.ssl
-        if context is not None:
-            certificates.refresh(context)
-
-    def close(self) -> None:
-        """Let requests finish, stop."""
-        self._server.should_exit = True
-        if self._thread.is_alive():
-            self._thread.join()
-        self._socket.close()
 
 
 def one_heap() -> None:
@@ -140,32 +57,31 @@ def main(path: Path, *, json_logs: bool) -> int:
     views = check(path, config, store)
     with ExitStack() as stack:  # closes in reverse order
         ledger = stack.enter_context(Ledger(config.state))
-        daemon = Daemon(path, config, store.data, ledger, project(store), views)
-        access = access_of(config)
-        certificates = None if config.tls is None else Certificates(config.tls)
-        people = Operator(access, ledger.acknowledge, daemon.evaluator.decide, daemon.causes.told)
-        web = Web(daemon, config.http, people, config.tls)
-        stack.callback(web.close)
+        security = Security(load_security(path))
+        daemon = Daemon(path, config, store.data, ledger, project(store), views, security)
+        people = Operator(
+            security.access, ledger.acknowledge, daemon.evaluator.decide, daemon.causes.told
+        )
         service = Monitor(
             ledger, daemon.state, daemon.evaluate, daemon.evaluator.decide, daemon.evaluator.resend
         )
+        page = app(daemon.state, daemon.healthy, registry(daemon.state), people)
         try:
-            server = Server(service, config.grpc, access, certificates)
-        except RuntimeError as error:
-            raise PortTakenError("grpc", config.grpc, str(error)) from error
+            server = ports(service, config.grpc, security, config.http, page)
+        except AddressError as error:
+            field = "http" if error.address == config.http else "grpc"
+            problem = f"{error.address} {error.problem}"
+            raise ConfigError(path, [(f"monitor.{field}", problem)]) from error
         daemon.start()
         stack.callback(daemon.close)
-        web.start()
-        stack.callback(server.close)
-        server.start()
-        log.info("started", grpc=server.port, http=web.port, monitors=list(config.monitors))
-
-        def beat() -> None:
-            server.serving(healthy=daemon.healthy().ok)
-            if certificates is not None:
-                web.refresh(certificates)
-
-        daemon.run(beat)
+        stack.enter_context(server)
+        log.info(
+            "started",
+            grpc=server.grpc_port,
+            http=server.http_port,
+            monitors=list(config.monitors),
+        )
+        daemon.run(lambda: server.serving(healthy=daemon.healthy().ok))
     log.info("stopped")
     return 0
 

@@ -13,16 +13,14 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from steadfeast.featurestore.errors import SteadfeastError
+from steadfeast.featurestore.security import CredentialsError, channel
 from steadfeast.monitor.ledger import ENDED
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2, pipeline_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from steadfeast.monitor.config import GrpcPipelineConfig
-
-    Metadata = tuple[tuple[str, str], ...]
 
 DEADLINE_SECONDS = 10.0
 WATCH_SECONDS = 60.0
@@ -108,19 +106,16 @@ class GrpcTarget:
 
     Args:
         channel: Closed with this.
-        metadata: Sent with every call.
     """
 
-    def __init__(self, channel: grpc.Channel, metadata: Metadata = ()) -> None:
-        self._channel, self._metadata = channel, metadata
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._channel = channel
         self._stub = pipeline_pb2_grpc.PipelineServiceStub(channel)
 
     def trigger(self, request: pipeline_pb2.TriggerRetrainRequest) -> pipeline_pb2.Run:
         """See `Pipeline`."""
         try:
-            return self._stub.TriggerRetrain(
-                request, timeout=DEADLINE_SECONDS, metadata=self._metadata
-            ).run
+            return self._stub.TriggerRetrain(request, timeout=DEADLINE_SECONDS).run
         except grpc.RpcError as error:
             if error.code() in RETRIED:
                 raise UnansweredError(_text(error)) from error
@@ -134,9 +129,7 @@ class GrpcTarget:
             run_id=run.run_id, after_sequence=after, heartbeat_interval=HEARTBEAT
         )
         with _watched():
-            for event in self._stub.WatchRun(
-                request, timeout=WATCH_SECONDS, metadata=self._metadata
-            ):
+            for event in self._stub.WatchRun(request, timeout=WATCH_SECONDS):
                 if event.HasField("run") and event.sequence > after:
                     after = event.sequence
                     yield event.sequence, event.run
@@ -158,7 +151,7 @@ class GrpcTarget:
             model=model, states=[pipeline_pb2.RUN_STATE_PROMOTED], limit=limit
         )
         try:
-            answer = self._stub.ListRuns(request, timeout=DEADLINE_SECONDS, metadata=self._metadata)
+            answer = self._stub.ListRuns(request, timeout=DEADLINE_SECONDS)
         except grpc.RpcError as error:
             raise UnansweredError(_text(error)) from error
         return list(answer.runs)
@@ -174,24 +167,18 @@ def grpc_pipeline(config: GrpcPipelineConfig) -> Pipeline:
     Raises:
         UnansweredError: A certificate cannot be read.
     """
-    token = config.token.get_secret_value()
-    metadata = (("authorization", f"Bearer {token}"),) if token else ()
-    if config.tls is None:
-        return GrpcTarget(grpc.insecure_channel(config.address, options=_CHANNEL), metadata)
-    tls = config.tls
     try:
-        credentials = grpc.ssl_channel_credentials(
-            root_certificates=_read(tls.ca),
-            private_key=_read(tls.key),
-            certificate_chain=_read(tls.certificate),
+        # Whether plaintext is allowed off loopback was asked when the configuration was read.
+        opened = channel(
+            config.address,
+            token=config.token.get_secret_value(),
+            tls=config.tls,
+            allow_plaintext=True,
+            options=_CHANNEL,
         )
-    except OSError as error:
-        raise UnansweredError(f"{error.filename}: {error.strerror}") from error
-    return GrpcTarget(grpc.secure_channel(config.address, credentials, options=_CHANNEL), metadata)
-
-
-def _read(path: Path | None) -> bytes | None:
-    return None if path is None else path.read_bytes()
+    except CredentialsError as error:
+        raise UnansweredError(str(error)) from error
+    return GrpcTarget(opened)
 
 
 @contextmanager

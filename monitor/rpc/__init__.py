@@ -1,5 +1,5 @@
 """MonitorService: protobuf in, one call, protobuf out."""
 
-from steadfeast.monitor.rpc.service import Monitor, Server
+from steadfeast.monitor.rpc.service import Monitor, ports
 
-__all__ = ["Monitor", "Server"]
+__all__ = ["Monitor", "ports"]

@@ -6,17 +6,14 @@ a reader has not yet fetched costs no memory here, and a slow one holds nobody.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from threading import Event, Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-
 from steadfeast.featurestore.errors import NotFoundError
+from steadfeast.featurestore.security import Ports, Role, Security
 from steadfeast.monitor.ledger import messages
 from steadfeast.monitor.rpc.errors import (
     BehindError,
@@ -26,13 +23,14 @@ from steadfeast.monitor.rpc.errors import (
     errors,
     required,
 )
-from steadfeast.monitor.rpc.guard import Guard
 from steadfeast.protos.steadfeast.v1 import monitor_pb2, monitor_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from steadfeast.monitor.auth import Access, Certificates
+    import grpc
+    from starlette.types import ASGIApp
+
     from steadfeast.monitor.ledger import Ledger, State, TriggerRecord
 
 SERVICE = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name
@@ -45,18 +43,6 @@ MAX_BEHIND = 10_000
 PAGE = 256
 MAX_REQUEST_BYTES = 64 * 1024
 """No request of the protocol is longer than a comment."""
-MAX_STREAMS = 1024
-"""Calls under way on one connection."""
-
-_LIMITS = [
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.max_concurrent_streams", MAX_STREAMS),
-    # A connection whose other end has vanished is let go.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-]
 
 
 class Decide(Protocol):
@@ -268,58 +254,51 @@ class Monitor(monitor_pb2_grpc.MonitorServiceServicer):
         return [monitor]
 
 
-class Server:
-    """MonitorService, health v1 and reflection on one port.
+ROLES = {
+    f"{SERVICE}/{name}": role
+    for name, role in (
+        ("GetStatus", Role.READ),
+        ("ListAlerts", Role.READ),
+        ("ListAudit", Role.AUDIT),
+        ("ListTriggers", Role.READ),
+        ("WatchAlerts", Role.READ),
+        ("Acknowledge", Role.ACKNOWLEDGE),
+        ("DecideTrigger", Role.APPROVE),
+        ("Evaluate", Role.TRIGGER),
+        ("ResendTrigger", Role.TRIGGER),
+    )
+}
+"""What each method needs."""
+
+
+def ports(
+    monitor: Monitor,
+    grpc_address: str,
+    security: Security | None = None,
+    http_address: str = "",
+    app: ASGIApp | None = None,
+) -> Ports:
+    """Return the ports of a daemon, bound.
 
     Args:
-        monitor: The service.
-        address: `host:port`; port 0 takes a free one.
-        access: Who may call what; none lets everybody.
-        certificates: None serves plaintext.
+        monitor: Answers gRPC.
+        grpc_address: `host:port`; port 0 takes a free one.
+        security: Who may ask what; without it, everybody on loopback.
+        http_address: The same for HTTP; empty for none.
+        app: Answers HTTP.
+
+    Raises:
+        AddressError: See `Ports`.
     """
-
-    def __init__(
-        self,
-        monitor: Monitor,
-        address: str,
-        access: Access | None = None,
-        certificates: Certificates | None = None,
-    ) -> None:
-        """Bind the port.
-
-        Raises:
-            RuntimeError: The address is taken.
-        """
-        self._monitor = monitor
-        self._server = grpc.server(
-            ThreadPoolExecutor(WORKERS, "grpc"),
-            interceptors=[] if access is None else [Guard(access)],
-            options=_LIMITS,
-            maximum_concurrent_rpcs=WORKERS,
-        )
-        self._health = health.HealthServicer()
-        monitor_pb2_grpc.add_MonitorServiceServicer_to_server(monitor, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
-        if certificates is None:
-            self.port = self._server.add_insecure_port(address)
-        else:
-            self.port = self._server.add_secure_port(address, certificates.server_credentials())
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._server.start()
-        self.serving(healthy=True)
-
-    def serving(self, *, healthy: bool) -> None:
-        """Tell health v1 how it is, for the whole server and for the service."""
-        status = health_pb2.HealthCheckResponse
-        for name in ("", SERVICE):
-            self._health.set(name, status.SERVING if healthy else status.NOT_SERVING)
-
-    def close(self, grace_seconds: float = 2.0) -> None:
-        """Say NOT_SERVING, let calls finish, stop."""
-        self._health.enter_graceful_shutdown()
-        self._monitor.stop()
-        self._server.stop(grace_seconds).wait()
+    return Ports(
+        security or Security(),
+        roles=ROLES,
+        services=partial(monitor_pb2_grpc.add_MonitorServiceServicer_to_server, monitor),
+        names=(SERVICE,),
+        grpc_address=grpc_address,
+        http_address=http_address,
+        app=app,
+        threads=WORKERS,
+        request_bytes=MAX_REQUEST_BYTES,
+        stopping=monitor.stop,
+    )

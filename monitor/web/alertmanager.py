@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import structlog
 from pydantic import BaseModel, Field, ValidationError
 
-from steadfeast.monitor.auth import RefusedError
+from steadfeast.featurestore.security import RefusedError
 from steadfeast.monitor.evaluation import ForeignAlert
 
 log = structlog.get_logger(__name__)

@@ -22,14 +22,14 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from steadfeast.featurestore.errors import NotFoundError
-from steadfeast.monitor.auth import (
+from steadfeast.featurestore.security import (
     COOKIE,
     SESSION_SECONDS,
     Access,
     RefusedError,
+    Role,
     same_origin,
 )
-from steadfeast.monitor.config import Role
 from steadfeast.monitor.decisions import NotDecidableError
 from steadfeast.monitor.evaluation import NotYetError
 from steadfeast.monitor.ledger import LedgerWriteError
@@ -37,7 +37,7 @@ from steadfeast.monitor.web.alertmanager import MAX_WEBHOOK_BYTES, parse
 from steadfeast.monitor.web.render import HERE, Renderer, Viewer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from prometheus_client import CollectorRegistry
     from starlette.requests import Request
@@ -164,7 +164,7 @@ def app(
     access = None if operator is None else operator.access
     renderer = Renderer()
     routes += _showing(state, healthy, renderer, access)
-    if operator is not None and access is not None and access.possible:
+    if operator is not None and access is not None:
         routes += _Acting(operator, renderer, access).routes()
     return Starlette(routes=routes, middleware=[Middleware(_Headers)])
 
@@ -175,7 +175,8 @@ def _reading(metrics: CollectorRegistry) -> list[Route]:
 
     async def exposition(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(metrics), headers={"content-type": content_type})
+        content = await run_in_threadpool(encode, metrics)
+        return Response(content, headers={"content-type": content_type})
 
     async def static(request: Request) -> Response:
         name = request.path_params["name"]
@@ -209,13 +210,17 @@ def _showing(
     async def index(request: Request) -> Response:
         session = access.session(request.cookies.get(COOKIE, "")) if access else None
         viewer = Viewer(session.actor, session.key) if session else None
-        possible = access is not None and access.possible
+        possible = access is not None and access.needed
         now, health = datetime.now(UTC), healthy()
-        html = renderer.page(state(), health.reason, now, viewer, may_sign_in=possible)
+        html = await run_in_threadpool(
+            renderer.page, state(), health.reason, now, viewer, may_sign_in=possible
+        )
         return HTMLResponse(html)
 
     async def report(_: Request) -> Response:
-        html = renderer.report(state(), healthy().reason, datetime.now(UTC))
+        html = await run_in_threadpool(
+            renderer.report, state(), healthy().reason, datetime.now(UTC)
+        )
         return HTMLResponse(html, headers={"content-security-policy": renderer.report_policy})
 
     return [Route("/", index), Route("/report", report)]
@@ -229,13 +234,26 @@ class _Acting:
 
     def routes(self) -> list[Route]:
         """Return a route for each; none of them changes anything on GET."""
-        return [
-            Route("/sign-in", self._ask, methods=["GET"]),
-            Route("/sign-in", self._sign_in, methods=["POST"]),
-            Route("/sign-out", self._sign_out, methods=["POST"]),
-            Route("/act", self._act, methods=["POST"]),
-            Route("/alertmanager", self._told, methods=["POST"]),
-        ]
+        found = (
+            ("/sign-in", self._ask, "GET"),
+            ("/sign-in", self._sign_in, "POST"),
+            ("/sign-out", self._sign_out, "POST"),
+            ("/act", self._act, "POST"),
+            ("/alertmanager", self._told, "POST"),
+        )
+        return [Route(path, self._where_possible(do), methods=[verb]) for path, do, verb in found]
+
+    def _where_possible(
+        self, do: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Hide what nobody may do: without any token nobody can say who they are."""
+
+        async def answer(request: Request) -> Response:
+            if not self._access.needed:
+                return PlainTextResponse("not found\n", status_code=404)
+            return await do(request)
+
+        return answer
 
     async def _ask(self, _: Request) -> Response:
         return HTMLResponse(self._renderer.sign_in("Sign in"))
@@ -243,7 +261,9 @@ class _Acting:
     async def _sign_in(self, request: Request) -> Response:
         try:
             form = await _form(request)
-            cookie = self._access.sign_in(form.get("actor", ""), form.get("token", ""))
+            cookie = self._access.sign_in(
+                form.get("actor", ""), form.get("token", ""), _address(request)
+            )
         except RefusedError as error:
             return self._refused(request, error.status, str(error), ask=True)
         answer = RedirectResponse("./", status_code=303)
@@ -273,7 +293,7 @@ class _Acting:
             form = await _form(request)
             cookie = request.cookies.get(COOKIE, "")
             role = ROLES.get(form.get("verb", ""))
-            actor = self._access.actor(request.headers, cookie, form, role)
+            actor = self._access.actor(request.headers, cookie, form, role, _address(request))
             anchor = await run_in_threadpool(_done, self._operator, form, actor)
         except RefusedError as error:
             ask = error.status == HTTPStatus.UNAUTHORIZED
@@ -290,7 +310,7 @@ class _Acting:
         """Take a message of Alertmanager's; what is no JSON of its is not sent again after 400."""
         try:
             form = {"actor": "alertmanager"}
-            actor = self._access.actor(request.headers, "", form, Role.TRIGGER)
+            actor = self._access.actor(request.headers, "", form, Role.TRIGGER, _address(request))
             alerts = parse(await _body(request, MAX_WEBHOOK_BYTES))
             changed = await run_in_threadpool(self._operator.tell, alerts, actor)
         except RefusedError as error:
@@ -336,6 +356,10 @@ async def _body(request: Request, limit: int) -> bytes:
         if size > limit:
             raise RefusedError(413, f"the body is larger than {limit} bytes")
     return b"".join(parts)
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def _done(operator: Operator, form: dict[str, str], actor: str) -> str:

@@ -7,7 +7,6 @@ the protocol's clients look for.
 from __future__ import annotations
 
 import asyncio
-import json
 from importlib.metadata import version as library_version
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,8 +17,17 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from steadfeast.featurestore.errors import NotFoundError, RequestError, SteadfeastError
-from steadfeast.featurestore.server import REQUEST_ID, Named, read_body, request_id
+from steadfeast.featurestore.errors import RequestError, SteadfeastError
+from steadfeast.featurestore.security import Role
+from steadfeast.featurestore.security.http_guard import refusal
+from steadfeast.featurestore.server import (
+    PROBLEM,
+    REQUEST_ID,
+    Named,
+    problem,
+    read_body,
+    request_id,
+)
 from steadfeast.pipeline.inference import tensors
 from steadfeast.pipeline.inference.answers import Models, status_of
 
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from starlette.requests import Request
 
+    from steadfeast.featurestore.security import Access
     from steadfeast.pipeline.inference.model import Predictions
 
 _JSON_LENGTH = "inference-header-content-length"
@@ -70,7 +79,7 @@ _Shape = TypeVar("_Shape", bound=BaseModel)
 
 
 def application(
-    models: Models, registry: CollectorRegistry, draining: Callable[[], bool]
+    models: Models, registry: CollectorRegistry, draining: Callable[[], bool], access: Access
 ) -> Starlette:
     """Return the ASGI application.
 
@@ -78,8 +87,9 @@ def application(
         models: Answer.
         registry: What `/metrics` shows.
         draining: Whether the edge is about to end.
+        access: Who may ask.
     """
-    edge = _Edge(models, registry, draining)
+    edge = _Edge(models, registry, draining, access)
     one = "/v2/models/{model}"
     versions, infer = (one, one + "/versions/{version}"), edge.guarded(edge.infer)
     return Starlette(
@@ -99,9 +109,14 @@ def application(
 
 class _Edge:
     def __init__(
-        self, models: Models, registry: CollectorRegistry, draining: Callable[[], bool]
+        self,
+        models: Models,
+        registry: CollectorRegistry,
+        draining: Callable[[], bool],
+        access: Access,
     ) -> None:
         self._models, self._registry, self._draining = models, registry, draining
+        self._access = access
 
     def guarded(
         self, answer: Callable[[Request], Awaitable[Response]]
@@ -109,6 +124,9 @@ class _Edge:
         """Answer an error as what it is, and count what asked for predictions."""
 
         async def guard(request: Request) -> Response:
+            refused = refusal(self._access, Role.PREDICT, request.scope)
+            if refused is not None:
+                return _problem(refused, refused.status)
             code = grpc.StatusCode.OK
             try:
                 return await answer(request)
@@ -253,15 +271,4 @@ def _flat(values: list[Any]) -> list[Any]:
 
 
 def _problem(error: SteadfeastError, status: int) -> Response:
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": type(error).__name__,
-        "status": status,
-        "detail": str(error),
-        "error": str(error),
-    }
-    if isinstance(error, RequestError):
-        body["field"] = error.field
-    if isinstance(error, NotFoundError):
-        body["name"] = error.name
-    return Response(json.dumps(body), status, media_type="application/problem+json")
+    return Response(problem(error, status), status, media_type=PROBLEM)

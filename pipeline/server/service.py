@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
 import threading
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from queue import Empty, SimpleQueue
+from functools import partial
+from queue import SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import grpc
 from google.rpc.error_details_pb2 import ResourceInfo
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from steadfeast.featurestore.config import is_loopback
-from steadfeast.featurestore.errors import ConfigError, NotFoundError, UserError
+from steadfeast.featurestore.errors import AddressError, ConfigError, NotFoundError, UserError
 from steadfeast.featurestore.grpc_errors import (
     abort,
     bad_request,
     error_info,
     precondition_failure,
 )
+from steadfeast.featurestore.security import Ports, Role, Security, caller, load_security
+from steadfeast.featurestore.security.ports import until_stopped
 from steadfeast.pipeline.config import load
 from steadfeast.pipeline.gates import load_checks
 from steadfeast.pipeline.queue import (
@@ -42,7 +40,7 @@ from steadfeast.pipeline.queue import (
 from steadfeast.pipeline.recipes import load_function
 from steadfeast.pipeline.registry import Registry
 from steadfeast.pipeline.server.worker import Worker
-from steadfeast.pipeline.training import Retrain, judged_by
+from steadfeast.pipeline.training import Retrain, judged_by, promotion
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2_grpc as rpc
 
@@ -57,7 +55,18 @@ log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["PipelineService"].full_name
 CALLS, STREAMS = 16, 12
 """Calls served at once, and how many of them may be streams."""
-STOP_SECONDS = 5.0
+ROLES = {
+    f"{SERVICE}/{name}": role
+    for name, role in (
+        ("TriggerRetrain", Role.TRIGGER),
+        ("CancelRun", Role.TRIGGER),
+        ("PromoteVersion", Role.PROMOTE),
+        ("RollBack", Role.PROMOTE),
+        ("GetRun", Role.READ),
+        ("ListRuns", Role.READ),
+        ("WatchRun", Role.READ),
+    )
+}
 
 _HEARTBEAT_SECONDS = (0.1, 60.0)
 _LIST_LIMIT = 1000
@@ -80,12 +89,20 @@ class PipelineService(rpc.PipelineServiceServicer):
 
     Args:
         queue: The runs.
+        registry: Where models are registered.
         models: The models that there is a recipe for.
         stopping: Set when streams are to end.
     """
 
-    def __init__(self, queue: RunQueue, models: Collection[str], stopping: threading.Event) -> None:
-        self._queue, self._models, self._stopping = queue, models, stopping
+    def __init__(
+        self,
+        queue: RunQueue,
+        registry: Registry,
+        models: Collection[str],
+        stopping: threading.Event,
+    ) -> None:
+        self._queue, self._registry = queue, registry
+        self._models, self._stopping = models, stopping
         self._streams = threading.Semaphore(STREAMS)
 
     def TriggerRetrain(  # noqa: N802, D102 - the proto names and documents it
@@ -95,7 +112,7 @@ class PipelineService(rpc.PipelineServiceServicer):
             check_trigger(request)
             if request.model not in self._models:
                 raise NotFoundError("model", request.model, self._models)
-            run, created = self._queue.accept(request)
+            run, created = self._queue.accept(request, asked_by=caller(context).name)
         return pb.TriggerRetrainResponse(run=run, created=created)
 
     def GetRun(  # noqa: N802, D102
@@ -118,6 +135,30 @@ class PipelineService(rpc.PipelineServiceServicer):
     ) -> pb.CancelRunResponse:
         with _answering(context):
             return pb.CancelRunResponse(run=self._queue.cancel(request.run_id, request.reason))
+
+    def PromoteVersion(  # noqa: N802, D102
+        self, request: pb.PromoteVersionRequest, context: grpc.ServicerContext
+    ) -> pb.PromoteVersionResponse:
+        with _answering(context):
+            self._check_promotion(request)
+            by = promotion.By(request.actor, request.comment)
+            run = promotion.by_hand(self._queue, self._registry, request.model, request.version, by)
+        return pb.PromoteVersionResponse(run=run)
+
+    def RollBack(  # noqa: N802, D102
+        self, request: pb.RollBackRequest, context: grpc.ServicerContext
+    ) -> pb.RollBackResponse:
+        with _answering(context):
+            self._check_promotion(request)
+            by = promotion.By(request.actor, request.comment)
+            run = promotion.rollback(self._queue, self._registry, request.model, by)
+        return pb.RollBackResponse(run=run)
+
+    def _check_promotion(self, request: pb.PromoteVersionRequest | pb.RollBackRequest) -> None:
+        if not request.actor:
+            raise InvalidRequestError([("actor", "is empty; it is kept with the promotion")])
+        if request.model not in self._models:
+            raise NotFoundError("model", request.model, self._models)
 
     def WatchRun(  # noqa: N802, D102
         self, request: pb.WatchRunRequest, context: grpc.ServicerContext
@@ -228,50 +269,37 @@ def _answering(context: grpc.ServicerContext) -> Iterator[None]:
         abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error), failure)
 
 
-class Server:
-    """The gRPC server over a queue, listening once entered; `port` is what it got.
+class Server(Ports):
+    """The gRPC port over a queue, listening once entered; `grpc_port` is what it got.
 
     Raises:
-        ConfigError: The address cannot be had, or is not loopback: there is no encryption yet.
+        AddressError: See `Ports`.
     """
 
-    def __init__(self, path: Path, config: PipelineConfig, queue: RunQueue) -> None:
-        self._stopping = threading.Event()
-        self._health = health.HealthServicer()
-        # Two servers on one port would share the calls; the second must fail instead.
-        self._server = grpc.server(
-            ThreadPoolExecutor(CALLS, "pipeline-call"), options=[("grpc.so_reuseport", 0)]
+    def __init__(
+        self,
+        config: PipelineConfig,
+        queue: RunQueue,
+        registry: Registry,
+        security: Security | None = None,
+    ) -> None:
+        stopping = threading.Event()
+        service = PipelineService(queue, registry, config.models, stopping)
+        super().__init__(
+            security or Security(),
+            roles=ROLES,
+            services=partial(rpc.add_PipelineServiceServicer_to_server, service),
+            names=(SERVICE,),
+            grpc_address=config.grpc,
+            threads=CALLS,
+            stopping=stopping.set,
         )
-        service = PipelineService(queue, config.models, self._stopping)
-        rpc.add_PipelineServiceServicer_to_server(service, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-        )
-        if not is_loopback(config.grpc):
-            host = config.grpc.rpartition(":")[0]
-            problem = f"{host} is not loopback, and the connection would not be encrypted"
-            raise ConfigError(path, [("pipeline.grpc", problem)])
-        try:
-            self.port = self._server.add_insecure_port(config.grpc)
-        except RuntimeError as error:
-            problem = f"{config.grpc} cannot be bound"
-            raise ConfigError(path, [("pipeline.grpc", problem)]) from error
-
-    def __enter__(self) -> Self:
-        self._server.start()
-        for name in ("", SERVICE):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._health.enter_graceful_shutdown()
-        self._stopping.set()
-        self._server.stop(STOP_SECONDS).wait()
 
 
 def serve(path: Path) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code: 0, or 1 if the worker died.
+
+    SIGHUP reads the tokens of the configuration again.
 
     Raises:
         ConfigError: The configuration is wrong, before any port is open.
@@ -285,17 +313,16 @@ def serve(path: Path) -> int:
         registry = Registry.open(config)
         work = Retrain(path, config, queue, registry)
         worker = Worker(queue, work, config.state)
-        server = Server(path, config, queue)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda n, _: inbox.put(n))
+        security = Security(load_security(path))
+        try:
+            server = Server(config, queue, registry, security)
+        except AddressError as error:
+            problem = f"{error.address} {error.problem}"
+            raise ConfigError(path, [("pipeline.grpc", problem)]) from error
         stack.enter_context(worker)
         stack.enter_context(server)
-        log.info("pipeline listens on %s:%d", config.grpc.rpartition(":")[0], server.port)
-        while not worker.ended.is_set():
-            try:
-                inbox.get(timeout=1)
-            except Empty:
-                continue
+        log.info("pipeline listens on %s:%d", config.grpc.rpartition(":")[0], server.grpc_port)
+        if until_stopped(inbox, security, path, lambda: not worker.ended.is_set()):
             log.info("pipeline stops")
             return 0
     log.error("the worker died; see above")

@@ -7,6 +7,7 @@ cause: the monitor follows runs, so its reference moves with the alias whoever m
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
@@ -16,7 +17,20 @@ if TYPE_CHECKING:
     from steadfeast.pipeline.registry import Registry
 
 
-def by_hand(queue: RunQueue, registry: Registry, model: str, version: str) -> pb.Run:
+@dataclass(frozen=True, slots=True)
+class By:
+    """Who promotes, and why.
+
+    Attributes:
+        actor: A person's name.
+        comment: Their reason; may be empty.
+    """
+
+    actor: str
+    comment: str = ""
+
+
+def by_hand(queue: RunQueue, registry: Registry, model: str, version: str, by: By) -> pb.Run:
     """Make `version` the champion; return the run that records it.
 
     Repeating it after a crash records the same promotion again and changes nothing else.
@@ -25,10 +39,11 @@ def by_hand(queue: RunQueue, registry: Registry, model: str, version: str) -> pb
         NotFoundError: There is no such version.
     """
     before = registry.set_champion(model, version)
-    return _record(queue, registry, model, version, f"by hand, in place of {before or 'none'}")
+    how = f"by hand, in place of {before or 'none'}"
+    return _record(queue, registry, model, version, how, by)
 
 
-def rollback(queue: RunQueue, registry: Registry, model: str) -> pb.Run:
+def rollback(queue: RunQueue, registry: Registry, model: str, by: By) -> pb.Run:
     """Make the champion before this one the champion again; return the run that records it.
 
     Raises:
@@ -36,11 +51,16 @@ def rollback(queue: RunQueue, registry: Registry, model: str) -> pb.Run:
     """
     before = registry.champion_version(model)
     version = registry.restore_champion(model)
-    return _record(queue, registry, model, version, f"rolled back from {before or 'none'}")
+    how = f"rolled back from {before or 'none'}"
+    return _record(queue, registry, model, version, how, by)
 
 
-def _record(queue: RunQueue, registry: Registry, model: str, version: str, how: str) -> pb.Run:
+def _record(
+    queue: RunQueue, registry: Registry, model: str, version: str, how: str, by: By
+) -> pb.Run:
     facts = registry.facts(model, version)
+    if by.comment:
+        how = f"{how}: {by.comment}"
     summary = f"version {version} is champion {how}"
     request = pb.TriggerRetrainRequest(
         request_id=str(uuid.uuid4()),
@@ -58,5 +78,5 @@ def _record(queue: RunQueue, registry: Registry, model: str, version: str, how: 
         metrics=facts.metrics,
         scored_uri=facts.scored_uri,
     )
-    run, _ = queue.accept(request, outcome)
+    run, _ = queue.accept(request, outcome, by.actor)
     return run

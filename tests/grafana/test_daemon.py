@@ -35,9 +35,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "correct horse battery staple"  # noqa: S105  # of this test
-EXTRA = f"""\
-      max_age: {{stock: 1h}}
-  operator_token: {TOKEN}
+EXTRA = """\
+      max_age: {stock: 1h}
 """
 CALM_DAYS, DRIFT_DAYS = 10, 6
 LOGS = ("log", "alertmanager.log")

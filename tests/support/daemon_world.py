@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from steadfeast.featurestore.security import Security, load_security
 from steadfeast.monitor.config.schema import load
 from steadfeast.monitor.daemon.daemon import Daemon
 from steadfeast.monitor.ledger.ledger import Ledger
@@ -34,7 +35,8 @@ class Here:
     def open(self) -> None:
         config, store = load(self.path)
         self.ledger = Ledger(config.state)
-        self.daemon = Daemon(self.path, config, store.data, self.ledger)
+        security = Security(load_security(self.path))
+        self.daemon = Daemon(self.path, config, store.data, self.ledger, security=security)
 
     def close(self) -> None:
         self.daemon.evaluator.close()

@@ -59,6 +59,16 @@ class PipelineServiceStub:
                 request_serializer=steadfeast_dot_v1_dot_pipeline__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.PromoteVersion = channel.unary_unary(
+                '/steadfeast.v1.PipelineService/PromoteVersion',
+                request_serializer=steadfeast_dot_v1_dot_pipeline__pb2.PromoteVersionRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.PromoteVersionResponse.FromString,
+                _registered_method=True)
+        self.RollBack = channel.unary_unary(
+                '/steadfeast.v1.PipelineService/RollBack',
+                request_serializer=steadfeast_dot_v1_dot_pipeline__pb2.RollBackRequest.SerializeToString,
+                response_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.RollBackResponse.FromString,
+                _registered_method=True)
 
 
 class PipelineServiceServicer:
@@ -105,6 +115,21 @@ class PipelineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PromoteVersion(self, request, context):
+        """Make a version of a model its champion, at once. Recorded as a run that ended PROMOTED, so
+        that whoever follows runs learns of it. A version that is not registered is NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBack(self, request, context):
+        """Make the champion before this one the champion again; NOT_FOUND if there was none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PipelineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -132,6 +157,16 @@ def add_PipelineServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.CancelRunRequest.FromString,
                     response_serializer=steadfeast_dot_v1_dot_pipeline__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'PromoteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteVersion,
+                    request_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.PromoteVersionRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_pipeline__pb2.PromoteVersionResponse.SerializeToString,
+            ),
+            'RollBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBack,
+                    request_deserializer=steadfeast_dot_v1_dot_pipeline__pb2.RollBackRequest.FromString,
+                    response_serializer=steadfeast_dot_v1_dot_pipeline__pb2.RollBackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -269,6 +304,60 @@ class PipelineService:
             '/steadfeast.v1.PipelineService/CancelRun',
             steadfeast_dot_v1_dot_pipeline__pb2.CancelRunRequest.SerializeToString,
             steadfeast_dot_v1_dot_pipeline__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/steadfeast.v1.PipelineService/PromoteVersion',
+            steadfeast_dot_v1_dot_pipeline__pb2.PromoteVersionRequest.SerializeToString,
+            steadfeast_dot_v1_dot_pipeline__pb2.PromoteVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/steadfeast.v1.PipelineService/RollBack',
+            steadfeast_dot_v1_dot_pipeline__pb2.RollBackRequest.SerializeToString,
+            steadfeast_dot_v1_dot_pipeline__pb2.RollBackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,12 @@ class PipelineServiceStub:
     """Ask a run to stop. A queued run ends CANCELLED at once, a running one at its next step;
     a finished one is FAILED_PRECONDITION.
     """
+    PromoteVersion: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.PromoteVersionRequest, _pipeline_pb2.PromoteVersionResponse]
+    """Make a version of a model its champion, at once. Recorded as a run that ended PROMOTED, so
+    that whoever follows runs learns of it. A version that is not registered is NOT_FOUND.
+    """
+    RollBack: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.RollBackRequest, _pipeline_pb2.RollBackResponse]
+    """Make the champion before this one the champion again; NOT_FOUND if there was none."""
 
 @_typing.type_check_only
 class PipelineServiceAsyncStub(PipelineServiceStub):
@@ -78,6 +84,12 @@ class PipelineServiceAsyncStub(PipelineServiceStub):
     """Ask a run to stop. A queued run ends CANCELLED at once, a running one at its next step;
     a finished one is FAILED_PRECONDITION.
     """
+    PromoteVersion: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.PromoteVersionRequest, _pipeline_pb2.PromoteVersionResponse]  # type: ignore[assignment]
+    """Make a version of a model its champion, at once. Recorded as a run that ended PROMOTED, so
+    that whoever follows runs learns of it. A version that is not registered is NOT_FOUND.
+    """
+    RollBack: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.RollBackRequest, _pipeline_pb2.RollBackResponse]  # type: ignore[assignment]
+    """Make the champion before this one the champion again; NOT_FOUND if there was none."""
 
 class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -128,5 +140,23 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ask a run to stop. A queued run ends CANCELLED at once, a running one at its next step;
         a finished one is FAILED_PRECONDITION.
         """
+
+    @_abc_1.abstractmethod
+    def PromoteVersion(
+        self,
+        request: _pipeline_pb2.PromoteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pipeline_pb2.PromoteVersionResponse, _abc.Awaitable[_pipeline_pb2.PromoteVersionResponse]]:
+        """Make a version of a model its champion, at once. Recorded as a run that ended PROMOTED, so
+        that whoever follows runs learns of it. A version that is not registered is NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RollBack(
+        self,
+        request: _pipeline_pb2.RollBackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pipeline_pb2.RollBackResponse, _abc.Awaitable[_pipeline_pb2.RollBackResponse]]:
+        """Make the champion before this one the champion again; NOT_FOUND if there was none."""
 
 def add_PipelineServiceServicer_to_server(servicer: PipelineServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -91,7 +91,7 @@ def test_a_request_that_is_too_large_is_refused(edge, channel):
         get(channel, b"x" * (MAX_REQUEST_BYTES + 1))
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     code, answer = post(edge, b"[" + b" " * MAX_REQUEST_BYTES + b"]")
-    assert (code, answer["error"]) == (413, "TooLargeError")
+    assert (code, answer["title"]) == (413, "TooLargeError")
 
 
 def _by_name(content):
@@ -242,7 +242,7 @@ from pathlib import Path
 from steadfeast import Store
 from steadfeast.featurestore.server.grpc_server import serve
 with Store.open(Path(sys.argv[1])) as store:
-    serve(store, "127.0.0.1:0", "127.0.0.1:0")
+    serve(store, "127.0.0.1:0", "127.0.0.1:0", Path(sys.argv[1]))
 """
 
 

@@ -268,7 +268,7 @@ def test_a_log_on_a_disk_that_takes_nothing_serves_nothing(tmp_path, store, edge
     store.served = ServedLog(blocked, services=store.services)
     query = {"feature_service": "small", "entities": {"user_id": [1]}}
     code, answer = post(edge, query)
-    assert (code, answer["error"]) == (503, "LogUnavailableError")
+    assert (code, answer["title"]) == (503, "LogUnavailableError")
     assert str(blocked) in answer["detail"]
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from steadfeast.monitor.ledger.ledger import Ledger
 from steadfeast.monitor.ledger.state import MonitorState, State
-from steadfeast.monitor.rpc.service import Monitor, Server
+from steadfeast.monitor.rpc.service import Monitor, ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,12 +48,8 @@ def service(state: State, folder: Path) -> Iterator[str]:
     with Ledger(folder) as ledger:
         ledger.add_alerts(state.alerts)
         monitor = Monitor(ledger, lambda: state, lambda _: 0, nothing, nothing)
-        server = Server(monitor, "127.0.0.1:0")
-        server.start()
-        try:
-            yield f"127.0.0.1:{server.port}"
-        finally:
-            server.close()
+        with ports(monitor, "127.0.0.1:0") as server:
+            yield f"127.0.0.1:{server.grpc_port}"
 
 
 @pytest.fixture(scope="module")

@@ -288,13 +288,16 @@ def test_the_configuration_of_the_last_run_is_compared_at_a_start(tmp_path: Path
         return noted
 
     assert start() == [("start", "the first configuration")]
-    here.rewrite("  tick: 100ms", "  tick: 100ms\n  operator_token: 0123456789abcdef")
+    here.rewrite(
+        "monitor:\n",
+        "security: {tokens: {ann: {token: 0123456789abcdef, roles: [admin]}}}\nmonitor:\n",
+    )
     here.open_again()
-    assert start()[1:] == [("start", "operator_token")]
+    assert start()[1:] == [("start", "security.tokens")]
     here.rewrite("0123456789abcdef", "fedcba9876543210")
     here.rewrite("cooldown: 7d", "cooldown: 8d")
     here.open_again()
-    assert start()[2:] == [("start", "operator_token, monitors.prices")]
+    assert start()[2:] == [("start", "security.tokens, monitors.prices")]
     assert len(start()) == 3
     kept = here.ledger.fields()
     assert not any("fedcba" in value for value in kept.values())

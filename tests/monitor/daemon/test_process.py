@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import time
-import urllib.error
 from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 
-from steadfeast.monitor.daemon.process import MAX_HTTP
 from steadfeast.protos.steadfeast.v1 import monitor_pb2
 from support import monitor_world as world
 from support.daemon_world import NEVER, SERVED
@@ -72,28 +69,6 @@ def test_logs_have_ids_and_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert told["delivered"][0]["request"] == body.request_id
     assert {one["run"] for one in [*told["delivered"], *told["run"]]} == {run.run_id}
     assert "shop.example" not in daemon.log()
-
-
-def test_no_more_connections_than_the_limit(running: world.Daemon):
-    """Beyond it a request is answered 503, and the others are served as before."""
-    idle = [socket.create_connection(("127.0.0.1", running.http)) for _ in range(MAX_HTTP)]
-    try:
-        for one in idle:
-            one.sendall(b"GET /healthz HTTP/1.1\r\n")  # never to its end
-        refused = wait_for(lambda: _status(running) == 503, 10)
-        assert refused
-    finally:
-        for one in idle:
-            one.close()
-    wait_for(lambda: _status(running) == 200, 10)
-
-
-def _status(daemon: world.Daemon) -> int:
-    try:
-        daemon.get("/healthz")
-    except urllib.error.HTTPError as error:
-        return error.code
-    return 200
 
 
 def test_no_larger_request_than_the_limit(running: world.Daemon):

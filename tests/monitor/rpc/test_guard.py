@@ -9,28 +9,32 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from steadfeast.featurestore.errors import ConfigError
-from steadfeast.monitor.auth.access import Access, Principal
-from steadfeast.monitor.auth.certificates import CertificateError, Certificates
-from steadfeast.monitor.config.schema import MonitorConfig, Role, TlsConfig, load
+from steadfeast.featurestore.security import (
+    CertificateError,
+    Certificates,
+    Principal,
+    Role,
+    Security,
+    SecurityConfig,
+    TlsConfig,
+    load_security,
+)
+from steadfeast.monitor.config.schema import MonitorConfig, load
 from steadfeast.monitor.ledger.ledger import Ledger
-from steadfeast.monitor.rpc.guard import METHODS
-from steadfeast.monitor.rpc.service import Monitor, Server
+from steadfeast.monitor.rpc.service import ROLES, SERVICE, Monitor, ports
 from steadfeast.protos.steadfeast.v1 import monitor_pb2 as mp
 from steadfeast.protos.steadfeast.v1 import monitor_pb2_grpc
 from support import monitor_world as world
+from support.authority import Authority
+from support.tokens import security_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,63 +42,6 @@ if TYPE_CHECKING:
 
 CONFIG = {"w": MonitorConfig(service="s", model="m")}
 READER, DECIDER, OPERATOR = "reader" * 4, "decider" * 4, "operator" * 3
-
-
-class Authority:
-    """Signs certificates for 127.0.0.1."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.own = self._sign(name, self.key, ca=True)
-        self.path = folder / f"{name}.pem"
-        self.path.write_bytes(self.own.public_bytes(serialization.Encoding.PEM))
-
-    def _sign(self, subject: str, key: ec.EllipticCurvePrivateKey, *, ca: bool = False):
-        now = datetime.now(UTC)
-        named = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
-        issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, self.name)])
-        alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(named)
-            .issuer_name(issuer)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(alternative, critical=False)
-            .add_extension(
-                x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
-            )
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()),
-                critical=False,
-            )
-        )
-        if ca:
-            signs = dict.fromkeys(
-                ("digital_signature", "content_commitment", "key_encipherment",
-                 "data_encipherment", "key_agreement", "encipher_only", "decipher_only"), False,
-            )  # fmt: skip
-            usage = x509.KeyUsage(key_cert_sign=True, crl_sign=True, **signs)
-            builder = builder.add_extension(usage, critical=True)
-        return builder.sign(self.key, hashes.SHA256())
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Write certificate and key of `name`, over what was there."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate, secret = self.folder / f"{name}.crt", self.folder / f"{name}.key"
-        certificate.write_bytes(self._sign(name, key).public_bytes(serialization.Encoding.PEM))
-        secret.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        return certificate, secret
 
 
 @pytest.fixture
@@ -129,33 +76,25 @@ def serving(port: int, ca: Path, own: tuple[Path, Path] | None = None) -> bool:
 def test_a_renewed_certificate_is_used_without_a_restart(authority: Authority, monitor: Monitor):
     certificate, key = authority.issue("server")
     files = TlsConfig(certificate=certificate, key=key)
-    server = Server(monitor, "127.0.0.1:0", certificates=Certificates(files))
-    server.start()
-    try:
-        assert serving(server.port, authority.path)
+    with ports(monitor, "127.0.0.1:0", Security(SecurityConfig(tls=files))) as server:
+        assert serving(server.grpc_port, authority.path)
         other = Authority(authority.folder, "other")
-        assert not serving(server.port, other.path)
+        assert not serving(server.grpc_port, other.path)
         key.write_text("half written")
-        assert serving(server.port, authority.path)  # the old one stays until the new one fits
+        assert serving(server.grpc_port, authority.path)  # the old one stays until the new one fits
         other.issue("server")
-        assert serving(server.port, other.path)
-        assert not serving(server.port, authority.path)
-    finally:
-        server.close()
+        assert serving(server.grpc_port, other.path)
+        assert not serving(server.grpc_port, authority.path)
 
 
 def test_mtls_takes_only_clients_of_the_authority(authority: Authority, monitor: Monitor):
     certificate, key = authority.issue("server")
     files = TlsConfig(certificate=certificate, key=key, client_ca=authority.path)
-    server = Server(monitor, "127.0.0.1:0", certificates=Certificates(files))
-    server.start()
-    try:
-        assert serving(server.port, authority.path, authority.issue("client"))
-        assert not serving(server.port, authority.path)
+    with ports(monitor, "127.0.0.1:0", Security(SecurityConfig(tls=files))) as server:
+        assert serving(server.grpc_port, authority.path, authority.issue("client"))
+        assert not serving(server.grpc_port, authority.path)
         stranger = Authority(authority.folder, "stranger").issue("intruder")
-        assert not serving(server.port, authority.path, stranger)
-    finally:
-        server.close()
+        assert not serving(server.grpc_port, authority.path, stranger)
 
 
 def test_a_certificate_that_cannot_be_used_is_an_error_at_start(authority: Authority):
@@ -171,23 +110,21 @@ def test_a_certificate_that_cannot_be_used_is_an_error_at_start(authority: Autho
 def test_every_method_has_a_role():
     """A method that somebody adds is refused until it is given one."""
     service = mp.DESCRIPTOR.services_by_name["MonitorService"]
-    assert set(METHODS) == {method.name for method in service.methods}
+    assert set(ROLES) == {f"{SERVICE}/{method.name}" for method in service.methods}
 
 
 @pytest.fixture
 def guarded(monitor: Monitor) -> Iterator[monitor_pb2_grpc.MonitorServiceStub]:
-    access = Access(
-        OPERATOR,
-        principals=[
-            Principal("grafana", READER, frozenset({Role.READ})),
-            Principal("oncall", DECIDER, frozenset({Role.READ, Role.ACKNOWLEDGE})),
-        ],
-    )
-    server = Server(monitor, "127.0.0.1:0", access)
-    server.start()
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+    tokens = {
+        "operator": (OPERATOR, ["admin"]),
+        "grafana": (READER, ["read"]),
+        "oncall": (DECIDER, ["read", "acknowledge"]),
+    }
+    with (
+        ports(monitor, "127.0.0.1:0", security_of(**tokens)) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
         yield monitor_pb2_grpc.MonitorServiceStub(channel)
-    server.close()
 
 
 def code(call, request: object, token: str = "") -> grpc.StatusCode:
@@ -234,16 +171,17 @@ def test_a_request_that_is_too_large_is_refused(guarded: monitor_pb2_grpc.Monito
 
 
 def test_whose_token_it_was_is_kept():
-    oncall = Principal("oncall", DECIDER, frozenset(Role))
+    oncall = Principal("oncall", frozenset(Role))
     assert oncall.signed(" ann ") == "ann (oncall)"
     assert oncall.signed("") == "oncall"
-    assert Principal("", OPERATOR, frozenset(Role)).signed("ann") == "ann"
+    assert Principal("", frozenset(Role)).signed("ann") == "ann"
 
 
-def changed(folder: Path, **daemon: object) -> Path:
+def changed(folder: Path, security: dict[str, object] | None = None, **daemon: object) -> Path:
     path = world.configure(folder, pipeline=1)
     plain = yaml.safe_load(path.read_text())
     plain["monitor"] |= daemon
+    plain["security"] = security or {}
     path.write_text(yaml.safe_dump(plain))
     return path
 
@@ -256,9 +194,9 @@ def test_plaintext_off_loopback_is_refused_unless_told(tmp_path: Path):
     ):
         with pytest.raises(ConfigError, match="plaintext"):
             load(changed(tmp_path, **changes))
-        load(changed(tmp_path, **changes, allow_plaintext=True))
+        load(changed(tmp_path, {"allow_plaintext": True}, **changes))
     files = {"certificate": "a.crt", "key": "a.key"}
-    load(changed(tmp_path, http="0.0.0.0:9464", tls=files))
+    load(changed(tmp_path, {"tls": files}, http="0.0.0.0:9464"))
     load(changed(tmp_path, pipelines={"main": {"address": "10.0.0.7:9466", "tls": {}}}))
 
 
@@ -271,7 +209,7 @@ def test_tokens_come_from_the_environment_or_a_file(
         "grafana": {"token": {"file": "token"}, "roles": ["read"]},
         "oncall": {"token": "${TEST_TOKEN}", "roles": ["acknowledge"]},
     }
-    found = load(changed(tmp_path, tokens=tokens))[0].tokens
+    found = load_security(changed(tmp_path, {"tokens": tokens})).tokens
     assert {n: one.token.get_secret_value() for n, one in found.items()} == {
         "grafana": READER,
         "oncall": DECIDER,
@@ -280,7 +218,7 @@ def test_tokens_come_from_the_environment_or_a_file(
     for wrong, said in (({"file": "nosuch"}, "cannot be read"), ("short", "16 characters")):
         tokens["grafana"]["token"] = wrong
         with pytest.raises(ConfigError, match=said):
-            load(changed(tmp_path, tokens=tokens))
+            load_security(changed(tmp_path, {"tokens": tokens}))
 
 
 def test_a_process_with_tls_and_tokens(tmp_path: Path, authority: Authority):
@@ -288,7 +226,7 @@ def test_a_process_with_tls_and_tokens(tmp_path: Path, authority: Authority):
     certificate, key = authority.issue("server")
     daemon = world.Daemon(tmp_path, 1)
     plain = yaml.safe_load(daemon.config.read_text())
-    plain["monitor"] |= {
+    plain["security"] = {
         "tls": {"certificate": str(certificate), "key": str(key)},
         "tokens": {"grafana": {"token": READER, "roles": ["read"]}},
     }

@@ -33,7 +33,7 @@ from steadfeast.monitor.ledger.ledger import Ledger, Position
 from steadfeast.monitor.profiles.profile import Window
 from steadfeast.monitor.rpc import service as under_test
 from steadfeast.monitor.rpc.errors import STATUS
-from steadfeast.monitor.rpc.service import SERVICE, Monitor, Server
+from steadfeast.monitor.rpc.service import SERVICE, Monitor, ports
 from steadfeast.protos.steadfeast.v1 import monitor_pb2 as mp
 from steadfeast.protos.steadfeast.v1 import monitor_pb2_grpc
 from support.monitor_world import DAY, START, wait_for
@@ -56,7 +56,7 @@ def alert(text: str) -> Alert:
 class World:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.ledger = stack.enter_context(Ledger(folder))
-        self.server = Server(
+        self.server = ports(
             Monitor(
                 self.ledger,
                 lambda: self.ledger.state(CONFIG),
@@ -66,9 +66,10 @@ class World:
             ),
             "127.0.0.1:0",
         )
-        stack.callback(self.server.close)
-        self.server.start()
-        self.channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{self.server.port}"))
+        stack.enter_context(self.server)
+        self.channel = stack.enter_context(
+            grpc.insecure_channel(f"127.0.0.1:{self.server.grpc_port}")
+        )
         self.stub = monitor_pb2_grpc.MonitorServiceStub(self.channel)
 
     def decide(self, request: str, *, yes: bool, actor: str, comment: str):

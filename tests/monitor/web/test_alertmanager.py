@@ -11,24 +11,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from steadfeast.monitor.auth.access import Access, Principal
-from steadfeast.monitor.config.schema import Role
-from steadfeast.monitor.daemon.process import Web
+from steadfeast.featurestore.security import Ports, Security
+from steadfeast.monitor.exporter import registry
 from steadfeast.monitor.web.alertmanager import MAX_WEBHOOK_BYTES, SUMMARY, parse
-from steadfeast.monitor.web.app import Operator
+from steadfeast.monitor.web.app import Operator, app
 from support import monitor_world as world
 from support.daemon_world import NEVER, SERVED, Here
 from support.monitor_world import wait_for
+from support.tokens import access_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
 TOKEN, READER = "trigger-token-0123456789", "reader-token-0123456789"
-PRINCIPALS = (
-    Principal("pager", TOKEN, frozenset({Role.TRIGGER})),
-    Principal("ann", READER, frozenset({Role.READ, Role.APPROVE})),
-)
+TOKENS = {"pager": (TOKEN, ["trigger"]), "ann": (READER, ["read", "approve"])}
 ROUTE = """\
 route: {{receiver: steadfeast, group_wait: 0s, group_interval: 1s, repeat_interval: 1s}}
 receivers:
@@ -52,15 +49,15 @@ def here(tmp_path: Path) -> Iterator[Here]:
 def url(here: Here) -> Iterator[str]:
     evaluator = here.daemon.evaluator
     people = Operator(
-        Access("", principals=PRINCIPALS),
+        access_of(**TOKENS),
         here.ledger.acknowledge,
         evaluator.decide,
         here.daemon.causes.told,
     )
-    web = Web(here.daemon, "127.0.0.1:0", people)
-    web.start()
-    yield f"http://127.0.0.1:{web.port}"
-    web.close()
+    state, healthy = here.daemon.state, here.daemon.healthy
+    served = app(state, healthy, registry(state), people)
+    with Ports(Security(), http_address="127.0.0.1:0", app=served) as ports:
+        yield f"http://127.0.0.1:{ports.http_port}"
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from steadfeast.monitor.auth.access import Access
 from steadfeast.monitor.decisions.model import TriggerState
 from steadfeast.monitor.exporter import metrics
 from steadfeast.monitor.ledger.state import MonitorState, State
 from steadfeast.monitor.web.app import HEADERS, Health, Operator
+from support.tokens import access_of
 
 WELL = Health(ok=True)
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -260,7 +260,9 @@ def test_axe_finds_nothing(drifting, service_binary, node_modules, scheme, serve
     from playwright.sync_api import sync_playwright  # noqa: PLC0415
 
     axe = (node_modules / "axe-core" / "axe.min.js").read_text("utf-8")
-    operator = Operator(Access(TOKEN), lambda *_: None, lambda *_, **__: None)
+    operator = Operator(
+        access_of(operator=(TOKEN, ["admin"])), lambda *_: None, lambda *_, **__: None
+    )
     with served(drifting, operator=operator) as url, sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=str(service_binary("chromium")), args=CHROMIUM
@@ -292,7 +294,7 @@ def test_the_buttons_in_chromium(drifting, service_binary, served):
 
     done: list[tuple[object, ...]] = []
     operator = Operator(
-        Access(TOKEN),
+        access_of(operator=(TOKEN, ["admin"])),
         lambda episode, actor, comment: done.append((episode, actor, comment)),
         lambda request, *, yes, actor, comment: done.append((request, yes, actor, comment)),
     )
@@ -317,8 +319,8 @@ def test_the_buttons_in_chromium(drifting, service_binary, served):
             article.get_by_role("button", name="Approve the retraining").press("Enter")
             page.wait_for_url("**/#retraining")
             assert done == [
-                ("episode-2", "night shift", "looking at it"),
-                ("request-2", True, "night shift", ""),
+                ("episode-2", "night shift (operator)", "looking at it"),
+                ("request-2", True, "night shift (operator)", ""),
             ]
             page.get_by_role("button", name="Sign out").press("Enter")
             page.get_by_role("link", name="Sign in").wait_for()
@@ -333,7 +335,7 @@ def sign_in(page, url: str) -> None:
     page.get_by_label("Your name").fill("night shift")
     page.get_by_label("Operator token").fill(TOKEN)
     page.get_by_label("Operator token").press("Enter")
-    page.get_by_text("Signed in as night shift").wait_for()
+    page.get_by_text("Signed in as night shift (operator)").wait_for()
 
 
 TOKEN = "correct horse battery staple"  # noqa: S105  # of this test

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import venv
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,12 +22,17 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
 
 from steadfeast import Store
+from steadfeast.pipeline.inference.answers import Models
+from steadfeast.pipeline.inference.edge import ROLES, Edge
+from steadfeast.pipeline.inference.metrics import Figures
 from steadfeast.protos.steadfeast.v1 import inference_pb2 as pb
 from steadfeast.protos.steadfeast.v1 import inference_pb2_grpc, open_inference_pb2_grpc
 from steadfeast.protos.steadfeast.v1 import open_inference_pb2 as oip
 from support.shop_pipeline import Pipeline
 from support.shop_world import MODEL, at
+from support.tokens import security_of
 
+SCORER, READER = "scorer-token-0123456789", "reader-token-0123456789"
 SHOPS = [f"s{number}" for number in range(20)]
 
 
@@ -273,3 +279,37 @@ def test_what_is_answered_is_logged_and_a_kill_does_not_hide_it(edge):
         (intake,) = store.served.intakes("sale")
     assert intake.alive
     assert intake.rows > 200
+
+
+def test_with_tokens_only_who_may_predict_is_answered(trained):
+    security = security_of(app=(SCORER, ["predict"]), grafana=(READER, ["read"]))
+    with (
+        Store.open(trained.path) as store,
+        closing(Models(trained.config, store, trained.registry, Figures())) as models,
+        Edge(models, Figures(), "127.0.0.1:0", "127.0.0.1:0", security) as running,
+        grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as plain,
+    ):
+        here = SimpleNamespace(grpc=running.grpc_port, http=running.http_port)
+        body = {"entities": {"shop": SHOPS[:1]}}
+        for token, code in ((SCORER, 200), (READER, 403), ("x" * 20, 401)):
+            sent = {"authorization": f"Bearer {token}"}
+            assert ask(here, "POST", f"/predict/{MODEL}", body, **sent)[0] == code
+            assert ask(here, "GET", f"/v2/models/{MODEL}", **sent)[0] == code
+        status, problem, _ = ask(here, "POST", f"/predict/{MODEL}", body)
+        assert (status, problem["detail"]) == (401, "a token with the role predict is needed")
+        assert ask(here, "GET", "/v2/health/live")[0] == 200
+        live = open_inference_pb2_grpc.GRPCInferenceServiceStub(plain)
+        assert live.ServerLive(oip.ServerLiveRequest(), timeout=30).live
+        with pytest.raises(grpc.RpcError) as caught:
+            live.ModelReady(oip.ModelReadyRequest(name=MODEL), timeout=30)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_every_method_has_a_role():
+    """A method that somebody adds is refused until it is given one."""
+    services = [
+        pb.DESCRIPTOR.services_by_name["InferenceService"],
+        oip.DESCRIPTOR.services_by_name["GRPCInferenceService"],
+    ]
+    named = {f"{service.name}/{method.name}" for service in services for method in service.methods}
+    assert set(ROLES) == named

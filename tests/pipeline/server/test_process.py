@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from getpass import getuser
 from typing import TYPE_CHECKING
 
 import grpc
@@ -146,9 +147,10 @@ def test_a_model_is_trained_listed_and_rolled_back_by_hand(shops, monkeypatch, c
     assert "failed  (ZeroDivisionError: no shop is open (train.py:" in out
 
     code, out, _ = steadfeast(monkeypatch, capsys, "rollback", MODEL, *config)
-    assert (code, "rolled back from 2" in out) == (0, True)
-    code, out, _ = steadfeast(monkeypatch, capsys, "promote", MODEL, "3", *config)
-    assert (code, "by hand, in place of 1" in out) == (0, True)
+    assert (code, f"(rolled back from 2)  asked for by {getuser()}" in out) == (0, True)
+    said = ("--actor", "ann", "--comment", "was better")
+    code, out, _ = steadfeast(monkeypatch, capsys, "promote", MODEL, "3", *said, *config)
+    assert (code, "(by hand, in place of 1: was better)  asked for by ann" in out) == (0, True)
     code, out, _ = steadfeast(monkeypatch, capsys, "runs", "--json", *config)
     listed = [json.loads(line) for line in out.splitlines()]
     assert [run["state"].removeprefix("RUN_STATE_") for run in listed] == [
@@ -179,7 +181,7 @@ def test_a_model_is_trained_listed_and_rolled_back_by_hand(shops, monkeypatch, c
         (["serve"], {"holdout": "a week"}, "pipeline.models.sale.holdout: Value error"),
         (["serve"], {"since": "7d"}, "since (7 days, 0:00:00) must be longer than holdout (7 days"),
         (["serve"], {"holdout": "0d"}, "holdout must be longer than nothing"),
-        (["serve"], {"grpc": "0.0.0.0:0"}, "pipeline.grpc: 0.0.0.0 is not loopback"),
+        (["serve"], {"grpc": "0.0.0.0:0"}, "pipeline.grpc: 0.0.0.0:0 is no loopback address"),
         (["serve", "--config", "nowhere.yaml"], {}, "nowhere.yaml: cannot be read"),
     ],
 )

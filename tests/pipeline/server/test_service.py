@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from grpc_status import rpc_status
 
-from steadfeast.featurestore.errors import ConfigError
+from steadfeast.featurestore.errors import AddressError
 from steadfeast.pipeline.config import load
 from steadfeast.pipeline.queue import RunQueue, canonical
-from steadfeast.pipeline.server.service import SERVICE, Server
+from steadfeast.pipeline.registry import Registry
+from steadfeast.pipeline.server.service import ROLES, SERVICE, Server
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2_grpc as rpc
 from support.shop_world import MODEL, at, configure, trigger
@@ -45,8 +47,8 @@ def queue(tmp_path: Path) -> Iterator[RunQueue]:
 def channel(config: Path, queue: RunQueue) -> Iterator[grpc.Channel]:
     """To a server with nobody working on its runs: a test decides what happens to them."""
     with (
-        Server(config, load(config)[0], queue) as server,
-        grpc.insecure_channel(f"127.0.0.1:{server.port}") as opened,
+        Server(load(config)[0], queue, Registry.open(load(config)[0])) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as opened,
     ):
         yield opened
 
@@ -225,8 +227,8 @@ def test_stopping_ends_streams_so_that_they_resume_elsewhere(config, queue):
     """A run goes on after a restart; its watcher is told where to go on from."""
     run, _ = queue.accept(trigger(at(40)))
     with ExitStack() as stack:
-        server = stack.enter_context(Server(config, load(config)[0], queue))
-        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        server = stack.enter_context(Server(load(config)[0], queue, Registry.open(load(config)[0])))
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
             stub = rpc.PipelineServiceStub(channel)
             stream = stub.WatchRun(pb.WatchRunRequest(run_id=run.run_id), timeout=SECONDS)
             assert next(stream).sequence == 1
@@ -246,15 +248,34 @@ def test_health_and_reflection_are_there(channel):
     assert SERVICE in ProtoReflectionDescriptorDatabase(channel).get_services()
 
 
+def test_every_method_has_a_role():
+    """A method that somebody adds is refused until it is given one."""
+    service = pb.DESCRIPTOR.services_by_name["PipelineService"]
+    assert set(ROLES) == {f"{SERVICE}/{method.name}" for method in service.methods}
+
+
+def test_a_promotion_over_the_wire_is_refused_by_name(stub):
+    for request, said in (
+        (pb.PromoteVersionRequest(model=MODEL, version="1"), "actor: is empty"),
+        (pb.PromoteVersionRequest(model="nosuch", version="1", actor="ann"), "'nosuch'"),
+        (pb.PromoteVersionRequest(model=MODEL, version="7", actor="ann"), "'7'"),
+    ):
+        with pytest.raises(grpc.RpcError, match=re.escape(said)):
+            stub.PromoteVersion(request, timeout=SECONDS)
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.RollBack(pb.RollBackRequest(model=MODEL, actor="ann"), timeout=SECONDS)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 @pytest.mark.parametrize("grpc_", ["0.0.0.0:0", "192.0.2.1:0", "example.org:0"])
 def test_an_address_that_is_not_loopback_is_refused(tmp_path, queue, grpc_):
     path = configure(tmp_path, grpc=grpc_)
-    with pytest.raises(ConfigError, match=r"pipeline\.grpc: .* is not loopback"):
-        Server(path, load(path)[0], queue)
+    with pytest.raises(AddressError, match=r"is no loopback address.*security\.tls"):
+        Server(load(path)[0], queue, Registry.open(load(path)[0]))
 
 
 def test_a_port_that_is_taken_is_refused(config, tmp_path, queue):
-    with Server(config, load(config)[0], queue) as server:
-        path = configure(tmp_path, "second.yaml", grpc=f"127.0.0.1:{server.port}")
-        with pytest.raises(ConfigError, match=r"pipeline\.grpc: .* cannot be bound"):
-            Server(path, load(path)[0], queue)
+    with Server(load(config)[0], queue, Registry.open(load(config)[0])) as server:
+        path = configure(tmp_path, "second.yaml", grpc=f"127.0.0.1:{server.grpc_port}")
+        with pytest.raises(AddressError, match="is taken"):
+            Server(load(path)[0], queue, Registry.open(load(path)[0]))

@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from steadfeast import TrainingSet, frame
 from steadfeast.featurestore.errors import NotFoundError
-from steadfeast.pipeline.training.promotion import by_hand, rollback
+from steadfeast.pipeline.training.promotion import By, by_hand, rollback
 from steadfeast.pipeline.training.retrain import ExamplesError, RunCancelledError, examples
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from support.shop_world import MODEL, at
@@ -227,14 +227,14 @@ def test_only_rows_that_are_new_to_the_champion_count(pipeline):
 def test_a_champion_that_changes_while_a_run_is_judged_is_the_one_that_counts(pipeline):
     """Somebody promotes by hand between the gates and the promotion."""
     first, second = pipeline.run(at(40)), pipeline.run(at(80))
-    rollback(pipeline.queue, pipeline.registry, MODEL)
+    rollback(pipeline.queue, pipeline.registry, MODEL, By("ann"))
     coin = pipeline.with_config(recipe="train:coin")
     run = coin.accept(at(90))
     steps = count()
 
     def check() -> None:
         if next(steps) == 1:  # after the gates were taken against version 1
-            by_hand(coin.queue, coin.registry, MODEL, second.model_version)
+            by_hand(coin.queue, coin.registry, MODEL, second.model_version, By("ann"))
 
     coin.retrain(coin.queue.claim(), check)
     ended = coin.queue.get(run.run_id)
@@ -367,7 +367,7 @@ def test_a_cancelled_run_stops_at_its_next_step(pipeline):
 def test_promotion_and_rollback_by_hand_are_runs_that_the_monitor_can_follow(pipeline):
     first, second = pipeline.run(at(40)), pipeline.run(at(80))
 
-    back = rollback(pipeline.queue, pipeline.registry, MODEL)
+    back = rollback(pipeline.queue, pipeline.registry, MODEL, By("ann"))
     assert pipeline.registry.champion_version(MODEL) == "1"
     assert back.state == pb.RUN_STATE_PROMOTED
     assert back.reason == "rolled back from 2"
@@ -377,9 +377,10 @@ def test_promotion_and_rollback_by_hand_are_runs_that_the_monitor_can_follow(pip
     promoted = {"states": [pb.RUN_STATE_PROMOTED], "limit": 1}
     assert pipeline.queue.runs(MODEL, **promoted) == [back]
 
-    again = by_hand(pipeline.queue, pipeline.registry, MODEL, "2")
+    again = by_hand(pipeline.queue, pipeline.registry, MODEL, "2", By("ann", "was better"))
     assert pipeline.registry.champion_version(MODEL) == "2"
-    assert again.reason == "by hand, in place of 1"
+    assert again.reason == "by hand, in place of 1: was better"
+    assert again.asked_by == "ann"
     assert again.manifest_uri == second.manifest_uri
     assert pipeline.queue.runs(MODEL, **promoted) == [again]
     assert pipeline.queue.claim() is None  # a record, nothing to work on

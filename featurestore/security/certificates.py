@@ -1,4 +1,4 @@
-"""The certificates of both ports.
+"""The certificates of a server's ports.
 
 They are read again when their files change, so that a renewed one is used from the next connection
 on, without a restart.
@@ -17,7 +17,7 @@ from steadfeast.featurestore.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from steadfeast.monitor.config import TlsConfig
+    from steadfeast.featurestore.security.config import TlsConfig
 
 log = structlog.get_logger(__name__)
 

@@ -8,17 +8,11 @@ import urllib.parse
 import pytest
 
 from steadfeast.featurestore.errors import ConfigError, NotFoundError
-from steadfeast.monitor.auth.access import (
-    MAX_FAILURES,
-    MAX_SESSIONS,
-    SESSION_SECONDS,
-    Access,
-    RefusedError,
-)
 from steadfeast.monitor.config.schema import load
 from steadfeast.monitor.decisions.model import NotDecidableError
 from steadfeast.monitor.web.app import MAX_BODY_BYTES, Operator
 from support import monitor_world as world
+from support.tokens import access_of
 
 TOKEN = "correct horse battery staple"  # noqa: S105  # of this test
 FORM = "application/x-www-form-urlencoded"
@@ -41,7 +35,9 @@ def url(drifting, served, done):
             raise NotDecidableError(request, "it does not wait")
         done.append((request, yes, actor, comment))
 
-    with served(drifting, operator=Operator(Access(TOKEN), acknowledge, decide)) as address:
+    with served(
+        drifting, operator=Operator(access_of(operator=(TOKEN, ["admin"])), acknowledge, decide)
+    ) as address:
         yield address
 
 
@@ -80,16 +76,16 @@ def test_a_session_acts(url, done):
         form = {"verb": verb, "subject": "request-2", "key": key}
         assert post(url, "/act", form, cookie=cookie)[0] == 303
     assert done == [
-        ("episode-2", "on call", "seen"),
-        ("request-2", True, "on call", ""),
-        ("request-2", False, "on call", ""),
+        ("episode-2", "on call (operator)", "seen"),
+        ("request-2", True, "on call (operator)", ""),
+        ("request-2", False, "on call (operator)", ""),
     ]
 
 
 def test_a_program_acts_with_the_token(url, done):
     bearer = {"authorization": f"Bearer {TOKEN}"}
     assert post(url, "/act", {**ACK, "actor": "robot"}, **bearer)[0] == 303
-    assert done == [("episode-2", "robot", "seen")]
+    assert done == [("episode-2", "robot (operator)", "seen")]
     assert post(url, "/act", ACK, **bearer)[::2] == (
         400,
         "field actor is needed: it is kept with what is done\n",
@@ -158,45 +154,12 @@ def test_signing_out_ends_the_session(url, done):
 
 
 @pytest.mark.parametrize(
-    "operator", [None, Operator(Access(""), lambda *_: None, lambda *_, **__: None)]
+    "operator", [None, Operator(access_of(), lambda *_: None, lambda *_, **__: None)]
 )
 def test_without_a_token_there_is_no_way_in(drifting, served, operator):
     with served(drifting, operator=operator) as address:
         for path in ("/act", "/sign-in", "/sign-out"):
             assert post(address, path, {**ACK, "actor": "a", "token": ""})[0] == 404
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_sessions_end_and_are_bounded():
-    clock = Clock()
-    access = Access(TOKEN, clock)
-    first = access.sign_in("a", TOKEN)
-    clock.now = SESSION_SECONDS - 1
-    assert access.session(first) is not None
-    others = [access.sign_in("b", TOKEN) for _ in range(MAX_SESSIONS)]
-    assert access.session(first) is None  # the oldest went
-    clock.now += SESSION_SECONDS + 1
-    assert all(access.session(cookie) is None for cookie in others)
-
-
-def test_guessing_is_slowed_down():
-    clock = Clock()
-    access = Access(TOKEN, clock)
-    for _ in range(MAX_FAILURES):
-        with pytest.raises(RefusedError, match="wrong"):
-            access.sign_in("a", "guess")
-    with pytest.raises(RefusedError, match="too many"):
-        access.sign_in("a", TOKEN)
-    clock.now += 61
-    assert access.sign_in("a", TOKEN)
-    with pytest.raises(RefusedError, match="name"):
-        access.sign_in(" ", TOKEN)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +168,9 @@ def test_guessing_is_slowed_down():
 )
 def test_a_refused_configuration_does_not_print_the_token(tmp_path, old, new):
     """Whatever else is wrong with the file."""
-    path = world.configure(tmp_path, pipeline=1, extra=f"  operator_token: {TOKEN}\n")
+    path = world.configure(tmp_path, pipeline=1)
+    tokens = f"security:\n  tokens: {{ann: {{token: {TOKEN}, roles: [admin]}}}}\n"
+    path.write_text(tokens + path.read_text())
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(ConfigError) as caught:
         load(path)
