@@ -131,7 +131,10 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return None
         # To a client, one message is a stream of one: taken as a stream, the call is ours before
         # its message has arrived, and can be refused or ended without waiting for it.
-        answer = self._stream if handler.response_streaming else self._single
+        answer: Any = self._single
+        if handler.response_streaming:
+            writes = inspect.iscoroutinefunction(handler.unary_stream or handler.stream_stream)
+            answer = self._writing if writes else self._stream
         wrap = (
             grpc.stream_stream_rpc_method_handler
             if handler.response_streaming
@@ -179,6 +182,19 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                     answers = self._in_threads(answers)
                 async for answer in answers:
                     yield answer
+            finally:
+                self._under_way[counted] -= 1
+        except _AbortError as error:
+            await context.abort(error.code, error.details, error.trailing)
+
+    async def _writing(self, handler: Any, method: str, requests: Any, context: Any) -> None:
+        """Answer by a coroutine that writes to the context, as gRPC's own health service does."""
+        try:
+            principal = self._admitted(method, context)
+            given = await self._first(requests, principal)
+            counted = self._begin(method, principal)
+            try:
+                await handler.unary_stream(given, context)
             finally:
                 self._under_way[counted] -= 1
         except _AbortError as error:

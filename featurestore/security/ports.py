@@ -7,6 +7,7 @@ own, so that TLS, tokens, limits and draining are the same everywhere.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +85,15 @@ def _loop() -> asyncio.AbstractEventLoop:
     """
     loop = asyncio.new_event_loop()
     loop.set_default_executor(ThreadPoolExecutor(_THREADS, "ports"))
-    Thread(target=loop.run_forever, name="ports", daemon=True).start()
+    thread = Thread(target=loop.run_forever, name="ports", daemon=True)
+    thread.start()
+
+    def end() -> None:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    atexit.register(end)
     return loop
 
 

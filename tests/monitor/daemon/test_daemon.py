@@ -297,7 +297,7 @@ def test_the_configuration_of_the_last_run_is_compared_at_a_start(tmp_path: Path
     here.rewrite("0123456789abcdef", "fedcba9876543210")
     here.rewrite("cooldown: 7d", "cooldown: 8d")
     here.open_again()
-    assert start()[2:] == [("start", "security.tokens, monitors.prices")]
+    assert start()[2:] == [("start", "monitors.prices, security.tokens")]
     assert len(start()) == 3
     kept = here.ledger.fields()
     assert not any("fedcba" in value for value in kept.values())
