@@ -7,7 +7,8 @@ whole request is heard. Probes and `/metrics` are answered by the event loop, wh
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ class Connections:
     """The HTTP connections of one server; only its event loop comes here."""
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[Connection, str] = OrderedDict()
+        self._waiting: dict[Connection, float] = {}
         self._clients: Counter[str] = Counter()
 
     def opened(self, client: str) -> bool:
@@ -55,32 +56,33 @@ class Connections:
             self._clients[client] += 1
         return room
 
-    def closed(self, connection: Connection, client: str) -> None:
+    def closed(self, connection: Connection) -> None:
         """Count a connection no more."""
         self._waiting.pop(connection, None)
-        self._clients[client] -= 1
-        if not self._clients[client]:
-            del self._clients[client]
+        self._clients[connection.address] -= 1
+        if not self._clients[connection.address]:
+            del self._clients[connection.address]
 
-    def waits(self, connection: Connection, client: str) -> None:
-        """Note that nothing goes on before the client sends more."""
-        self._waiting[connection] = client
-        self._waiting.move_to_end(connection)
+    def waits(self, connection: Connection, until: float) -> None:
+        """Note that nothing goes on before the client sends more, and how long it may take."""
+        self._waiting.pop(connection, None)
+        self._waiting[connection] = until  # at the end: it waits for the shortest time
 
     def works(self, connection: Connection) -> None:
         """Note that a whole request has arrived."""
         self._waiting.pop(connection, None)
 
+    def sweep(self, now: float) -> None:
+        """Close what has waited for too long."""
+        for connection in [one for one, until in self._waiting.items() if until < now]:
+            connection.end()
+
     def _close_oldest(self, client: str | None = None) -> bool:
-        for connection, owner in self._waiting.items():
-            if client in {None, owner}:
+        for connection in self._waiting:
+            if client in {None, connection.address}:
                 connection.end()
                 return True
         return False
-
-
-class _HeadersTooLongError(Exception):
-    """The head of a request is longer than what is read."""
 
 
 class Connection(HttpToolsProtocol):
@@ -88,24 +90,26 @@ class Connection(HttpToolsProtocol):
 
     Args:
         among: All of the server's.
+
+    Attributes:
+        address: Of the client.
     """
 
     def __init__(self, among: Connections, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
-        self._among, self._counted = among, False
-        self._timer: asyncio.TimerHandle | None = None
+        self.address = ""
+        self._among, self._counted, self._in_head, self._head_bytes = among, False, True, 0
         self._stalled: asyncio.TimerHandle | None = None
-        self._header_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
         """Count it, or close it where there is no room."""
         super().connection_made(transport)
-        self._client = self.client[0] if self.client else ""
-        if not self._among.opened(self._client):
+        self.address = self.client[0] if self.client else ""
+        if not self._among.opened(self.address):
             transport.abort()
             return
         self._counted = True
-        self._await_client(HEADER_SECONDS)
+        self._among.waits(self, self.loop.time() + HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count it no more."""
@@ -117,42 +121,42 @@ class Connection(HttpToolsProtocol):
         self._release()
         self.transport.abort()
 
-    def on_message_begin(self) -> None:
-        """Begin to count the head."""
-        super().on_message_begin()
-        self._header_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        """See `MAX_HEADER_BYTES`."""
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """See `MAX_HEADER_BYTES`."""
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
+    def data_received(self, data: bytes) -> None:
+        """Read on, as far as a head may be long."""
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEADER_BYTES:
+            self.send_400_response("")
 
     def on_headers_complete(self) -> None:
         """Give the body its time."""
-        self._await_client(BODY_SECONDS)
+        if self._head_bytes > MAX_HEADER_BYTES:  # or the body's first bytes are among them
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > MAX_HEADER_BYTES:
+                raise _HeadTooLongError
+        self._in_head, self._head_bytes = False, 0
+        self._among.waits(self, self.loop.time() + BODY_SECONDS)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Wait for the client no more."""
-        self._stop_waiting()
+        self._in_head = True
+        self._among.works(self)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
         super().on_response_complete()
-        if self._counted and not self.transport.is_closing() and self.cycle.response_complete:
-            self._await_client(HEADER_SECONDS)
+        if self._counted and self._in_head and self.cycle.response_complete:
+            self._among.waits(self, self.loop.time() + HEADER_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
         """Say what is wrong with a request that cannot be read."""
-        if self._header_bytes > MAX_HEADER_BYTES:
+        if self._head_bytes > MAX_HEADER_BYTES:
             msg = f"The head of the request is longer than {MAX_HEADER_BYTES} bytes."
-        super().send_400_response(msg)
+        if not self.transport.is_closing():
+            super().send_400_response(msg)
 
     def pause_writing(self) -> None:
         """Give the client its time to take what it is sent."""
@@ -165,28 +169,16 @@ class Connection(HttpToolsProtocol):
             self._stalled.cancel()
         super().resume_writing()
 
-    def _count(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > MAX_HEADER_BYTES:
-            raise _HeadersTooLongError
-
-    def _await_client(self, seconds: float) -> None:
-        self._stop_waiting()
-        self._among.waits(self, self._client)
-        self._timer = self.loop.call_later(seconds, self.end)
-
-    def _stop_waiting(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._among.works(self)
-
     def _release(self) -> None:
-        self._stop_waiting()
         if self._stalled is not None:
             self._stalled.cancel()
         if self._counted:
             self._counted = False
-            self._among.closed(self, self._client)
+            self._among.closed(self)
+
+
+class _HeadTooLongError(Exception):
+    """The head of a request is longer than what is read."""
 
 
 def refusal(access: Access, role: Role, scope: Scope) -> RefusedError | None:
@@ -217,28 +209,28 @@ class HostCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         named = [value for name, value in scope["headers"] if name == b"host"]
-        host = named[0].decode("latin-1") if len(named) == 1 else ""
-        if self._is_mine(host):
+        if len(named) == 1 and _is_mine(named[0], self._hosts):
             await self._app(scope, receive, send)
             return
         problem = (
-            f"this server is not known as {host[:100]!r}; name it under security.hosts\n"
+            f"this server is not known as {named[0][:100]!r}; name it under security.hosts\n"
             if named
             else "the request names no host\n"
         )
         await PlainTextResponse(problem, 421)(scope, receive, send)
 
-    def _is_mine(self, host: str) -> bool:
-        name, _, _ = (
-            host.rpartition(":") if not host.endswith("]") and ":" in host else (host, "", "")
-        )
-        name = name.strip("[]").rstrip(".").lower()
-        if not name:
-            return False
-        if name in self._hosts or "." not in name or name.endswith(PRIVATE):
-            return True
-        try:
-            ip_address(name)
-        except ValueError:
-            return False
+
+@lru_cache(maxsize=1024)
+def _is_mine(host: bytes, hosts: frozenset[str]) -> bool:
+    text = host.decode("latin-1")
+    name = text if text.endswith("]") else text.rpartition(":")[0] or text
+    name = name.strip("[]").rstrip(".").lower()
+    if not name:
+        return False
+    if name in hosts or "." not in name or name.endswith(PRIVATE):
         return True
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True

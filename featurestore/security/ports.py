@@ -297,16 +297,18 @@ class Ports:
             ssl_handshake_timeout=HEADER_SECONDS if self._ssl else None,
             backlog=1024,
         )
-        self._ticking = asyncio.create_task(self._tick())
+        self._ticking = asyncio.create_task(self._tick(among))
 
-    async def _tick(self) -> None:
-        """Keep the header Date, and the certificates, as they are now."""
+    async def _tick(self, among: Connections) -> None:
+        """Keep the header Date and the certificates as they are now; close who waits too long."""
+        loop = asyncio.get_running_loop()
         certificates = self._security.certificates
         while True:
             date = formatdate(usegmt=True).encode()
             self._state.default_headers = [(b"date", date)]
             if certificates is not None and self._ssl is not None:
                 certificates.refresh(self._ssl)
+            among.sweep(loop.time())
             await asyncio.sleep(1)
 
     async def _stop(self, grace_seconds: float) -> None:
@@ -330,9 +332,12 @@ def _listen(security: Security, address: str, *, shared: bool) -> socket.socket:
     host, port = security.check(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024, reuse_port=shared)
+        made = socket.create_server((host, port), family=family, backlog=1024, reuse_port=shared)
     except OSError as error:
         raise AddressError(address, error.strerror or str(error)) from error
+    # Head and body of an answer are two writes; the second must not wait for the first's receipt.
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
 
 
 def until_stopped(
