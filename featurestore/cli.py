@@ -20,6 +20,7 @@ import typer
 
 from steadfeast.featurestore.config import StoreConfig, duration, load_section
 from steadfeast.featurestore.errors import UserError
+from steadfeast.featurestore.plain_text import escaped
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -453,7 +454,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {escaped(str(error), lines=True)}", err=True)
         sys.exit(2)
 
 

@@ -208,6 +208,6 @@ def _problem(section: str, detail: Any) -> tuple[str, str]:
         return field, "unknown key"
     if detail["type"] == "missing":
         return field, "this field is missing"
-    if isinstance(detail["input"], dict) or field.endswith("token"):
+    if isinstance(detail["input"], dict) or field.endswith(("token", "key")):
         return field, detail["msg"]  # what was given may be, or hold, a secret
     return field, f"{detail['msg']} (got {detail['input']!r})"

@@ -443,10 +443,11 @@ class RequestError(UserError):
 
     Attributes:
         field: The part at fault.
+        problem: What is wrong with it.
     """
 
     def __init__(self, field: str, problem: str) -> None:
-        self.field = field
+        self.field, self.problem = field, problem
         super().__init__(f"{field}: {problem}")
 
 

@@ -199,8 +199,10 @@ def _time(text: str) -> datetime:
 
 def _line(run: pb.Run) -> str:
     """Return one run in one line."""
+    from steadfeast.featurestore.plain_text import escaped_message
     from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
+    run = escaped_message(run)
     state = pb.RunState.Name(run.state).removeprefix("RUN_STATE_").lower()
     figures = " ".join(f"{name}={value:.4f}" for name, value in sorted(run.metrics.items()))
     parts = [

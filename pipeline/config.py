@@ -5,7 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from steadfeast.featurestore.config import (
     Address,
@@ -16,6 +23,8 @@ from steadfeast.featurestore.config import (
     load_section,
 )
 from steadfeast.featurestore.errors import UserError
+from steadfeast.featurestore.security import Secret
+from steadfeast.featurestore.security.config import SHORTEST_TOKEN
 from steadfeast.measures import Task, measure_named, measures_of
 
 if TYPE_CHECKING:
@@ -250,6 +259,8 @@ class PipelineConfig(Section):
         state: Folder for the run queue and MLflow's artifacts.
         grpc: Address of PipelineService.
         tracking_uri: MLflow's; unset means a SQLite file in `state`, and model files beside it.
+        signing_key: Signs each model that is registered, by HMAC-SHA256; with it, only models that
+            it signed are loaded. 16 characters or more.
         threads: Native threads that a recipe's libraries may use; on few cores one is fastest.
         models: Registered model name to how it is retrained.
     """
@@ -257,8 +268,16 @@ class PipelineConfig(Section):
     state: FilePath
     grpc: Address = "127.0.0.1:9466"
     tracking_uri: str | None = None
+    signing_key: Secret = SecretStr("")
     threads: PositiveInt = 1
     models: dict[ModelName, ModelConfig] = Field(min_length=1)
+
+    @field_validator("signing_key")
+    @classmethod
+    def _not_guessable(cls, key: SecretStr) -> SecretStr:
+        if 0 < len(key) < SHORTEST_TOKEN:
+            raise ValueError(f"must have {SHORTEST_TOKEN} characters or more")
+        return key
 
 
 def load(path: Path) -> tuple[PipelineConfig, StoreConfig]:

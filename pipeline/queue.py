@@ -17,7 +17,7 @@ import json
 import sqlite3
 import threading
 import uuid
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
@@ -467,6 +467,22 @@ class RunQueue:
             (run.run_id, now.isoformat(), _text(run), run.run_id),
         )
         return int(cursor.lastrowid or 0)
+
+
+def model_files(path: Path, model: str, version: str) -> dict[str, str] | None:
+    """Return the hashes of a version's files as its run recorded them, from the queue at `path`.
+
+    None where no run has: of another pipeline, or of none.
+    """
+    if not path.exists():
+        return None
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as con:
+        row = con.execute(
+            "SELECT run FROM runs WHERE model = ? AND json_extract(run, '$.model_version') = ?"
+            " AND json_extract(run, '$.model_files') IS NOT NULL ORDER BY changed LIMIT 1",
+            (model, version),
+        ).fetchone()
+    return None if row is None else dict(_run(row[0]).model_files)
 
 
 def _text(run: pb.Run) -> str:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Make sure that the real programs which some tests run are on this machine: redis-server,
-# prometheus with promtool, prometheus-alertmanager, chromium, npm.
+# prometheus with promtool, prometheus-alertmanager, chromium, npm, faketime.
 #
 # As root on Debian (or what calls itself Debian-like), what is missing is installed from the
 # distribution's packages, and none of it is started as a system service: the tests start their
@@ -21,6 +21,7 @@ promtool prometheus
 prometheus-alertmanager prometheus-alertmanager
 chromium chromium
 npm npm
+faketime faketime
 "
 
 case "${1:-}" in

@@ -19,6 +19,9 @@ from urllib.parse import unquote
 
 import grpc
 
+from steadfeast.featurestore.errors import RequestError
+from steadfeast.featurestore.grpc_errors import abort, bad_request
+from steadfeast.featurestore.plain_text import check_plain_message
 from steadfeast.featurestore.security.access import ANYBODY, Access, Principal, RefusedError
 
 if TYPE_CHECKING:
@@ -115,10 +118,18 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         roles: What each method needs, by its full name `/package.Service/Method`; None is for
             everybody. A method that is not named is refused.
         threads: Where servicers run that are no coroutines.
+        plain: Whether requests with control characters in any text are refused.
     """
 
-    def __init__(self, access: Access, roles: Mapping[str, Role | None], threads: Executor) -> None:
-        self._access, self._roles, self._threads = access, roles, threads
+    def __init__(
+        self,
+        access: Access,
+        roles: Mapping[str, Role | None],
+        threads: Executor,
+        *,
+        plain: bool = False,
+    ) -> None:
+        self._access, self._roles, self._threads, self._plain = access, roles, threads, plain
         self._waiting: OrderedDict[int, asyncio.Timeout] = OrderedDict()
         self._under_way: Counter[str] = Counter()
 
@@ -153,7 +164,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             if handler.request_streaming:
                 given, serve = self._each(requests), handler.stream_unary
             else:
-                given, serve = await self._first(requests, principal), handler.unary_unary
+                given, serve = await self._first(requests, call), handler.unary_unary
             counted = self._begin(method, principal)
             try:
                 if inspect.iscoroutinefunction(serve):
@@ -174,7 +185,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             if handler.request_streaming:
                 given, serve = self._each(requests), handler.stream_stream
             else:
-                given, serve = await self._first(requests, principal), handler.unary_stream
+                given, serve = await self._first(requests, call), handler.unary_stream
             counted = self._begin(method, principal)
             try:
                 answers = serve(given, call)
@@ -191,7 +202,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """Answer by a coroutine that writes to the context, as gRPC's own health service does."""
         try:
             principal = self._admitted(method, context)
-            given = await self._first(requests, principal)
+            given = await self._first(requests, Call(context, principal))
             counted = self._begin(method, principal)
             try:
                 await handler.unary_stream(given, context)
@@ -226,13 +237,21 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         count[name] += 1
         return name
 
-    async def _first(self, requests: Any, principal: Principal) -> Any:
-        """Return the request of a call that has one."""
+    async def _first(self, requests: Any, call: Call) -> Any:
+        """Return the request of a call that has one, signed with whose token came with it."""
         request = await self._next(requests)
         if request is _END:
             raise _AbortError(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
-        if principal.name and "actor" in getattr(request, "DESCRIPTOR", _NONE).fields_by_name:
-            request.actor = principal.signed(request.actor)
+        if not hasattr(request, "DESCRIPTOR"):
+            return request
+        if self._plain:
+            try:
+                check_plain_message(request)
+            except RequestError as error:
+                detail = bad_request([(error.field, error.problem)])
+                abort(call, grpc.StatusCode.INVALID_ARGUMENT, str(error), detail)
+        if call.principal.name and "actor" in request.DESCRIPTOR.fields_by_name:
+            request.actor = call.principal.signed(request.actor)
         return request
 
     async def _each(self, requests: Any) -> AsyncIterator[Any]:
@@ -270,10 +289,6 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             if step is not None:
                 # A client that has gone ends the call while a step may still be under way.
                 step.add_done_callback(lambda _: answers.close())  # type: ignore[attr-defined]
-
-
-class _NONE:
-    fields_by_name: tuple[str, ...] = ()
 
 
 def _host(peer: str) -> str:

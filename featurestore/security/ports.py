@@ -160,6 +160,7 @@ class Ports:
         app: Answers HTTP.
         threads: Calls that may block at once.
         request_bytes: Largest gRPC request.
+        plain: Whether requests with control characters in any text are refused.
         shared: Whether processes share the ports.
         stopping: Called when draining begins.
 
@@ -183,6 +184,7 @@ class Ports:
         app: ASGIApp | None = None,
         threads: int = 16,
         request_bytes: int = MAX_REQUEST_BYTES,
+        plain: bool = False,
         shared: bool = False,
         stopping: Callable[[], object] = lambda: None,
     ) -> None:
@@ -207,7 +209,10 @@ class Ports:
                     ("grpc.max_receive_message_length", request_bytes),
                     ("grpc.max_send_message_length", -1),
                 ]
-                bound = self._bound(grpc_address, roles, services, limits)
+                methods = {f"/{name}": role for name, role in roles.items()}
+                roles = {**_OPEN, **_REFLECTION, **methods}
+                guard = Guard(security.access, roles, self._threads, plain=plain)
+                bound = self._bound(grpc_address, guard, services, limits)
                 self._grpc, self.grpc_port = _run(bound)
             undo.pop_all()
 
@@ -230,18 +235,15 @@ class Ports:
     async def _bound(
         self,
         address: str,
-        roles: Mapping[str, Role | None],
+        guard: Guard,
         services: Callable[[Any], None],
         limits: Sequence[tuple[str, Any]],
     ) -> tuple[Any, int]:
-        access = self._security.access
-        methods = {f"/{name}": role for name, role in roles.items()}
-        guard = Guard(access, {**_OPEN, **_REFLECTION, **methods}, self._threads)
         server = grpc.aio.server(interceptors=[guard], options=limits)
         services(server)
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        if access.needed or is_loopback(address):
+        if self._security.access.needed or is_loopback(address):
             names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         try:

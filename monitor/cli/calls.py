@@ -138,6 +138,7 @@ def acknowledge(
     as_json: Json = False,
 ) -> None:
     """Say that you have seen an episode."""
+    from steadfeast.featurestore.plain_text import escaped_message
     from steadfeast.monitor.cli import output
     from steadfeast.protos.steadfeast.v1 import monitor_pb2
 
@@ -146,7 +147,8 @@ def acknowledge(
     )
     with daemon(config, address) as stub:
         answer = stub.Acknowledge(request, timeout=DEADLINE_SECONDS)
-    by = f"acknowledged by {answer.episode.acknowledged_by}: {answer.episode.summary}"
+    seen = escaped_message(answer.episode)
+    by = f"acknowledged by {seen.acknowledged_by}: {seen.summary}"
     typer.echo(output.as_json(answer) if as_json else by)
 
 

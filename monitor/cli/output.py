@@ -20,6 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from steadfeast.featurestore.plain_text import escaped_message
 from steadfeast.protos.steadfeast.v1 import monitor_pb2
 from steadfeast.protos.steadfeast.v1.pipeline_pb2 import RunState
 
@@ -76,6 +77,7 @@ def troubled(answer: monitor_pb2.GetStatusResponse) -> bool:
 
 def status(answer: monitor_pb2.GetStatusResponse) -> Iterator[RenderableType]:
     """Give where everything stands, in the order in which it is read."""
+    answer = escaped_message(answer)
     for monitor in answer.monitors:
         yield from _monitor(monitor)
     for episode in answer.open_episodes:
@@ -206,6 +208,7 @@ def _segments(monitor: monitor_pb2.MonitorStatus) -> Table:
 
 def trigger_line(trigger: monitor_pb2.Trigger) -> str:
     """Return a trigger with what became of it, in a line."""
+    trigger = escaped_message(trigger)
     parts = [f"trigger {trigger.request_id}", _word(monitor_pb2.TriggerState, trigger.state)]
     if trigger.reason:
         parts.append(trigger.reason)
@@ -217,7 +220,7 @@ def trigger_line(trigger: monitor_pb2.Trigger) -> str:
 
 def promotion_line(promotion: monitor_pb2.Promotion) -> str:
     """Return a promotion that no trigger asked for, in a line."""
-    run = promotion.run
+    run = escaped_message(promotion.run)
     how = f": {run.reason}" if run.reason else ""
     at = _time(promotion.noticed_at)
     return f"{at} version {run.model_version} promoted{how}: run {run.run_id}{_contest(run)}"
@@ -233,12 +236,14 @@ def _contest(run: Run) -> str:
 
 def alert_line(alert: monitor_pb2.Alert) -> str:
     """Return an alert in a line."""
+    alert = escaped_message(alert)
     severity = _word(monitor_pb2.Severity, alert.severity)
     return f"{alert.sequence} {_time(alert.at)} {severity} {alert.monitor}: {alert.summary}"
 
 
 def audit_line(entry: monitor_pb2.AuditEntry) -> str:
     """Return an entry of the audit log in a line."""
+    entry = escaped_message(entry)
     remark = f": {entry.remark}" if entry.remark else ""
     at = f"{entry.at.ToDatetime():%Y-%m-%d %H:%M:%S}"
     return f"{entry.sequence} {at} {entry.actor} {entry.act} {entry.subject}{remark}"

@@ -120,6 +120,7 @@ class Daemon:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda received, _: self.inbox.put(received))
         while True:
+            self.scheduler.follow_clock()
             beat()
             try:
                 received = self.inbox.get(timeout=BEAT_SECONDS)

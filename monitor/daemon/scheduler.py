@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Lock
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -33,6 +33,11 @@ log = structlog.get_logger(__name__)
 
 STUCK_SECONDS = 300.0
 """A job that runs for longer is stuck, unless its tick is longer still."""
+OVERDUE = 3
+"""Intervals without a run that make a job a problem; never sooner than `OVERDUE_SECONDS`."""
+OVERDUE_SECONDS = 60.0
+CLOCK_STEP_SECONDS = 1.0
+"""Between two looks the wall clock runs as the monotonic one does, but for a step."""
 FAILURES = 3
 """Failures of one job in a row that make the daemon unhealthy."""
 
@@ -59,7 +64,9 @@ class Scheduler:
         self._began: dict[str, float] = {}
         self._in_a_row: dict[str, int] = {}
         self._last: dict[str, str] = {}
+        self._ran: dict[str, float] = {}
         self._tick = timedelta()
+        self._clock = _clock_lead()
 
     def plan(self, jobs: dict[str, Callable[[], object]], tick: timedelta) -> None:
         """Have exactly `jobs` run every `tick`, at once for the first time."""
@@ -83,6 +90,7 @@ class Scheduler:
             )
         with self._lock:
             self._states = {name: self._states.get(name, JobState(name)) for name in jobs}
+            self._ran = {name: self._ran.get(name, monotonic()) for name in jobs}
 
     def start(self) -> None:
         """Begin to run."""
@@ -91,6 +99,20 @@ class Scheduler:
     def close(self) -> None:
         """Start nothing more and wait for what runs."""
         self._scheduler.shutdown(wait=True)
+
+    def follow_clock(self) -> None:
+        """Have every job run now if the wall clock was set since the last look.
+
+        APScheduler's next times are of the wall clock: set back by two hours, nothing would run
+        for two hours.
+        """
+        lead = _clock_lead()
+        if abs(lead - self._clock) < CLOCK_STEP_SECONDS:
+            return
+        log.warning("clock_stepped", seconds=round(lead - self._clock, 3))
+        self._clock = lead
+        for job in self._scheduler.get_jobs():
+            job.modify(next_run_time=datetime.now(UTC))
 
     def states(self) -> dict[str, JobState]:
         """Return every job since the start, by name."""
@@ -105,6 +127,10 @@ class Scheduler:
             for name, began in self._began.items():
                 if now - began > limit:
                     return f"job {name} is stuck: it runs for {now - began:.0f} s"
+            overdue = max(OVERDUE * self._tick.total_seconds(), OVERDUE_SECONDS)
+            for name, ran in self._ran.items():
+                if name not in self._began and now - ran > overdue:
+                    return f"job {name} is overdue: it last ran {now - ran:.0f} s ago"
             for name, failures in self._in_a_row.items():
                 if failures >= FAILURES and name in self._states:
                     return f"job {name} failed {failures} times in a row: {self._last[name]}"
@@ -128,6 +154,8 @@ class Scheduler:
             seconds = monotonic() - began
             with self._lock:
                 del self._began[name]
+                if name in self._states:
+                    self._ran[name] = monotonic()
                 self._in_a_row[name] = 0 if fine else self._in_a_row.get(name, 0) + 1
                 if name in self._states:
                     done = self._states[name]
@@ -155,6 +183,11 @@ class Scheduler:
             if event.job_id in self._states:
                 misfires = self._states[event.job_id].misfires + 1
                 self._change(event.job_id, misfires=misfires)
+
+
+def _clock_lead() -> float:
+    """Return how far the wall clock is ahead of the monotonic one, in seconds."""
+    return time() - monotonic()
 
 
 def _line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from threading import Event, Lock
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import structlog
@@ -78,7 +79,7 @@ class StoreAudits:
         self._config, self._folder, self._asked = config, state / "audits", asked
         self._lock = Lock()
         self._latest: dict[str, AuditState] = {}
-        self._tried: dict[str, datetime] = {}
+        self._tried: dict[str, float] = {}
         self._stopping = Event()
         self._process: subprocess.Popen[str] | None = None
         self._thread = Worker("audits", self._run)
@@ -115,14 +116,16 @@ class StoreAudits:
                     self._audit(asked)
 
     def _due(self, asked: Asked) -> bool:
-        now, done = datetime.now(UTC), self._latest.get(asked.monitor)
-        tried = self._tried.get(asked.monitor)
-        if tried is not None and now - tried < min(RETRY, asked.interval):
+        done, tried = self._latest.get(asked.monitor), self._tried.get(asked.monitor)
+        waited = timedelta(seconds=monotonic() - tried) if tried is not None else None
+        if waited is not None and waited < min(RETRY, asked.interval):
             return False
-        return done is None or now - done.at >= asked.interval
+        # An audit of the future was made before the clock was set back.
+        age = None if done is None else datetime.now(UTC) - done.at
+        return age is None or age < timedelta(0) or age >= asked.interval
 
     def _audit(self, asked: Asked) -> None:
-        self._tried[asked.monitor] = datetime.now(UTC)
+        self._tried[asked.monitor] = monotonic()
         try:
             found = self._found(asked)
             self._keep(asked.monitor, found)

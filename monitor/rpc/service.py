@@ -300,5 +300,6 @@ def ports(
         app=app,
         threads=WORKERS,
         request_bytes=MAX_REQUEST_BYTES,
+        plain=True,
         stopping=monitor.stop,
     )

@@ -21,7 +21,8 @@ from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from steadfeast.featurestore.errors import NotFoundError
+from steadfeast.featurestore.errors import NotFoundError, RequestError
+from steadfeast.featurestore.plain_text import check_plain
 from steadfeast.featurestore.security import (
     COOKIE,
     SESSION_SECONDS,
@@ -340,7 +341,13 @@ async def _form(request: Request) -> dict[str, str]:
     if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
         raise RefusedError(415, "post application/x-www-form-urlencoded")
     body = await _body(request, MAX_BODY_BYTES)
-    return dict(parse_qsl(body.decode(errors="replace")))
+    form = dict(parse_qsl(body.decode(errors="replace")))
+    for field, text in form.items():
+        try:
+            check_plain(field, text)
+        except RequestError as error:
+            raise RefusedError(400, str(error)) from error
+    return form
 
 
 async def _body(request: Request, limit: int) -> bytes:

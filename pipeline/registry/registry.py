@@ -12,6 +12,7 @@ which whoever can write the file can write too.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ import tempfile
 import warnings
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -27,13 +29,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from steadfeast.featurestore.errors import NotFoundError, UserError
 from steadfeast.featurestore.tables import private_folder
 from steadfeast.measures import Task
+from steadfeast.pipeline.queue import model_files
 from steadfeast.pipeline.recipes import Target, scores
 from steadfeast.pipeline.registry import formats
 from steadfeast.pipeline.registry.formats import UntrustedModelError
 from steadfeast.pipeline.registry.relocation import FOLDER, relocate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     import pyarrow as pa
@@ -45,6 +48,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "scikit-learn", "skops", "mlflow")
 _PREFIX = "steadfeast."
 _FILES = f"{_PREFIX}files"
+_SIGNATURE = f"{_PREFIX}signature"
 _HISTORY = f"{_PREFIX}champions"
 _HISTORY_LENGTH = 100
 
@@ -184,19 +188,28 @@ class Registry:
         tracking_uri: MLflow's.
         artifacts: Folder that model files go to; None leaves it to the backend.
         trusted: Types that skops may build in addition to `TRUSTED_TYPES`, per model.
+        recorded: Returns the hashes of a version's files as its run recorded them, by model and
+            version; None where no run did.
+        key: Signs what is registered; with it, only what it signed is loaded.
 
     Raises:
         RegistryError: MLflow cannot open the backend.
     """
 
     def __init__(
-        self, tracking_uri: str, artifacts: Path | None, trusted: Mapping[str, tuple[str, ...]]
+        self,
+        tracking_uri: str,
+        artifacts: Path | None,
+        trusted: Mapping[str, tuple[str, ...]],
+        recorded: Callable[[str, str], Mapping[str, str] | None] = lambda *_: None,
+        key: str = "",
     ) -> None:
         # Read when mlflow is imported, and no other switch turns its reports off.
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         import mlflow  # noqa: PLC0415 - after the switch
 
         self._uri, self._artifacts, self._trusted = tracking_uri, artifacts, trusted
+        self._recorded, self._key = recorded, key.encode()
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         with warnings.catch_warnings():
             # MLflow's mapping uses a loader that SQLAlchemy 2.1 deprecates; said once, here.
@@ -217,6 +230,8 @@ class Registry:
             config.tracking_uri or f"sqlite:///{config.state / 'mlflow.db'}",
             config.state / FOLDER if config.tracking_uri is None else None,
             {name: model.trusted_types for name, model in config.models.items()},
+            partial(model_files, config.state / "runs.db"),
+            config.signing_key.get_secret_value(),
         )
 
     def champion_version(self, model: str) -> str | None:
@@ -233,8 +248,8 @@ class Registry:
 
         Raises:
             NotFoundError: There is no such version.
-            UntrustedModelError: The file is not the one registered, or holds types that
-                nobody listed.
+            UntrustedModelError: The file is not the one registered or not the one that its run
+                recorded, is not signed, or holds types that nobody listed.
         """
         import mlflow.artifacts  # noqa: PLC0415 - see __init__
 
@@ -244,13 +259,27 @@ class Registry:
             artifact_uri=found.source, tracking_uri=self._uri
         )
         # What is read is what the version's own record lists, and nothing that lies beside it.
-        files = {}
-        for name, digest in json.loads(found.tags.get(_FILES, "{}")).items():
+        files, digests = {}, json.loads(found.tags.get(_FILES, "{}"))
+        if self._recorded(model, str(version)) not in (None, digests):
+            problem = "the registry lists other files than the run recorded that made it"
+            raise UntrustedModelError(what, problem)
+        signature = self._signature(model, digests, Facts.from_tags(found.tags))
+        if self._key and not hmac.compare_digest(signature, found.tags.get(_SIGNATURE, "")):
+            raise UntrustedModelError(what, "pipeline.signing_key has not signed it as it is")
+        for name, digest in digests.items():
             files[name] = Path(folder, Path(name).name).read_bytes()
             if hashlib.sha256(files[name]).hexdigest() != digest:
                 raise UntrustedModelError(what, f"{name} is not the file that was registered")
         estimator = formats.read(files, self._trusted.get(model, ()), what)
         return LoadedModel(model, str(version), estimator, Facts.from_tags(found.tags))
+
+    def files(self, model: str, version: str) -> dict[str, str]:
+        """Return the SHA-256 of each file of a version, in hexadecimal, as they were registered.
+
+        Raises:
+            NotFoundError: There is no such version.
+        """
+        return dict(json.loads(self._version(model, version).tags.get(_FILES, "{}")))
 
     def facts(self, model: str, version: str) -> Facts:
         """Return what is known of a version.
@@ -336,8 +365,10 @@ class Registry:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 Path(folder, name).write_bytes(content)
+            digests = {n: hashlib.sha256(c).hexdigest() for n, c in files.items()}
             tags = facts.tags() | {
-                _FILES: json.dumps({n: hashlib.sha256(c).hexdigest() for n, c in files.items()}),
+                _FILES: json.dumps(digests),
+                _SIGNATURE: self._signature(model, digests, facts),
                 f"{_PREFIX}python": platform.python_version(),
                 f"{_PREFIX}libraries": json.dumps(libraries),
             }
@@ -353,6 +384,13 @@ class Registry:
                 model, f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags
             ).version
         )
+
+    def _signature(self, model: str, digests: Mapping[str, str], facts: Facts) -> str:
+        """Return what signs a version; nothing without a key."""
+        if not self._key:
+            return ""
+        signed = json.dumps([model, sorted(digests.items()), sorted(facts.tags().items())])
+        return hmac.new(self._key, signed.encode(), hashlib.sha256).hexdigest()
 
     def _run(self, model: str, facts: Facts, tags: Mapping[str, str]) -> Any:
         """Return the MLflow run of our run: the one that a start before this one left, or new."""

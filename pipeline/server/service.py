@@ -68,6 +68,8 @@ ROLES = {
     )
 }
 
+MAX_REQUEST_BYTES = 256 * 1024
+"""A trigger names some thousand features at most; it is kept with every event of its run."""
 _HEARTBEAT_SECONDS = (0.1, 60.0)
 _LIST_LIMIT = 1000
 
@@ -292,6 +294,8 @@ class Server(Ports):
             names=(SERVICE,),
             grpc_address=config.grpc,
             threads=CALLS,
+            request_bytes=MAX_REQUEST_BYTES,
+            plain=True,
             stopping=stopping.set,
         )
 

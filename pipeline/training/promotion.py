@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from steadfeast.featurestore.plain_text import check_plain
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
@@ -28,6 +29,15 @@ class By:
 
     actor: str
     comment: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no plain line.
+
+        Raises:
+            RequestError: A text holds control characters.
+        """
+        check_plain("actor", self.actor)
+        check_plain("comment", self.comment)
 
 
 def by_hand(queue: RunQueue, registry: Registry, model: str, version: str, by: By) -> pb.Run:

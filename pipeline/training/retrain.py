@@ -304,12 +304,13 @@ class Retrain:
         run = self._queue.get(run_id)
         if run.model_version == version:
             return run
-        facts = self._registry.facts(model, version)
+        facts, files = self._registry.facts(model, version), self._registry.files(model, version)
 
         def noted(run: pb.Run) -> None:
             run.model_version, run.refit = version, facts.refit
             run.contract, run.manifest_uri = facts.contract, facts.manifest_uri
             run.scored_uri = facts.scored_uri
+            run.model_files.update(files)
 
         return self._queue.change(run_id, noted)
 

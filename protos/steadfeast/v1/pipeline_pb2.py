@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csteadfeast/v1/pipeline.proto\x12\rsteadfeast.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"j\n\x06Window\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x03 \x01(\x03\"t\n\x0c\x46\x65\x61tureDrift\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12\x11\n\tstatistic\x18\x03 \x01(\t\x12\r\n\x05value\x18\x04 \x01(\x01\x12\x11\n\tthreshold\x18\x05 \x01(\x01\x12\x0e\n\x06impact\x18\x06 \x01(\x01\"\xfa\x01\n\x05\x43\x61use\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.steadfeast.v1.CauseKind\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x12\n\nepisode_id\x18\x03 \x01(\t\x12&\n\x07\x63urrent\x18\x04 \x01(\x0b\x32\x15.steadfeast.v1.Window\x12(\n\treference\x18\x05 \x01(\x0b\x32\x15.steadfeast.v1.Window\x12-\n\x08\x66\x65\x61tures\x18\x06 \x03(\x0b\x32\x1b.steadfeast.v1.FeatureDrift\x12\x0f\n\x07summary\x18\x07 \x01(\t\x12\x13\n\x0b\x65pisode_ids\x18\x08 \x03(\t\"\x9c\x01\n\x15TriggerRetrainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08\x63ontract\x18\x03 \x01(\t\x12#\n\x05\x63\x61use\x18\x04 \x01(\x0b\x32\x14.steadfeast.v1.Cause\x12)\n\x05\x61s_of\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x16TriggerRetrainResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.steadfeast.v1.Run\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\xf7\x01\n\x04Gate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\r\n\x05value\x18\x03 \x01(\x01\x12\r\n\x05limit\x18\x04 \x01(\x01\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x15\n\x08\x63hampion\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06metric\x18\x07 \x01(\t\x12\x17\n\ndifference\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x03low\x18\t \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04high\x18\n \x01(\x01H\x03\x88\x01\x01\x12\x11\n\tundecided\x18\x0b \x01(\x08\x42\x0b\n\t_championB\r\n\x0b_differenceB\x06\n\x04_lowB\x07\n\x05_high\"\x9a\x04\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.steadfeast.v1.RunState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05\x61s_of\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmanifest_uri\x18\t \x01(\t\x12\x10\n\x08\x63ontract\x18\n \x01(\t\x12\x15\n\rmodel_version\x18\x0b \x01(\t\x12\x30\n\x07metrics\x18\x0c \x03(\x0b\x32\x1f.steadfeast.v1.Run.MetricsEntry\x12\"\n\x05gates\x18\r \x03(\x0b\x32\x13.steadfeast.v1.Gate\x12#\n\x05\x63\x61use\x18\x0e \x01(\x0b\x32\x14.steadfeast.v1.Cause\x12\x12\n\nscored_uri\x18\x0f \x01(\t\x12\r\n\x05refit\x18\x10 \x01(\t\x12\x10\n\x08\x61sked_by\x18\x11 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"1\n\x0eGetRunResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.steadfeast.v1.Run\"X\n\x0fListRunsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x06states\x18\x02 \x03(\x0e\x32\x17.steadfeast.v1.RunState\x12\r\n\x05limit\x18\x03 \x01(\x05\"4\n\x10ListRunsResponse\x12 \n\x04runs\x18\x01 \x03(\x0b\x32\x12.steadfeast.v1.Run\"p\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"m\n\x10WatchRunResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x03run\x18\x03 \x01(\x0b\x32\x12.steadfeast.v1.Run\"2\n\x10\x43\x61ncelRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"4\n\x11\x43\x61ncelRunResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.steadfeast.v1.Run\"W\n\x15PromoteVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\"9\n\x16PromoteVersionResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.steadfeast.v1.Run\"@\n\x0fRollBackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"3\n\x10RollBackResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.steadfeast.v1.Run*\x9f\x01\n\tCauseKind\x12\x1a\n\x16\x43\x41USE_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41USE_KIND_DRIFT\x10\x01\x12\x1a\n\x16\x43\x41USE_KIND_PERFORMANCE\x10\x02\x12\x17\n\x13\x43\x41USE_KIND_SCHEDULE\x10\x03\x12\x15\n\x11\x43\x41USE_KIND_MANUAL\x10\x04\x12\x14\n\x10\x43\x41USE_KIND_ALERT\x10\x05*\xc9\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x16\n\x12RUN_STATE_PROMOTED\x10\x03\x12\x15\n\x11RUN_STATE_REFUSED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x06\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x07\x32\xcf\x04\n\x0fPipelineService\x12]\n\x0eTriggerRetrain\x12$.steadfeast.v1.TriggerRetrainRequest\x1a%.steadfeast.v1.TriggerRetrainResponse\x12\x45\n\x06GetRun\x12\x1c.steadfeast.v1.GetRunRequest\x1a\x1d.steadfeast.v1.GetRunResponse\x12K\n\x08ListRuns\x12\x1e.steadfeast.v1.ListRunsRequest\x1a\x1f.steadfeast.v1.ListRunsResponse\x12M\n\x08WatchRun\x12\x1e.steadfeast.v1.WatchRunRequest\x1a\x1f.steadfeast.v1.WatchRunResponse0\x01\x12N\n\tCancelRun\x12\x1f.steadfeast.v1.CancelRunRequest\x1a .steadfeast.v1.CancelRunResponse\x12]\n\x0ePromoteVersion\x12$.steadfeast.v1.PromoteVersionRequest\x1a%.steadfeast.v1.PromoteVersionResponse\x12K\n\x08RollBack\x12\x1e.steadfeast.v1.RollBackRequest\x1a\x1f.steadfeast.v1.RollBackResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csteadfeast/v1/pipeline.proto\x12\rsteadfeast.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"j\n\x06Window\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x03 \x01(\x03\"t\n\x0c\x46\x65\x61tureDrift\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12\x11\n\tstatistic\x18\x03 \x01(\t\x12\r\n\x05value\x18\x04 \x01(\x01\x12\x11\n\tthreshold\x18\x05 \x01(\x01\x12\x0e\n\x06impact\x18\x06 \x01(\x01\"\xfa\x01\n\x05\x43\x61use\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.steadfeast.v1.CauseKind\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x12\n\nepisode_id\x18\x03 \x01(\t\x12&\n\x07\x63urrent\x18\x04 \x01(\x0b\x32\x15.steadfeast.v1.Window\x12(\n\treference\x18\x05 \x01(\x0b\x32\x15.steadfeast.v1.Window\x12-\n\x08\x66\x65\x61tures\x18\x06 \x03(\x0b\x32\x1b.steadfeast.v1.FeatureDrift\x12\x0f\n\x07summary\x18\x07 \x01(\t\x12\x13\n\x0b\x65pisode_ids\x18\x08 \x03(\t\"\x9c\x01\n\x15TriggerRetrainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08\x63ontract\x18\x03 \x01(\t\x12#\n\x05\x63\x61use\x18\x04 \x01(\x0b\x32\x14.steadfeast.v1.Cause\x12)\n\x05\x61s_of\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x16TriggerRetrainResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.steadfeast.v1.Run\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\xf7\x01\n\x04Gate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\r\n\x05value\x18\x03 \x01(\x01\x12\r\n\x05limit\x18\x04 \x01(\x01\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x15\n\x08\x63hampion\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06metric\x18\x07 \x01(\t\x12\x17\n\ndifference\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x03low\x18\t \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04high\x18\n \x01(\x01H\x03\x88\x01\x01\x12\x11\n\tundecided\x18\x0b \x01(\x08\x42\x0b\n\t_championB\r\n\x0b_differenceB\x06\n\x04_lowB\x07\n\x05_high\"\x86\x05\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.steadfeast.v1.RunState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05\x61s_of\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmanifest_uri\x18\t \x01(\t\x12\x10\n\x08\x63ontract\x18\n \x01(\t\x12\x15\n\rmodel_version\x18\x0b \x01(\t\x12\x30\n\x07metrics\x18\x0c \x03(\x0b\x32\x1f.steadfeast.v1.Run.MetricsEntry\x12\"\n\x05gates\x18\r \x03(\x0b\x32\x13.steadfeast.v1.Gate\x12#\n\x05\x63\x61use\x18\x0e \x01(\x0b\x32\x14.steadfeast.v1.Cause\x12\x12\n\nscored_uri\x18\x0f \x01(\t\x12\r\n\x05refit\x18\x10 \x01(\t\x12\x10\n\x08\x61sked_by\x18\x11 \x01(\t\x12\x37\n\x0bmodel_files\x18\x12 \x03(\x0b\x32\".steadfeast.v1.Run.ModelFilesEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x31\n\x0fModelFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"1\n\x0eGetRunResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.steadfeast.v1.Run\"X\n\x0fListRunsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x06states\x18\x02 \x03(\x0e\x32\x17.steadfeast.v1.RunState\x12\r\n\x05limit\x18\x03 \x01(\x05\"4\n\x10ListRunsResponse\x12 \n\x04runs\x18\x01 \x03(\x0b\x32\x12.steadfeast.v1.Run\"p\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"m\n\x10WatchRunResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x03run\x18\x03 \x01(\x0b\x32\x12.steadfeast.v1.Run\"2\n\x10\x43\x61ncelRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"4\n\x11\x43\x61ncelRunResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.steadfeast.v1.Run\"W\n\x15PromoteVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\"9\n\x16PromoteVersionResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.steadfeast.v1.Run\"@\n\x0fRollBackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"3\n\x10RollBackResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.steadfeast.v1.Run*\x9f\x01\n\tCauseKind\x12\x1a\n\x16\x43\x41USE_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41USE_KIND_DRIFT\x10\x01\x12\x1a\n\x16\x43\x41USE_KIND_PERFORMANCE\x10\x02\x12\x17\n\x13\x43\x41USE_KIND_SCHEDULE\x10\x03\x12\x15\n\x11\x43\x41USE_KIND_MANUAL\x10\x04\x12\x14\n\x10\x43\x41USE_KIND_ALERT\x10\x05*\xc9\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x16\n\x12RUN_STATE_PROMOTED\x10\x03\x12\x15\n\x11RUN_STATE_REFUSED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x06\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x07\x32\xcf\x04\n\x0fPipelineService\x12]\n\x0eTriggerRetrain\x12$.steadfeast.v1.TriggerRetrainRequest\x1a%.steadfeast.v1.TriggerRetrainResponse\x12\x45\n\x06GetRun\x12\x1c.steadfeast.v1.GetRunRequest\x1a\x1d.steadfeast.v1.GetRunResponse\x12K\n\x08ListRuns\x12\x1e.steadfeast.v1.ListRunsRequest\x1a\x1f.steadfeast.v1.ListRunsResponse\x12M\n\x08WatchRun\x12\x1e.steadfeast.v1.WatchRunRequest\x1a\x1f.steadfeast.v1.WatchRunResponse0\x01\x12N\n\tCancelRun\x12\x1f.steadfeast.v1.CancelRunRequest\x1a .steadfeast.v1.CancelRunResponse\x12]\n\x0ePromoteVersion\x12$.steadfeast.v1.PromoteVersionRequest\x1a%.steadfeast.v1.PromoteVersionResponse\x12K\n\x08RollBack\x12\x1e.steadfeast.v1.RollBackRequest\x1a\x1f.steadfeast.v1.RollBackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RUN_METRICSENTRY']._loaded_options = None
   _globals['_RUN_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_CAUSEKIND']._serialized_start=2444
-  _globals['_CAUSEKIND']._serialized_end=2603
-  _globals['_RUNSTATE']._serialized_start=2606
-  _globals['_RUNSTATE']._serialized_end=2807
+  _globals['_RUN_MODELFILESENTRY']._loaded_options = None
+  _globals['_RUN_MODELFILESENTRY']._serialized_options = b'8\001'
+  _globals['_CAUSEKIND']._serialized_start=2552
+  _globals['_CAUSEKIND']._serialized_end=2711
+  _globals['_RUNSTATE']._serialized_start=2714
+  _globals['_RUNSTATE']._serialized_end=2915
   _globals['_WINDOW']._serialized_start=112
   _globals['_WINDOW']._serialized_end=218
   _globals['_FEATUREDRIFT']._serialized_start=220
@@ -52,33 +54,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GATE']._serialized_start=827
   _globals['_GATE']._serialized_end=1074
   _globals['_RUN']._serialized_start=1077
-  _globals['_RUN']._serialized_end=1615
-  _globals['_RUN_METRICSENTRY']._serialized_start=1569
-  _globals['_RUN_METRICSENTRY']._serialized_end=1615
-  _globals['_GETRUNREQUEST']._serialized_start=1617
-  _globals['_GETRUNREQUEST']._serialized_end=1648
-  _globals['_GETRUNRESPONSE']._serialized_start=1650
-  _globals['_GETRUNRESPONSE']._serialized_end=1699
-  _globals['_LISTRUNSREQUEST']._serialized_start=1701
-  _globals['_LISTRUNSREQUEST']._serialized_end=1789
-  _globals['_LISTRUNSRESPONSE']._serialized_start=1791
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1843
-  _globals['_WATCHRUNREQUEST']._serialized_start=1845
-  _globals['_WATCHRUNREQUEST']._serialized_end=1957
-  _globals['_WATCHRUNRESPONSE']._serialized_start=1959
-  _globals['_WATCHRUNRESPONSE']._serialized_end=2068
-  _globals['_CANCELRUNREQUEST']._serialized_start=2070
-  _globals['_CANCELRUNREQUEST']._serialized_end=2120
-  _globals['_CANCELRUNRESPONSE']._serialized_start=2122
-  _globals['_CANCELRUNRESPONSE']._serialized_end=2174
-  _globals['_PROMOTEVERSIONREQUEST']._serialized_start=2176
-  _globals['_PROMOTEVERSIONREQUEST']._serialized_end=2263
-  _globals['_PROMOTEVERSIONRESPONSE']._serialized_start=2265
-  _globals['_PROMOTEVERSIONRESPONSE']._serialized_end=2322
-  _globals['_ROLLBACKREQUEST']._serialized_start=2324
-  _globals['_ROLLBACKREQUEST']._serialized_end=2388
-  _globals['_ROLLBACKRESPONSE']._serialized_start=2390
-  _globals['_ROLLBACKRESPONSE']._serialized_end=2441
-  _globals['_PIPELINESERVICE']._serialized_start=2810
-  _globals['_PIPELINESERVICE']._serialized_end=3401
+  _globals['_RUN']._serialized_end=1723
+  _globals['_RUN_METRICSENTRY']._serialized_start=1626
+  _globals['_RUN_METRICSENTRY']._serialized_end=1672
+  _globals['_RUN_MODELFILESENTRY']._serialized_start=1674
+  _globals['_RUN_MODELFILESENTRY']._serialized_end=1723
+  _globals['_GETRUNREQUEST']._serialized_start=1725
+  _globals['_GETRUNREQUEST']._serialized_end=1756
+  _globals['_GETRUNRESPONSE']._serialized_start=1758
+  _globals['_GETRUNRESPONSE']._serialized_end=1807
+  _globals['_LISTRUNSREQUEST']._serialized_start=1809
+  _globals['_LISTRUNSREQUEST']._serialized_end=1897
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1899
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1951
+  _globals['_WATCHRUNREQUEST']._serialized_start=1953
+  _globals['_WATCHRUNREQUEST']._serialized_end=2065
+  _globals['_WATCHRUNRESPONSE']._serialized_start=2067
+  _globals['_WATCHRUNRESPONSE']._serialized_end=2176
+  _globals['_CANCELRUNREQUEST']._serialized_start=2178
+  _globals['_CANCELRUNREQUEST']._serialized_end=2228
+  _globals['_CANCELRUNRESPONSE']._serialized_start=2230
+  _globals['_CANCELRUNRESPONSE']._serialized_end=2282
+  _globals['_PROMOTEVERSIONREQUEST']._serialized_start=2284
+  _globals['_PROMOTEVERSIONREQUEST']._serialized_end=2371
+  _globals['_PROMOTEVERSIONRESPONSE']._serialized_start=2373
+  _globals['_PROMOTEVERSIONRESPONSE']._serialized_end=2430
+  _globals['_ROLLBACKREQUEST']._serialized_start=2432
+  _globals['_ROLLBACKREQUEST']._serialized_end=2496
+  _globals['_ROLLBACKRESPONSE']._serialized_start=2498
+  _globals['_ROLLBACKRESPONSE']._serialized_end=2549
+  _globals['_PIPELINESERVICE']._serialized_start=2918
+  _globals['_PIPELINESERVICE']._serialized_end=3509
 # @@protoc_insertion_point(module_scope)

@@ -382,6 +382,26 @@ class Run(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ModelFilesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     RUN_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
@@ -399,6 +419,7 @@ class Run(_message.Message):
     SCORED_URI_FIELD_NUMBER: _builtins.int
     REFIT_FIELD_NUMBER: _builtins.int
     ASKED_BY_FIELD_NUMBER: _builtins.int
+    MODEL_FILES_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     request_id: _builtins.str
     model: _builtins.str
@@ -446,6 +467,12 @@ class Run(_message.Message):
     def gates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gate]: ...
     @_builtins.property
     def cause(self) -> Global___Cause: ...
+    @_builtins.property
+    def model_files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """SHA-256, in hexadecimal, of each file of the model; set with its version. What is loaded is
+        compared with these.
+        """
+
     def __init__(
         self,
         *,
@@ -466,10 +493,11 @@ class Run(_message.Message):
         scored_uri: _builtins.str = ...,
         refit: _builtins.str = ...,
         asked_by: _builtins.str = ...,
+        model_files: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "cause", b"cause", "created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "asked_by", b"asked_by", "cause", b"cause", "contract", b"contract", "created_at", b"created_at", "gates", b"gates", "manifest_uri", b"manifest_uri", "metrics", b"metrics", "model", b"model", "model_version", b"model_version", "reason", b"reason", "refit", b"refit", "request_id", b"request_id", "run_id", b"run_id", "scored_uri", b"scored_uri", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "asked_by", b"asked_by", "cause", b"cause", "contract", b"contract", "created_at", b"created_at", "gates", b"gates", "manifest_uri", b"manifest_uri", "metrics", b"metrics", "model", b"model", "model_files", b"model_files", "model_version", b"model_version", "reason", b"reason", "refit", b"refit", "request_id", b"request_id", "run_id", b"run_id", "scored_uri", b"scored_uri", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

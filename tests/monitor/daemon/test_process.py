@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -17,7 +18,9 @@ from support.monitor_world import DAY, START, Pipeline, PipelineServer, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+
+FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +117,44 @@ class TestProcess:
         assert time.monotonic() - began < 20
         assert '"stopped"' in running.log()
         assert "Traceback" not in running.log()
+
+
+def _runs(daemon: world.Daemon) -> float:
+    """How often the evaluation has run, as Prometheus would be told."""
+    lines = daemon.get("/metrics").splitlines()
+    name = 'steadfeast_job_duration_seconds_count{task="evaluate:prices"'
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+@pytest.mark.skipif(not FAKETIME, reason="libfaketime is not on this machine")
+@pytest.mark.parametrize("step", ["-2h", "+2h"])
+def test_jobs_go_on_when_the_wall_clock_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    """Set back by two hours, every job used to wait for two hours, and health said ok."""
+    clock = tmp_path / "clock"
+    clock.write_text("+0s")
+    monkeypatch.setenv("LD_PRELOAD", str(FAKETIME[0]))
+    monkeypatch.setenv("FAKETIME_TIMESTAMP_FILE", str(clock))
+    monkeypatch.setenv("FAKETIME_NO_CACHE", "1")
+    monkeypatch.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    monkeypatch.setenv("DONT_FAKE_MONOTONIC", "1")
+    manifest = world.train(tmp_path, "first", START, NEVER)
+    pipeline = Pipeline(tmp_path, drift_at=NEVER)
+    pipeline.first(manifest)
+    server = PipelineServer(pipeline).start()
+    world.serve(tmp_path, SERVED, 4, NEVER)
+    daemon = world.Daemon(tmp_path, server.port).start()
+    monkeypatch.delenv("LD_PRELOAD")
+    try:
+        daemon.idle(SERVED + 4 * DAY)
+        before = _runs(daemon)
+        clock.write_text(step)
+        wait_for(lambda: "clock_stepped" in daemon.log(), 30)
+        stepped = _runs(daemon)
+        assert before > 0
+        wait_for(lambda: _runs(daemon) >= stepped + 5, 60)
+        assert "ok" in daemon.get("/healthz")
+    finally:
+        daemon.kill()
+        server.stop()

@@ -109,6 +109,8 @@ def test_what_is_refused(url, done):
         "a wrong token": ({**ACK, "actor": "x"}, {"authorization": "Bearer wrong"}, 401),
         "no form": (form, {**good, "content_type": "text/plain"}, 415),
         "too large": ({**form, "comment": "x" * MAX_BODY_BYTES}, good, 413),
+        "a forged line": ({**form, "comment": "seen\n1 approved"}, good, 400),
+        "a turned name": ({**form, "comment": "\u202egnp"}, good, 400),
         "no such verb": ({**form, "verb": "delete"}, good, 400),
         "no such episode": ({**form, "subject": "nothing"}, good, 404),
         "decided already": ({**form, "verb": "approve", "subject": "late"}, good, 409),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import skops.io
+from pydantic import SecretStr
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -22,6 +24,7 @@ from steadfeast import frame
 from steadfeast.featurestore.errors import NotFoundError
 from steadfeast.measures import Task
 from steadfeast.pipeline.config import load
+from steadfeast.pipeline.queue import RunQueue
 from steadfeast.pipeline.recipes import Target
 from steadfeast.pipeline.registry import formats
 from steadfeast.pipeline.registry.registry import (
@@ -30,10 +33,12 @@ from steadfeast.pipeline.registry.registry import (
     RegistryError,
     UntrustedModelError,
 )
-from support.shop_world import MODEL, at
+from support.shop_world import MODEL, at, trigger
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
+
+    from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 TABLE = pa.table({"x": np.random.default_rng(3).normal(size=200)})
 FACTS = Facts(
@@ -173,6 +178,44 @@ def test_a_changed_file_is_not_loaded(registry: Registry):
     skops.io.dump(estimator(-1), model_file(registry, version))
     with pytest.raises(UntrustedModelError, match="is not the file that was registered"):
         registry.load(MODEL, version)
+
+
+def test_a_file_changed_with_its_row_is_not_loaded(shops: Path, registry: Registry):
+    """Whoever can write MLflow's files still does not write the run's record."""
+    with RunQueue(shops / "data/pipeline/runs.db") as queue:
+        run, _ = queue.accept(trigger(at(40)))
+        version = add(registry, run.run_id)
+
+        def noted(run: pb.Run) -> None:
+            run.model_version = version
+            run.model_files.update(registry.files(MODEL, version))
+
+        queue.change(run.run_id, noted)
+    assert registry.load(MODEL, version).version == version
+    skops.io.dump(estimator(-1), model_file(registry, version))
+    changed = hashlib.sha256(model_file(registry, version).read_bytes()).hexdigest()
+    files = json.dumps(dict.fromkeys(registry.files(MODEL, version), changed))
+    registry._client.set_model_version_tag(MODEL, version, "steadfeast.files", files)
+    with pytest.raises(UntrustedModelError, match="other files than the run recorded"):
+        registry.load(MODEL, version)
+    registry._client.set_model_version_tag(MODEL, version, "steadfeast.run_id", "another")
+    with pytest.raises(UntrustedModelError, match="other files than the run recorded"):
+        registry.load(MODEL, version)
+
+
+def test_with_a_key_only_what_it_signed_is_loaded(shops: Path, registry: Registry):
+    path = shops / "steadfeast.yaml"
+    config = load(path)[0]
+    signing = config.model_copy(update={"signing_key": SecretStr("k" * 16)})
+    unsigned, signed = add(registry, "r1"), add(Registry.open(signing), "r2")
+    assert Registry.open(signing).load(MODEL, signed).version == signed
+    other = config.model_copy(update={"signing_key": SecretStr("o" * 16)})
+    for opened, version in ((Registry.open(signing), unsigned), (Registry.open(other), signed)):
+        with pytest.raises(UntrustedModelError, match="has not signed it as it is"):
+            opened.load(MODEL, version)
+    registry._client.set_model_version_tag(MODEL, signed, "steadfeast.contract", "0" * 64)
+    with pytest.raises(UntrustedModelError, match="has not signed it as it is"):
+        Registry.open(signing).load(MODEL, signed)
 
 
 def test_types_that_nobody_listed_are_neither_registered_nor_loaded(registry: Registry):

@@ -248,6 +248,28 @@ def test_health_and_reflection_are_there(channel):
     assert SERVICE in ProtoReflectionDescriptorDatabase(channel).get_services()
 
 
+@pytest.mark.parametrize("where", ["cause.summary", "model", "cause.features.0.feature"])
+def test_words_that_forge_lines_are_refused_at_the_edge(stub, queue, where):
+    request = trigger(at(40))
+    request.cause.features.add(feature="x")
+    part = request.cause.features[0] if "features" in where else request
+    part = request.cause if where == "cause.summary" else part
+    setattr(part, where.rpartition(".")[2], "all is well\n2026-01-01 promoted")
+    code, bad = refused(stub.TriggerRetrain, request, error_details_pb2.BadRequest)
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert [violation.field for violation in bad.field_violations] == [where]
+    assert queue.runs() == []
+
+
+def test_a_trigger_is_no_larger_than_a_run_may_keep(stub, queue):
+    request = trigger(at(40))
+    request.cause.summary = "x" * 300_000
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.TriggerRetrain(request, timeout=SECONDS)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert queue.runs() == []
+
+
 def test_every_method_has_a_role():
     """A method that somebody adds is refused until it is given one."""
     service = pb.DESCRIPTOR.services_by_name["PipelineService"]
