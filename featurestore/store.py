@@ -23,7 +23,12 @@ from pydantic import ValidationError
 from steadfeast.featurestore.audit import AuditReport, audit
 from steadfeast.featurestore.config import StoreConfig, load_section
 from steadfeast.featurestore.definitions import Catalog, LiveChange, by_event_time
-from steadfeast.featurestore.errors import ConfigError, NotFoundError, RequestError
+from steadfeast.featurestore.errors import (
+    ConfigError,
+    NotFoundError,
+    RequestError,
+    SteadfeastError,
+)
 from steadfeast.featurestore.materialization import Materialized, Materializer, Standing
 from steadfeast.featurestore.offline import Rows, arrow_table, delete, ingest
 from steadfeast.featurestore.online import PackedOnlineStore
@@ -433,6 +438,16 @@ class Store:
         if until is None:
             self._mover().declare(chosen)
         return self._mover().write(chosen, arrow_table(rows).to_batches(), settled, None)
+
+    def online_problem(self) -> str:
+        """Return why the online store cannot be read, in one line; empty if it can."""
+        views = self.catalog.online_views([])
+        try:
+            for view in views[:1]:
+                self.online.progress(self.feast.config, view)
+        except SteadfeastError as error:
+            return str(error)
+        return ""
 
     def erase(self, entities: Rows, *, views: Sequence[str] = (), apply: bool = False) -> Erasure:
         """Say what is kept here of entities; remove it with `apply`: a right-to-erasure request.

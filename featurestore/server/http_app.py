@@ -164,7 +164,9 @@ class Application:
                 Route("/write-to-online-store", self._write, methods=["POST"]),
                 Route("/labels", self._labels, methods=["POST"]),
                 Route("/predictions", self._predictions, methods=["POST"]),
-                Route("/health", self._health),
+                Route("/health", self._ready_now),
+                Route("/readyz", self._ready_now),
+                Route("/healthz", self._alive),
                 Route("/metrics", self._metrics),
             ]
         )
@@ -246,9 +248,14 @@ class Application:
         self._figures.logged(shape.__name__.lower(), body.service, accepted)
         return JSONResponse({"accepted": accepted}, 202)
 
-    async def _health(self, _: Request) -> Response:
-        up = self._ready()
-        return PlainTextResponse("ok\n" if up else "draining\n", status_code=200 if up else 503)
+    async def _alive(self, _: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def _ready_now(self, _: Request) -> Response:
+        problem = "draining"
+        if self._ready():
+            problem = await asyncio.to_thread(self._store.online_problem)
+        return PlainTextResponse(f"{problem or 'ok'}\n", status_code=503 if problem else 200)
 
     async def _metrics(self, request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

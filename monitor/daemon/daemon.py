@@ -248,10 +248,9 @@ class Daemon:
 
     def healthy(self) -> Health:
         """Say whether the daemon does its work."""
-        problem = (
-            self._ledger.problem or self._loops.problem() or self.evaluator.reference_problem()
-        )
-        return Health(ok=not problem, reason=problem)
+        stuck = self._loops.problem() or self.evaluator.reference_problem()
+        problem = stuck or self._ledger.problem or self.scheduler.failing()
+        return Health(ok=not problem, reason=problem, stuck=bool(stuck))
 
     def _audited(self) -> list[Asked]:
         """Say what is to be audited: the current window of each monitor that asks for it."""

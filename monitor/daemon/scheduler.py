@@ -120,7 +120,7 @@ class Scheduler:
             return dict(self._states)
 
     def problem(self) -> str:
-        """Return what is wrong with the jobs, in one line; empty if nothing is."""
+        """Return which job does not run, in one line; empty if all do. A new process would."""
         limit = max(STUCK_SECONDS, 10 * self._tick.total_seconds())
         now = monotonic()
         with self._lock:
@@ -131,10 +131,15 @@ class Scheduler:
             for name, ran in self._ran.items():
                 if name not in self._began and now - ran > overdue:
                     return f"job {name} is overdue: it last ran {now - ran:.0f} s ago"
+        return "" if self._scheduler.running else "it does not run"
+
+    def failing(self) -> str:
+        """Return which job fails each time, and why, in one line; empty if none does."""
+        with self._lock:
             for name, failures in self._in_a_row.items():
                 if failures >= FAILURES and name in self._states:
                     return f"job {name} failed {failures} times in a row: {self._last[name]}"
-        return "" if self._scheduler.running else "it does not run"
+        return ""
 
     def _run(self, name: str, work: Callable[[], object]) -> None:
         began = monotonic()

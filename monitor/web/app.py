@@ -76,10 +76,12 @@ class Health:
     Attributes:
         ok: True when it does.
         reason: Why not, in one line; empty when it does.
+        stuck: Whether only a new process would help.
     """
 
     ok: bool
     reason: str = ""
+    stuck: bool = False
 
 
 class _Headers:
@@ -191,7 +193,8 @@ def _reading(metrics: CollectorRegistry) -> list[Route]:
 
 def _probes(state: Callable[[], State], healthy: Callable[[], Health]) -> list[Route]:
     async def alive(_: Request) -> Response:
-        return _answer(healthy())
+        health = healthy()
+        return _answer(health if health.stuck else Health(ok=True))
 
     async def ready(_: Request) -> Response:
         health = healthy()

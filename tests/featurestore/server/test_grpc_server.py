@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import grpc
 import pyarrow as pa
 import pytest
+import yaml
 from feast.feature_server_utils import convert_response_to_dict
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 
+from steadfeast import Store
 from steadfeast.featurestore import errors
 from steadfeast.featurestore.server.bodies import MAX_REQUEST_BYTES
 from steadfeast.featurestore.server.grpc_server import SERVICE, Edge
@@ -310,3 +312,24 @@ def test_a_killed_server_leaves_no_worker(shop):
             time.sleep(0.05)
     with pytest.raises(ConnectionRefusedError):
         http_request(SimpleNamespace(http_port=http_port), "GET", "/health")
+
+
+@pytest.mark.service("redis-server")
+def test_a_store_that_is_away_makes_the_edge_unready_and_not_dead(shop, start_redis, free_port):
+    """A restart would not bring it back; a balancer has to send requests elsewhere."""
+    port = free_port()
+    path = shop.config.parent / "feature_store.yaml"
+    plain = yaml.safe_load(path.read_text())
+    url = f"redis://127.0.0.1:{port}/0"
+    plain["online_store"] = {"type": "steadfeast.RedisOnlineStore", "url": url, "retries": 0}
+    path.write_text(yaml.safe_dump(plain))
+    server = start_redis(port)
+    with Store.open(shop.config) as store, Edge(store, "127.0.0.1:0", "127.0.0.1:0") as edge:
+        try:
+            assert http_request(edge, "GET", "/readyz") == (200, b"ok\n")
+        finally:
+            server.terminate()
+            server.wait()
+        status, said = http_request(edge, "GET", "/readyz")
+        assert (status, f"redis 127.0.0.1:{port}/0".encode() in said) == (503, True)
+        assert http_request(edge, "GET", "/healthz") == (200, b"ok\n")

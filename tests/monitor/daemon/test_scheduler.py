@@ -40,15 +40,31 @@ def test_a_job_that_fails_is_counted_and_runs_again():
     jobs.plan({"work": work}, timedelta(milliseconds=20))
     jobs.start()
     try:
-        assert "failed" in wait_for(jobs.problem, 10)
+        assert "failed" in wait_for(jobs.failing, 10)
+        assert not jobs.problem()  # a new process would fail as well
         fail.clear()
-        wait_for(lambda: not jobs.problem(), 10)
+        wait_for(lambda: not jobs.failing(), 10)
         state = jobs.states()["work"]
         assert state.failures >= under_test.FAILURES
         assert state.last_success is not None
     finally:
         jobs.close()
     assert jobs.problem() == "it does not run"
+
+
+def test_a_job_that_does_not_run_is_a_problem_by_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(under_test, "OVERDUE_SECONDS", 0.3)
+    jobs = Scheduler()
+    jobs.plan({"work": lambda: None}, timedelta(milliseconds=20))
+    jobs.start()
+    try:
+        wait_for(lambda: jobs.states()["work"].runs > 2, 10)
+        jobs._scheduler.pause()
+        assert "job work is overdue" in wait_for(jobs.problem, 10)
+        jobs._scheduler.resume()
+        wait_for(lambda: not jobs.problem(), 10)
+    finally:
+        jobs.close()
 
 
 def test_a_removed_job_disappears():

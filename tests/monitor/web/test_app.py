@@ -191,9 +191,12 @@ def test_probes(drifting, served):
     with served(State()) as url:  # alive before the first tick has ended, and not ready
         assert get(url + "/healthz")[0] == 200
         assert get(url + "/readyz")[::2] == (503, "no job has ended well since the start\n")
-    with served(drifting, Health(ok=False, reason="tick hangs")) as url:
+    with served(drifting, Health(ok=False, reason="tick hangs", stuck=True)) as url:
         for path in ("/healthz", "/readyz"):
             assert get(url + path)[::2] == (503, "tick hangs\n")
+    with served(drifting, Health(ok=False, reason="disk full")) as url:  # a restart frees no disk
+        assert get(url + "/healthz")[::2] == (200, "ok\n")
+        assert get(url + "/readyz")[::2] == (503, "disk full\n")
 
 
 def test_the_report_is_the_page_in_one_file(drifting, served):
