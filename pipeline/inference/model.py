@@ -176,7 +176,7 @@ class Model:
             return champion
         with self._lock:
             if version not in self._loaded:
-                self._loaded[version] = self._registry.load(self.name, version)
+                self._loaded[version] = self._registry.load(self.name, version, serving=True)
                 while len(self._loaded) > _LOADED:
                     self._loaded.popitem(last=False)
             self._loaded.move_to_end(version)
@@ -246,7 +246,7 @@ class Model:
             if version is None or version == self.version:
                 self.problem = "" if self._champion else "no version has been promoted"
                 return
-            model = self._registry.load(self.name, version)
+            model = self._registry.load(self.name, version, serving=True)
             self.store.bundle(self.config.service, model.contract)
         except SteadfeastError as error:
             self.problem = f"version {version} does not load: {error}"

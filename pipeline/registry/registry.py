@@ -33,6 +33,7 @@ from steadfeast.pipeline.queue import model_files
 from steadfeast.pipeline.recipes import Target, scores
 from steadfeast.pipeline.registry import formats
 from steadfeast.pipeline.registry.formats import UntrustedModelError
+from steadfeast.pipeline.registry.onnx_export import OnnxServing, export
 from steadfeast.pipeline.registry.relocation import FOLDER, relocate
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ class LoadedModel:
     version: str
     estimator: Any
     facts: Facts
+    serving: OnnxServing | None = None
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -178,6 +180,9 @@ class LoadedModel:
         classes one per class, in the order of `facts.target.classes`; else a value.
         """
         facts = self.facts
+        said = None if self.serving is None else self.serving.predict(table)
+        if said is not None:
+            return said
         return scores(self.estimator, table, self.features, facts.target, facts.classes)
 
 
@@ -243,8 +248,13 @@ class Registry:
         version = self.champion_version(model)
         return None if version is None else self.load(model, version)
 
-    def load(self, model: str, version: str) -> LoadedModel:
+    def load(self, model: str, version: str, *, serving: bool = False) -> LoadedModel:
         """Load one version.
+
+        Args:
+            model: Its model.
+            version: As the registry counts them.
+            serving: Predict by its ONNX files, where it has any; else by the estimator itself.
 
         Raises:
             NotFoundError: There is no such version.
@@ -271,7 +281,9 @@ class Registry:
             if hashlib.sha256(files[name]).hexdigest() != digest:
                 raise UntrustedModelError(what, f"{name} is not the file that was registered")
         estimator = formats.read(files, self._trusted.get(model, ()), what)
-        return LoadedModel(model, str(version), estimator, Facts.from_tags(found.tags))
+        facts = Facts.from_tags(found.tags)
+        fast = OnnxServing.read(files, facts.target) if serving else None
+        return LoadedModel(model, str(version), estimator, facts, fast)
 
     def files(self, model: str, version: str) -> dict[str, str]:
         """Return the SHA-256 of each file of a version, in hexadecimal, as they were registered.
@@ -302,11 +314,13 @@ class Registry:
         estimator: Any,
         facts: Facts,
         recipe_metrics: Mapping[str, float] | None = None,
+        rows: pa.Table | None = None,
     ) -> str:
         """Store `estimator` as a new version, alias `challenger`; return the version.
 
         Once per run: what the run `facts.run_id` has registered before is returned as it is.
-        `recipe_metrics` are logged with MLflow's run under `recipe.` names.
+        `recipe_metrics` are logged with MLflow's run under `recipe.` names. With the training
+        set's `rows` it is exported to ONNX for serving, where that says the same on all of them.
 
         Raises:
             UntrustedModelError: The estimator holds types that nobody listed.
@@ -314,7 +328,7 @@ class Registry:
         version = self.find(model, facts.run_id)
         if version is None:
             extra = {f"recipe.{name}": value for name, value in (recipe_metrics or {}).items()}
-            version = self._add(model, estimator, facts, {**facts.metrics, **extra})
+            version = self._add(model, estimator, facts, {**facts.metrics, **extra}, rows)
         if self._aliases(model).get(CHAMPION) != version:
             self._client.set_registered_model_alias(model, CHALLENGER, version)
         return version
@@ -357,11 +371,20 @@ class Registry:
         if self._aliases(model).get(CHALLENGER) == version:
             self._client.delete_registered_model_alias(model, CHALLENGER)
 
-    def _add(self, model: str, estimator: Any, facts: Facts, metrics: Mapping[str, float]) -> str:
+    def _add(
+        self,
+        model: str,
+        estimator: Any,
+        facts: Facts,
+        metrics: Mapping[str, float],
+        rows: pa.Table | None,
+    ) -> str:
         files = formats.write(estimator)
         formats.read(files, self._trusted.get(model, ()), f"the challenger of model {model}")
         names = (*_LIBRARIES, *formats.libraries_of(files))
         libraries = {name: library_version(name) for name in names}
+        if rows is not None:
+            files |= export(estimator, facts.features, facts.target, facts.classes, rows)
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 Path(folder, name).write_bytes(content)

@@ -297,7 +297,9 @@ class Retrain:
             refit="all" if again else "none",
             scored_uri=self._kept(self._scored(run, config, parts, judged)),
         )
-        return self._registry.register(run.model, serving.estimator, facts, serving.fitted.metrics)
+        return self._registry.register(
+            run.model, serving.estimator, facts, serving.fitted.metrics, training.table
+        )
 
     def _noted(self, run_id: str, model: str, version: str) -> pb.Run:
         """Return the run with what is known of its version, which is noted if it was not."""
