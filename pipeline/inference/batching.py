@@ -1,6 +1,7 @@
 """Requests that arrive together are answered together.
 
-Below `edge`. Nobody waits for company: one thread takes whatever has come while it was at work.
+Below `edge`. One thread takes whatever has come while it was at work, and waits a moment for those
+who were answered together last time; one client alone waits for nobody.
 Reading features, a call of an estimator and an entry of the log cost about as much for fifty rows
 as for one.
 """
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     from steadfeast.pipeline.inference.model import Model
 
+PATIENCE_SECONDS = 0.002
+"""How long the ones that came together last time are waited for."""
 MOST_ROWS = 1000
 """Rows that are answered at once; a request of more is answered by itself."""
 
@@ -67,15 +71,30 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
+        before = 1
         while True:
-            batch = [self._queue.get()]
-            while not self._queue.empty():
-                batch.append(self._queue.get())
+            batch = self._batch(before)
+            before = len(batch)
             asked = [one for one in batch if one is not None]
             for together in _alike(asked):
                 self._answer(together)
             if len(asked) < len(batch):
                 return
+
+    def _batch(self, before: int) -> list[Waiting | None]:
+        """Wait for a request; return it and what has come with it.
+
+        As many as came together last time are likely to come again: whoever was answered asks
+        next. They are waited for, for a moment that is short beside the answer.
+        """
+        batch = [self._queue.get()]
+        until = monotonic() + PATIENCE_SECONDS
+        while not self._queue.empty() or (len(batch) < before and batch[-1] is not None):
+            try:
+                batch.append(self._queue.get(timeout=max(0.0, until - monotonic())))
+            except Empty:
+                break
+        return batch
 
     def _answer(self, requests: list[Waiting]) -> None:
         """Answer requests at once; where that fails, one by one, so that none fails for others."""
