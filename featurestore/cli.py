@@ -14,7 +14,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -67,6 +67,27 @@ class FileError(UserError):
     def __init__(self, path: Path, problem: str) -> None:
         self.path, self.problem = path, problem
         super().__init__(f"{path}: {problem}")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder; its name names the project.")],
+    template: Annotated[
+        Literal["binary", "regression", "multiclass", "table"],
+        typer.Option(help="The task of its model; table watches one without a model."),
+    ] = "binary",
+    port: Annotated[int, typer.Option(help="First of the five ports of its servers.")] = 9464,
+) -> None:
+    """Make a project that works: features, sample data, a recipe, tests, a monitor.
+
+    Prints the commands to run next, from apply to a running monitor; saved to a file they are a
+    shell script.
+
+    Example: steadfeast init shop --template regression
+    """
+    from steadfeast.featurestore.starter import Template, create
+
+    typer.echo("\n".join(create(folder, Template(template), port=port)))
 
 
 @store.command()

@@ -104,10 +104,15 @@ def runs(
     model: Annotated[str, typer.Option(help="Only runs of this model.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    table: Annotated[
+        str, typer.Option(help="A table with these figures, as roc_auc,f1, and the data version.")
+    ] = "",
 ) -> None:
     """List runs, last changed first.
 
-    Example: steadfeast pipeline runs --json
+    Examples: steadfeast pipeline runs --json
+
+    steadfeast pipeline runs --table roc_auc,f1
     """
     from google.protobuf.json_format import MessageToDict
 
@@ -115,6 +120,9 @@ def runs(
 
     section = _load(config)
     with RunQueue(section.state / "runs.db") as queue:
+        if table:
+            _show_table(queue.runs(model, limit=limit), table, as_json=as_json)
+            return
         for run in queue.runs(model, limit=limit):
             typer.echo(
                 json.dumps(MessageToDict(run, preserving_proto_field_name=True))
@@ -216,6 +224,35 @@ def _line(run: pb.Run) -> str:
         f"asked for by {run.asked_by}" if run.asked_by else "",
     ]
     return "  ".join(filter(None, parts))
+
+
+def _show_table(runs: list[pb.Run], metrics: str, *, as_json: bool) -> None:
+    """Print runs side by side: aligned for a person, one object a line for a program."""
+    from steadfeast.featurestore.plain_text import escaped
+    from steadfeast.pipeline.run_table import run_table
+
+    rows = run_table(runs, [name.strip() for name in metrics.split(",") if name.strip()])
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(row))
+        return
+    if not rows:
+        return
+    shown = [[_cell(name, value) for name, value in row.items()] for row in rows]
+    lines = [list(rows[0]), *([escaped(cell) for cell in line] for line in shown)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        typer.echo("  ".join(padded).rstrip())
+
+
+def _cell(name: str, value: object) -> str:
+    """Return one cell; ids are as long as the list of runs has them."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return str(value)[:12] if name in {"run", "data", "contract"} else str(value)
 
 
 def _log_to_stderr(level: int = logging.INFO) -> None:
