@@ -1,9 +1,9 @@
-"""The four dashboards: Overview, Feature, Model, Operations.
+"""The five dashboards: Overview, Feature, Model, Serving, Operations.
 
 Above the module of each; `build` writes them. Every query is made of names from
-`monitor.exporter.metrics`, and from `featurestore.server.metrics` for what `steadfeast store serve`
-exports. The order on each is that of a person called at three in the morning: what is wrong, since
-when, how bad, what has already happened.
+`monitor.exporter.metrics`, and from `featurestore.server.metrics` and `pipeline.inference.metrics`
+for what the edges export. The order on each is that of a person called at three in the morning:
+what is wrong, since when, how bad, what has already happened.
 
 Event time is the data's clock: ages of data are taken against the latest event that the daemon
 has seen, so that a replay of last year does not look a year late.
@@ -17,6 +17,7 @@ from feature import feature
 from model import model
 from operations import operations
 from overview import overview
+from serving import serving
 
 from steadfeast.measures import MEASURES
 from steadfeast.monitor.exporter import metrics as m
@@ -48,5 +49,6 @@ def all_boards() -> dict[str, Any]:
         "overview": overview(),
         "feature": feature(),
         "model": model(),
+        "serving": serving(),
         "operations": operations(),
     }

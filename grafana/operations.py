@@ -10,7 +10,6 @@ from typing import Any
 from frame import MONITOR, board, filled
 from panels import figure, lines, query, rows
 
-from steadfeast.featurestore.server import metrics
 from steadfeast.monitor.exporter import metrics as m
 
 
@@ -101,39 +100,6 @@ def operations() -> Any:
                 "Configurations",
                 "Configurations taken over on SIGHUP, and refused.",
                 query(m.RELOADS, "{{result}}"),
-            ),
-            lines(
-                "Requests for features",
-                "Requests that the serving edges answered, by feature service and outcome.",
-                query(
-                    f"sum by (service, code) (rate({metrics.REQUESTS}{every}))",
-                    "{{service}} {{code}}",
-                ),
-                unit="reqps",
-            ),
-            lines(
-                "Time to answer",
-                "Time in which 99 of 100 requests for features were answered, by feature service.",
-                query(
-                    "histogram_quantile(0.99, sum by (le, service) "
-                    f"(rate({metrics.DURATION}_bucket{every})))",
-                    "{{service}} 99 %",
-                ),
-                unit="s",
-            ),
-            lines(
-                "Rows served",
-                "Entity rows that the serving edges answered, by feature service.",
-                query(f"sum by (service) (rate({metrics.ROWS}{every}))", "{{service}}"),
-                unit="rowsps",
-            ),
-            lines(
-                "Values served, by status",
-                "Feature values by what was found: present, null, not found, or outside the TTL.",
-                query(
-                    f"sum by (service, status) (rate({metrics.VALUES}{every}))",
-                    "{{service}} {{status}}",
-                ),
             ),
             lines(
                 "Memory",

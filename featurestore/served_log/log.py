@@ -266,6 +266,13 @@ class ServedLog:
                     buffer.intake.remove()
                     buffer.intake = None
 
+    def waiting(self) -> dict[tuple[str, str], int]:
+        """Return how many rows wait in memory, by service and kind."""
+        return {
+            (service, kind): buffer.waiting
+            for (kind, service), buffer in list(self._buffers.items())
+        }
+
     def has_room(self, service: str, rows: int) -> bool:
         """Say whether so many vectors can be taken in without waiting for the disk."""
         waiting = self._buffers["served", service].waiting

@@ -143,7 +143,7 @@ class Features(features_pb2_grpc.FeatureServiceServicer):
             request.service, entities, request_time=at, contract=request.contract or None
         )
         log(self._store, request.service, got, named, at)
-        self._figures.served("grpc", request.service, got)
+        self._figures.served("grpc", request.service, got, at)
         answer = features_pb2.GetFeaturesResponse(
             features=_ipc(got.table),
             statuses={name: codes.tobytes() for name, codes in got.statuses.items()},
@@ -210,6 +210,7 @@ class Edge(Ports):
         siblings: Path | None = None,
     ) -> None:
         figures, security = Figures(), security or Security()
+        figures.backlog = store.served.waiting
         self._draining = Event()
         features = Features(store, figures)
         super().__init__(

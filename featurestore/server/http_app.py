@@ -322,7 +322,7 @@ def _features(store: Store, figures: Figures, query: Query, name: str) -> bytes:
             Named(name, query.request_ids, query.model, query.model_version),
             at,
         )
-        figures.served("http", service, got)
+        figures.served("http", service, got, at)
         return answer(plan, got, full_names=query.full_feature_names)
 
 

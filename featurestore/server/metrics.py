@@ -16,7 +16,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+import pyarrow as pa
+import pyarrow.compute as pc
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from steadfeast.featurestore import errors
@@ -24,6 +31,7 @@ from steadfeast.featurestore.server.feast_json import STATUSES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
 
     from prometheus_client.core import Metric
 
@@ -34,8 +42,12 @@ DURATION = "steadfeast_serving_request_duration_seconds"
 ROWS = "steadfeast_serving_rows_total"
 VALUES = "steadfeast_serving_values_total"
 LOGGED = "steadfeast_serving_logged_total"
+AGE = "steadfeast_serving_feature_age_seconds"
+WAITING = "steadfeast_serving_log_waiting_rows"
+AGED = 16
+"""One request in so many has the age of its features counted; it costs as much as a small read."""
 
-_PLAIN = ("requests", "rows", "values", "logged", "seconds", "buckets")
+_PLAIN = ("requests", "rows", "values", "logged", "ages", "aged", "waiting", "seconds", "buckets")
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -81,6 +93,11 @@ class Figures(Collector):
         self._rows: Tally[tuple[str, str]] = Tally()
         self._values: Tally[tuple[str, str]] = Tally()
         self._logged: Tally[tuple[str, str]] = Tally()
+        self._waiting: Tally[tuple[str, str]] = Tally()
+        self._ages: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self._aged: Tally[tuple[str, str]] = Tally()
+        self._until_aged = 0
+        self.backlog: Callable[[], dict[tuple[str, str], int]] = dict
         self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._buckets: defaultdict[tuple[str, str], list[int]] = defaultdict(_no_buckets)
         self.others: Callable[[], list[Any]] = list
@@ -89,7 +106,9 @@ class Figures(Collector):
 
     def plain(self) -> dict[str, list[Any]]:
         """Return the figures as JSON can hold them, for `others` of another worker."""
+        waiting = self.backlog()
         with self._lock:
+            self._waiting = Tally(waiting)
             return {
                 name: [[*key, value] for key, value in getattr(self, f"_{name}").items()]
                 for name in _PLAIN
@@ -116,10 +135,17 @@ class Figures(Collector):
                 self._seconds[key] += seconds
                 self._buckets[key][bisect_left(_BUCKETS, seconds)] += 1
 
-    def served(self, edge: str, service: str, features: OnlineFeatures) -> None:
-        """Count what a request got."""
-        tally = features.tally().tolist()
+    def served(self, edge: str, service: str, features: OnlineFeatures, at: datetime) -> None:
+        """Count what a request of the time `at` got."""
+        tally, ages = features.tally().tolist(), {}
+        self._until_aged -= 1  # two threads may both count one: the share stays about the same
+        if self._until_aged < 0:
+            self._until_aged = AGED - 1
+            ages = {view: _ages(times, at) for view, times in features.event_times.items()}
         with self._lock:
+            for view, (count, seconds) in ages.items():
+                self._aged[service, view] += count
+                self._ages[service, view] += seconds
             self._rows[edge, service] += features.rows
             for status, count in zip(STATUSES, tally, strict=True):
                 if count:
@@ -134,14 +160,15 @@ class Figures(Collector):
         """Yield the figures as they are now, those of the other workers included."""
         total = Figures.__new__(Figures)
         total._requests, total._rows, total._values = Tally(), Tally(), Tally()  # noqa: SLF001
-        total._logged = Tally()  # noqa: SLF001
-        total._seconds, total._buckets = defaultdict(float), defaultdict(_no_buckets)  # noqa: SLF001
+        total._logged, total._waiting, total._aged = Tally(), Tally(), Tally()  # noqa: SLF001
+        total._seconds, total._ages = defaultdict(float), defaultdict(float)  # noqa: SLF001
+        total._buckets = defaultdict(_no_buckets)  # noqa: SLF001
         for figures in (self.plain(), *self.others()):
             total._add(figures)  # noqa: SLF001
         yield from total._families()  # noqa: SLF001
 
     def _add(self, figures: dict[str, list[Any]]) -> None:
-        for name in ("requests", "rows", "values", "logged", "seconds"):
+        for name in _PLAIN[:-1]:
             for *key, value in figures[name]:
                 getattr(self, f"_{name}")[tuple(key)] += value
         for edge, service, counts in figures["buckets"]:
@@ -159,6 +186,20 @@ class Figures(Collector):
         logged = CounterMetricFamily(
             LOGGED, "Predictions and labels that were taken in.", labels=("service", "kind")
         )
+        ages = SummaryMetricFamily(
+            AGE,
+            f"Age of the values served, of one request in {AGED}.",
+            labels=("service", "view"),
+        )
+        for pair, count in self._aged.items():
+            ages.add_metric(pair, count, self._ages[pair])
+        waiting = GaugeMetricFamily(
+            WAITING,
+            "Rows in memory that are not yet in the served log.",
+            labels=("service", "kind"),
+        )
+        for pair, count in self._waiting.items():
+            waiting.add_metric(pair, count)
         times = HistogramMetricFamily(DURATION, "Time to answer.", labels=("edge", "service"))
         for family, tally in (
             (requests, self._requests), (rows, self._rows), (values, self._values),
@@ -170,7 +211,15 @@ class Figures(Collector):
             limits = [*map(str, _BUCKETS), "+Inf"]
             buckets = list(zip(limits, accumulate(counts), strict=True))
             times.add_metric(pair, buckets, self._seconds[pair])
-        yield from (requests, rows, values, logged, times)
+        yield from (requests, rows, values, logged, ages, waiting, times)
+
+
+def _ages(times: Any, at: datetime) -> tuple[int, float]:
+    """Return how many of the times are known, and the sum of their ages in seconds."""
+    micros = times.cast(pa.int64()).drop_null()
+    known = len(micros)
+    total = pc.sum(micros).as_py() or 0
+    return known, known * at.timestamp() - total / 1e6
 
 
 def _no_buckets() -> list[int]:

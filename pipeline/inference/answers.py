@@ -51,7 +51,7 @@ class Models:
     def __init__(
         self, config: PipelineConfig, store: Store, registry: Registry, figures: Figures
     ) -> None:
-        self._figures = figures
+        self._figures, self._store = figures, store
         self._models: dict[str, Model] = {}
         self._batchers: dict[str, Batcher] = {}
         for name, section in config.models.items():
@@ -74,6 +74,8 @@ class Models:
         """Bring the figures up to date."""
         for name, model in self._models.items():
             self._figures.serves(name, model.version, model.problem)
+        for (service, kind), count in self._store.served.waiting().items():
+            self._figures.waiting(service, kind, count)
 
     def model(self, name: str) -> Model:
         """Return a model.

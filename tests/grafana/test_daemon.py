@@ -84,10 +84,23 @@ QUIET = {
         f"model: Challenger and champion, run by run {letter}": "its runs have no gates"
         for letter in "ABC"
     },
-    "operations: Requests for features A": "no serving edge runs in this world",
-    "operations: Time to answer A": "no serving edge runs in this world",
-    "operations: Rows served A": "no serving edge runs in this world",
-    "operations: Values served, by status A": "no serving edge runs in this world",
+    **{
+        f"serving: {panel} A": "no serving edge runs in this world"
+        for panel in (
+            "Versions that answer",
+            "Champions not served",
+            "Requests for predictions",
+            "Rows predicted",
+            "Time of each stage",
+            "Requests for features",
+            "Time to answer",
+            "Rows served",
+            "Values served, by status",
+            "Age of features when served",
+            "Waiting to be logged",
+            "Predictions and labels taken in",
+        )
+    },
     "operations: Oldest undelivered A": "everything is delivered",
 }
 """Queries without data on a daemon at rest, and why."""

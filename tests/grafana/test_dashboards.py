@@ -14,6 +14,7 @@ import pytest
 
 from steadfeast.featurestore.server import metrics
 from steadfeast.monitor.exporter.metrics import METRICS, SAMPLES
+from steadfeast.pipeline.inference import metrics as inference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,21 @@ VARIABLES = {
     "$__rate_interval": "1m",
 }
 MOST_SERIES = 100
-SERVING = {metrics.REQUESTS, metrics.ROWS, metrics.VALUES, f"{metrics.DURATION}_bucket"}
+SERVING = {
+    metrics.REQUESTS,
+    metrics.ROWS,
+    metrics.VALUES,
+    metrics.LOGGED,
+    metrics.WAITING,
+    f"{metrics.AGE}_sum",
+    f"{metrics.AGE}_count",
+    f"{metrics.DURATION}_bucket",
+    inference.REQUESTS,
+    inference.ROWS,
+    inference.VERSION,
+    inference.NOT_SERVED,
+    f"{inference.SECONDS}_bucket",
+}
 """What the serving edges export; a process of its own, with names of its own."""
 
 
@@ -69,8 +84,8 @@ def filled(expr: str) -> str:
     return expr
 
 
-def test_the_four_are_there():
-    assert set(BOARDS) == {"overview", "feature", "model", "operations"}
+def test_the_five_are_there():
+    assert set(BOARDS) == {"overview", "feature", "model", "serving", "operations"}
     assert {board["uid"] for board in BOARDS.values()} == {f"steadfeast-{name}" for name in BOARDS}
 
 

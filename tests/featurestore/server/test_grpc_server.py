@@ -28,11 +28,13 @@ from steadfeast.featurestore import errors
 from steadfeast.featurestore.server.bodies import MAX_REQUEST_BYTES
 from steadfeast.featurestore.server.grpc_server import SERVICE, Edge
 from steadfeast.featurestore.server.metrics import (
+    AGE,
     ANSWERS,
     DURATION,
     REQUESTS,
     ROWS,
     VALUES,
+    WAITING,
     answer_of,
 )
 from steadfeast.protos.steadfeast.v1 import features_pb2
@@ -192,6 +194,10 @@ def test_health_reflection_and_metrics(edge, channel):
 
     assert value(REQUESTS, edge="grpc", service="purchase", code="OK") == 1
     assert value(REQUESTS, edge="http", service="", code="NOT_FOUND") == 2
+    ages = {name[0]: samples[name] for name in samples if name[0].startswith(AGE)}
+    assert ages[f"{AGE}_count"] > 0  # of the first request; the next ones are left out
+    assert 0 < ages[f"{AGE}_sum"] / ages[f"{AGE}_count"] < timedelta(days=400).total_seconds()
+    assert value(WAITING, service="small", kind="served") == 2
     assert value(ROWS, edge="http", service="small") == 2
     assert value(VALUES, service="small", status="OUTSIDE_MAX_AGE") == 1
     assert value(f"{DURATION}_count", edge="http", service="small") == 1
