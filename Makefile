@@ -3,7 +3,7 @@
 BIN := .venv/bin
 SOURCES := pyproject.toml constraints.txt scripts/install.sh
 
-.PHONY: help install demo up test check generate screenshots clean
+.PHONY: help install demo up test check generate screenshots sbom clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ generate: .venv/.dev  ## write the generated files anew: protobuf stubs, dashboa
 screenshots: .venv/.demo .venv/.dev  ## write docs/images/*.png from the real page and a report
 	@scripts/services.sh
 	@PYTHONPATH=. $(BIN)/python scripts/screenshots.py
+
+sbom: .venv/.demo  ## write sbom.cdx.json, a CycloneDX bill of what is installed
+	@scripts/sbom.sh
 
 clean:  ## remove the environment and the demo's state
 	rm -rf .venv feature_repo/data
