@@ -23,8 +23,7 @@ from steadfeast.featurestore.config import (
     load_section,
 )
 from steadfeast.featurestore.errors import UserError
-from steadfeast.featurestore.security import Secret
-from steadfeast.featurestore.security.config import SHORTEST_TOKEN
+from steadfeast.featurestore.security import SHORTEST_TOKEN, Secret
 from steadfeast.measures import Task, measure_named, measures_of
 
 if TYPE_CHECKING:

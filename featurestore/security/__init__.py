@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from steadfeast.featurestore.security.certificates import CertificateError, Certificates
     from steadfeast.featurestore.security.client import CredentialsError, channel, from_environment
     from steadfeast.featurestore.security.config import (
+        SHORTEST_TOKEN,
         ClientTlsConfig,
         Role,
         Secret,
@@ -30,9 +31,20 @@ if TYPE_CHECKING:
         load_security,
     )
     from steadfeast.featurestore.security.grpc_guard import Call, caller
-    from steadfeast.featurestore.security.ports import MAX_REQUEST_BYTES, Ports, Security
+    from steadfeast.featurestore.security.http_guard import refusal
+    from steadfeast.featurestore.security.ports import (
+        GRACE_SECONDS,
+        MAX_REQUEST_BYTES,
+        Ports,
+        Security,
+        until_stopped,
+    )
 
 _MODULES = {
+    "GRACE_SECONDS": "ports",
+    "until_stopped": "ports",
+    "refusal": "http_guard",
+    "SHORTEST_TOKEN": "config",
     "Access": "access",
     "COOKIE": "access",
     "Call": "grpc_guard",
@@ -61,8 +73,10 @@ _MODULES = {
 
 __all__ = [
     "COOKIE",
+    "GRACE_SECONDS",
     "MAX_REQUEST_BYTES",
     "SESSION_SECONDS",
+    "SHORTEST_TOKEN",
     "Access",
     "Call",
     "CertificateError",
@@ -83,7 +97,9 @@ __all__ = [
     "channel",
     "from_environment",
     "load_security",
+    "refusal",
     "same_origin",
+    "until_stopped",
 ]
 
 

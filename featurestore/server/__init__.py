@@ -4,7 +4,7 @@ from steadfeast.featurestore.server.arrow_stream import check_rows, read
 from steadfeast.featurestore.server.bodies import TooLargeError, read_body
 from steadfeast.featurestore.server.grpc_server import Edge, refuse, serve, time_of
 from steadfeast.featurestore.server.json_values import column_of
-from steadfeast.featurestore.server.metrics import answer_of
+from steadfeast.featurestore.server.metrics import WAITING, answer_of
 from steadfeast.featurestore.server.problems import PROBLEM, problem
 from steadfeast.featurestore.server.request_log import REQUEST_ID, Named, request_id
 from steadfeast.featurestore.server.workers import supervise
@@ -12,6 +12,7 @@ from steadfeast.featurestore.server.workers import supervise
 __all__ = [
     "PROBLEM",
     "REQUEST_ID",
+    "WAITING",
     "Edge",
     "Named",
     "TooLargeError",

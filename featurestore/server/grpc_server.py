@@ -24,8 +24,14 @@ from steadfeast.featurestore.errors import (
     SteadfeastError,
 )
 from steadfeast.featurestore.grpc_errors import abort, error_info
-from steadfeast.featurestore.security import Ports, Role, Security, load_security
-from steadfeast.featurestore.security.ports import GRACE_SECONDS, until_stopped
+from steadfeast.featurestore.security import (
+    GRACE_SECONDS,
+    Ports,
+    Role,
+    Security,
+    load_security,
+    until_stopped,
+)
 from steadfeast.featurestore.server import arrow_stream
 from steadfeast.featurestore.server.http_app import Application, is_brief
 from steadfeast.featurestore.server.metrics import Figures, answer_of

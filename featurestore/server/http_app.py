@@ -23,8 +23,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from steadfeast.featurestore.errors import EntityRowsError, RequestError, SteadfeastError
-from steadfeast.featurestore.security import Role
-from steadfeast.featurestore.security.http_guard import refusal
+from steadfeast.featurestore.security import Role, refusal
 from steadfeast.featurestore.server import feast_writes
 from steadfeast.featurestore.server.arrow_stream import check_rows
 from steadfeast.featurestore.server.bodies import TooLargeError, read_body

@@ -12,8 +12,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from steadfeast.featurestore import Store
-from steadfeast.featurestore.security import Ports, Role, Security, load_security
-from steadfeast.featurestore.security.ports import until_stopped
+from steadfeast.featurestore.security import Ports, Role, Security, load_security, until_stopped
 from steadfeast.pipeline.config import load
 from steadfeast.pipeline.inference.answers import Models
 from steadfeast.pipeline.inference.grpc_server import Inference, OpenInference

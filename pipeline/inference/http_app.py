@@ -18,8 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from steadfeast.featurestore.errors import RequestError, SteadfeastError
-from steadfeast.featurestore.security import Role
-from steadfeast.featurestore.security.http_guard import refusal
+from steadfeast.featurestore.security import Role, refusal
 from steadfeast.featurestore.server import (
     PROBLEM,
     REQUEST_ID,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from steadfeast.featurestore.server.metrics import WAITING
+from steadfeast.featurestore.server import WAITING
 
 if TYPE_CHECKING:
     from steadfeast.pipeline.inference.model import Predictions

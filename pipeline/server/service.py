@@ -26,8 +26,14 @@ from steadfeast.featurestore.grpc_errors import (
     error_info,
     precondition_failure,
 )
-from steadfeast.featurestore.security import Ports, Role, Security, caller, load_security
-from steadfeast.featurestore.security.ports import until_stopped
+from steadfeast.featurestore.security import (
+    Ports,
+    Role,
+    Security,
+    caller,
+    load_security,
+    until_stopped,
+)
 from steadfeast.pipeline.config import load
 from steadfeast.pipeline.gates import load_checks
 from steadfeast.pipeline.queue import (
