@@ -207,6 +207,8 @@ def test_the_whole_chain(  # noqa: PLR0915  # one story, in order
         stack.callback(server.stop)
         port = free_port()
         config = world.configure(tmp_path, pipeline=server.port, http=port, extra=EXTRA)
+        tokens = f"security:\n  tokens: {{ann: {{token: {TOKEN}, roles: [acknowledge]}}}}\n"
+        config.write_text(tokens + config.read_text())
         command = [Path(sys.executable).with_name("steadfeast"), "monitor", "run", "-c", config]
         log = stack.enter_context((tmp_path / "log").open("wb"))
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -358,7 +360,7 @@ def _page_is_the_ledger(page: str, path: Path) -> None:
         query = "SELECT verdicts FROM windows ORDER BY end_time DESC LIMIT 1"
         [(verdicts,)] = con.sql(query).fetchall()
         query = "SELECT actor, act, remark FROM audit WHERE act <> 'configure'"
-        assert con.sql(query).fetchall() == [("night shift", "acknowledge", "on it")]
+        assert con.sql(query).fetchall() == [("night shift (ann)", "acknowledge", "on it")]
     closed = page.partition('id="closed"')[2].partition('id="daemon"')[0]
     assert len(episodes) == closed.count('<th scope="row">')
     for episode in episodes:

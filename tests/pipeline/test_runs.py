@@ -133,7 +133,8 @@ def test_a_run_that_was_given_up_can_be_asked_for_once_more(queue: RunQueue):
         pb.RUN_STATE_QUEUED,
     )
     assert again.cause.kind == first.cause.kind
-    assert again.cause.summary == f"run {first.run_id} once more, asked for by local user ada"
+    assert again.cause.summary == f"run {first.run_id} once more"
+    assert again.asked_by == "local user ada"
     assert queue.get(first.run_id).state == pb.RUN_STATE_FAILED  # it stays as it ended
     claimed = queue.claim()
     assert claimed is not None

@@ -223,7 +223,7 @@ def test_grpc(store):
         writer.write_table(entities)
     request = features_pb2.GetFeaturesRequest(service="svc", entities=sink.getvalue().to_pybytes())
     request.request_time.FromDatetime(LATER)
-    response = Features(store, Figures())._answer(request, "r1")
+    response = Features(store, Figures())._answer(request, "r1", entities)
     same(pa.ipc.open_stream(response.features).read_all())
 
 

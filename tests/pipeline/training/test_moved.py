@@ -12,7 +12,7 @@ from steadfeast import Store, TrainingSet
 from steadfeast.featurestore.tables.hashing import content_sha256
 from steadfeast.monitor.config.schema import MonitorConfig
 from steadfeast.monitor.evaluation.reference_builder import ReferenceBuilder
-from steadfeast.pipeline.training.promotion import rollback
+from steadfeast.pipeline.training.promotion import By, rollback
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from support.shop_world import MODEL, at
 from tests.pipeline.conftest import Pipeline
@@ -58,7 +58,7 @@ def test_train_replay_promote_and_audit_go_on_where_the_state_is_now(shops, tmp_
     second = after.run(at(80))
     assert second.state == pb.RUN_STATE_PROMOTED, second.reason
     assert after.registry.champion(MODEL).version == "2"
-    rollback(after.queue, after.registry, MODEL)
+    rollback(after.queue, after.registry, MODEL, By("ann"))
     assert after.registry.champion(MODEL).version == "1"
     after.queue.close()
     assert not shops.exists()
