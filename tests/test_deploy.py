@@ -67,10 +67,21 @@ def test_mounted_and_copied_files_are_there():
 
 def test_ports_agree():
     prometheus = yaml.safe_load((DEPLOY / "prometheus.yml").read_text("utf-8"))
-    assert prometheus["scrape_configs"][0]["static_configs"][0]["targets"] == ["monitor:9464"]
+    targets = prometheus["scrape_configs"][0]["static_configs"][0]["targets"]
+    assert targets == ["monitor:9464", "monitor:9468", "monitor:9470"]
     assert "monitor" in SERVICES
-    ports = {port["name"]: port["containerPort"] for port in POD["containers"][0]["ports"]}
-    assert ports == {"http": 9464}
+    listened = {
+        container["name"]: {port["containerPort"] for port in container.get("ports", [])}
+        for container in POD["containers"]
+    }
+    assert listened["monitor"] == {9464}
+    for container in POD["containers"]:
+        told = {int(word.rpartition(":")[2]) for word in container["args"] if ":" in word}
+        assert told == listened[container["name"]] - {9464}
+    named = {port["name"] for one in POD["containers"] for port in one.get("ports", [])}
+    assert {port["targetPort"] for port in KUBERNETES[0]["spec"]["ports"]} == named
+    published = {int(port.rpartition(":")[2]) for port in SERVICES["monitor"]["ports"]}
+    assert published == set().union(*listened.values())
     assert all(
         port.startswith("127.0.0.1:") for s in SERVICES.values() for port in s.get("ports", [])
     )
