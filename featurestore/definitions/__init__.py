@@ -11,6 +11,7 @@ from steadfeast.featurestore.definitions.contract import (
 )
 from steadfeast.featurestore.definitions.on_demand import Executor
 from steadfeast.featurestore.definitions.plan import (
+    OnDemandView,
     Output,
     ServicePlan,
     StoredView,
@@ -26,6 +27,7 @@ __all__ = [
     "Contract",
     "Executor",
     "LiveChange",
+    "OnDemandView",
     "Output",
     "ServicePlan",
     "StoredView",

@@ -10,6 +10,7 @@ and `redis` know where bytes are kept. In `feature_store.yaml`:
 
 from steadfeast.featurestore.online.base import PackedOnlineStore
 from steadfeast.featurestore.online.batches import space_of
+from steadfeast.featurestore.online.feast_values import to_values
 from steadfeast.featurestore.online.keys import KeyCodec
 from steadfeast.featurestore.online.packing import PackedRead, plan_of, unpack
 from steadfeast.featurestore.online.progress import Place
@@ -27,5 +28,6 @@ __all__ = [
     "SQLiteOnlineStoreConfig",
     "plan_of",
     "space_of",
+    "to_values",
     "unpack",
 ]

@@ -51,10 +51,22 @@ def to_values(array: pa.Array, value_type: ValueType) -> list[Value]:
     items = array.to_pylist()
     if all(item is None for item in items):
         return [Value() for _ in items]
-    if pa.types.is_map(array.type):
-        items = [None if item is None else dict(item) for item in items]
+    items = [_with_dictionaries(item, array.type) for item in items]
     values: list[Value] = python_values_to_proto_values(items, value_type)
     return values
+
+
+def _with_dictionaries(item: Any, kind: pa.DataType) -> Any:
+    """Return a value whose maps, at any depth, are dictionaries; pyarrow gives pairs."""
+    if item is None:
+        return None
+    if pa.types.is_map(kind):
+        return {key: _with_dictionaries(value, kind.item_type) for key, value in item}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        made = [_with_dictionaries(value, kind.value_type) for value in item]
+        # Feast's lists of maps hold no null.
+        return [value or {} for value in made] if pa.types.is_map(kind.value_type) else made
+    return item
 
 
 def to_array(values: Sequence[Value], to: pa.DataType, name: str) -> pa.Array:

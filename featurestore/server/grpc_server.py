@@ -11,7 +11,6 @@ import asyncio
 import signal
 import sys
 from datetime import UTC, datetime
-from functools import partial
 from queue import SimpleQueue
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -32,7 +31,7 @@ from steadfeast.featurestore.security import (
     load_security,
     until_stopped,
 )
-from steadfeast.featurestore.server import arrow_stream
+from steadfeast.featurestore.server import arrow_stream, feast_grpc
 from steadfeast.featurestore.server.http_app import Application, is_brief
 from steadfeast.featurestore.server.metrics import Figures, answer_of
 from steadfeast.featurestore.server.request_log import REQUEST_ID, Named, log, request_id
@@ -218,12 +217,17 @@ class Edge(Ports):
         figures, security = Figures(), security or Security()
         figures.backlog = store.served.waiting
         self._draining = Event()
-        features = Features(store, figures)
+
+        def services(server: Any) -> None:
+            features = Features(store, figures)
+            features_pb2_grpc.add_FeatureServiceServicer_to_server(features, server)
+            feast_grpc.add_to_server(feast_grpc.Serving(store, figures), server)
+
         super().__init__(
             security,
-            roles=ROLES,
-            services=partial(features_pb2_grpc.add_FeatureServiceServicer_to_server, features),
-            names=(SERVICE,),
+            roles={**ROLES, **feast_grpc.ROLES},
+            services=services,
+            names=(SERVICE, feast_grpc.SERVICE),
             grpc_address=grpc_address,
             http_address=http_address,
             app=Application(store, figures, lambda: not self._draining.is_set(), security.access),

@@ -37,6 +37,7 @@ from steadfeast.featurestore.serving import rows_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
@@ -308,21 +309,35 @@ def _code(error: SteadfeastError) -> int:
 
 def _features(store: Store, figures: Figures, query: Query, name: str) -> bytes:
     if query.feature_service is None:
-        return json.dumps(_single_features(store, query)).encode()
-    service = query.feature_service
-    with figures.request("http", service):
+        return json.dumps(convert_response_to_dict(single_features(store, query))).encode()
+    plan, got = read_service(store, figures, "http", query, name)
+    return answer(plan, got, full_names=query.full_feature_names)
+
+
+def read_service(
+    store: Store, figures: Figures, edge: str, query: Query, name: str
+) -> tuple[ServicePlan, OnlineFeatures]:
+    """Read and log the feature service that `query` names, and count it.
+
+    Args:
+        store: Answers.
+        figures: Where the request is counted.
+        edge: Under which protocol.
+        query: What is asked.
+        name: Id of the request.
+
+    Raises:
+        SteadfeastError: It cannot be answered, or not be logged.
+    """
+    service = query.feature_service or ""
+    with figures.request(edge, service):
         plan = store.bundle(service, query.contract or None).plan
         at = datetime.now(UTC)
         got = _read(store, plan, query, at)
-        log(
-            store,
-            service,
-            got,
-            Named(name, query.request_ids, query.model, query.model_version),
-            at,
-        )
-        figures.served("http", service, got, at)
-        return answer(plan, got, full_names=query.full_feature_names)
+        named = Named(name, query.request_ids, query.model, query.model_version)
+        log(store, service, got, named, at)
+        figures.served(edge, service, got, at)
+    return plan, got
 
 
 def _read(store: Store, plan: ServicePlan, query: Query, at: datetime) -> OnlineFeatures:
@@ -339,7 +354,13 @@ def _read(store: Store, plan: ServicePlan, query: Query, at: datetime) -> Online
     return store.online_features(plan.name, _table(query.entities, plan), **more)
 
 
-def _single_features(store: Store, query: Query) -> dict[str, Any]:
+def single_features(store: Store, query: Query) -> GetOnlineFeaturesResponse:
+    """Return what Feast's SDK says to a list of single features.
+
+    Raises:
+        RequestError: It cannot read the request.
+        FeastError: It knows no such feature.
+    """
     try:
         response = store.feast.get_online_features(
             features=query.features,
@@ -350,7 +371,8 @@ def _single_features(store: Store, query: Query) -> dict[str, Any]:
         if isinstance(error, SteadfeastError):
             raise
         raise RequestError("body", str(error)) from error
-    return convert_response_to_dict(response.proto)
+    found: GetOnlineFeaturesResponse = response.proto
+    return found
 
 
 async def _body(request: Request) -> bytes:

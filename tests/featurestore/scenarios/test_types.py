@@ -17,11 +17,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from feast import types as ft
+from feast.protos.feast.serving import ServingService_pb2 as pb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from steadfeast.featurestore.errors import RequestError
+from steadfeast.featurestore.server.feast_grpc import _add, _response
 from steadfeast.featurestore.server.feast_json import answer
 from steadfeast.featurestore.server.grpc_server import Features
+from steadfeast.featurestore.server.http_app import Query, read_service
 from steadfeast.featurestore.server.metrics import Figures
 from steadfeast.featurestore.tables.hashing import content_sha256
 from steadfeast.featurestore.training.pins import over_pins
@@ -225,6 +229,24 @@ def test_grpc(store):
     request.request_time.FromDatetime(LATER)
     response = Features(store, Figures())._answer(request, "r1", entities)
     same(pa.ipc.open_stream(response.features).read_all())
+
+
+def test_feasts_grpc(store):
+    """Each type as Feast's own SDK gives it; what its messages cannot hold is refused by name."""
+    query = Query(entities={"k": KEYS}, feature_service="svc")
+    plan, got = read_service(store, Figures(), "grpc", query, "feast")
+    kinds = {feature.name: feature.dtype.to_value_type() for feature in plan.views[0].view.features}
+    for name in PLAIN:
+        response = pb.GetOnlineFeaturesResponse()
+        _add(response, name, got.table.column(name), kinds[name], [1] * got.rows, [])
+        [ours] = response.results
+        right = store.feast.get_online_features([f"view:{name}"], [{"k": key} for key in KEYS])
+        place = list(right.proto.metadata.feature_names.val).index(name)
+        assert list(map(str, ours.values)) == list(map(str, right.proto.results[place].values)), (
+            name
+        )
+    with pytest.raises(RequestError, match="Feast's messages cannot hold"):
+        _response(plan, got, full_names=False)
 
 
 def as_json(value, kind):
