@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING
 
 import grpc
@@ -339,3 +339,34 @@ class TestClient:
         monkeypatch.delenv("no_proxy", raising=False)
         with ports() as served, channel(f"127.0.0.1:{served.grpc_port}") as opened:
             assert say(opened) == b"x"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"content-length: 5\r\ntransfer-encoding: chunked",
+        b"content-length: 5\r\ncontent-length: 6",
+        b"content-length: 5, 6",
+        b"content-length: +5",
+        b"transfer-encoding: chunked, identity",
+        b"transfer-encoding : chunked",
+        b"x: a\r\n\x00b: c",
+        b"host: other",
+    ],
+)
+def test_a_request_that_two_servers_would_read_differently_is_refused(head: bytes):
+    """Or ends the connection: what follows is never read as a second request (smuggling)."""
+    hidden = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+    body = b"0\r\n\r\n" + hidden
+    with (
+        ports() as served,
+        socket.create_connection(("127.0.0.1", served.http_port), timeout=20) as connection,
+    ):
+        connection.sendall(b"POST /body HTTP/1.1\r\nhost: x\r\n" + head + b"\r\n\r\n" + body)
+        said = b""
+        with suppress(ConnectionError, TimeoutError):
+            connection.settimeout(1)
+            while part := connection.recv(1000):
+                said += part
+    assert said.split(b" ")[1] in {b"400", b"421", b"501"}, said
+    assert said.count(b"HTTP/1.1 ") == 1, said
