@@ -36,6 +36,7 @@ from steadfeast.featurestore.server.http_app import Application, is_brief
 from steadfeast.featurestore.server.metrics import Figures, answer_of
 from steadfeast.featurestore.server.request_log import REQUEST_ID, Named, log, request_id
 from steadfeast.featurestore.server.workers import Siblings, until_orphaned
+from steadfeast.featurestore.tracing import configure, span
 from steadfeast.protos.steadfeast.v1 import features_pb2, features_pb2_grpc
 
 if TYPE_CHECKING:
@@ -144,10 +145,12 @@ class Features(features_pb2_grpc.FeatureServiceServicer):
     ) -> features_pb2.GetFeaturesResponse:
         named = Named(name, request.request_ids, request.model, request.model_version)
         at = time_of(request, "request_time", datetime.now(UTC))
-        got = self._store.online_features(
-            request.service, entities, request_time=at, contract=request.contract or None
-        )
-        log(self._store, request.service, got, named, at)
+        with span("read", request.service, (name,)):
+            got = self._store.online_features(
+                request.service, entities, request_time=at, contract=request.contract or None
+            )
+        with span("log", request.service, (name,)):
+            log(self._store, request.service, got, named, at)
         self._figures.served("grpc", request.service, got, at)
         answer = features_pb2.GetFeaturesResponse(
             features=_ipc(got.table),
@@ -266,7 +269,9 @@ def serve(
     if siblings is not None:
         until_orphaned(lambda: inbox.put(signal.SIGTERM))
     security = Security(load_security(config))
+    traced = configure("steadfeast-store")
     with Edge(store, grpc_address, http_address, security, siblings) as edge:
         sys.stdout.write(f"serving gRPC on port {edge.grpc_port}, HTTP on {edge.http_port}\n")
         sys.stdout.flush()
         until_stopped(inbox, security, config)
+    traced()

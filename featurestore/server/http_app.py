@@ -33,6 +33,7 @@ from steadfeast.featurestore.server.metrics import Figures, answer_of
 from steadfeast.featurestore.server.problems import PROBLEM, problem
 from steadfeast.featurestore.server.request_log import REQUEST_ID, Named, log, request_id
 from steadfeast.featurestore.serving import rows_in
+from steadfeast.featurestore.tracing import span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -333,9 +334,11 @@ def read_service(
     with figures.request(edge, service):
         plan = store.bundle(service, query.contract or None).plan
         at = datetime.now(UTC)
-        got = _read(store, plan, query, at)
         named = Named(name, query.request_ids, query.model, query.model_version)
-        log(store, service, got, named, at)
+        with span("read", service, (name,)):
+            got = _read(store, plan, query, at)
+        with span("log", service, (name,)):
+            log(store, service, got, named, at)
         figures.served(edge, service, got, at)
     return plan, got
 

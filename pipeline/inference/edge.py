@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from steadfeast.featurestore import Store
 from steadfeast.featurestore.security import Ports, Role, Security, load_security, until_stopped
+from steadfeast.featurestore.tracing import configure
 from steadfeast.pipeline.config import load
 from steadfeast.pipeline.inference.answers import Models
 from steadfeast.pipeline.inference.grpc_server import Inference, OpenInference
@@ -116,6 +117,7 @@ def serve(config: Path, grpc_address: str, http_address: str) -> None:
         models = Models(pipeline, store, Registry.open(pipeline), figures)
         opened.callback(models.close)
         security = Security(load_security(config))
+        opened.callback(configure("steadfeast-models"))
         edge = opened.enter_context(Edge(models, figures, grpc_address, http_address, security))
         sys.stdout.write(f"serving gRPC on port {edge.grpc_port}, HTTP on {edge.http_port}\n")
         for name, problem in models.problems.items():

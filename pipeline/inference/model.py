@@ -19,6 +19,7 @@ import numpy as np
 
 from steadfeast.featurestore import Store
 from steadfeast.featurestore.errors import NotFoundError, SteadfeastError, UserError
+from steadfeast.featurestore.tracing import span
 from steadfeast.pipeline.config import load
 from steadfeast.pipeline.registry import LoadedModel, Registry
 
@@ -206,15 +207,15 @@ class Model:
         """
         model = self.loaded(version)
         at = datetime.now(UTC) if request_time is None else request_time
-        with self._timed("read"):
+        with self._timed("read", request_ids):
             got = self.store.online_features(
                 self.config.service, rows, request_time=at, contract=model.contract
             )
             table = got.table
-        with self._timed("predict"):
+        with self._timed("predict", request_ids):
             values = model.predict(table) if got.rows else np.empty(0)
         classes = model.facts.target.classes if values.ndim > 1 else ()
-        with self._timed("log"):
+        with self._timed("log", request_ids):
             if got.rows:
                 self.store.served.append(
                     self.config.service,
@@ -262,7 +263,8 @@ class Model:
             self.look()
 
     @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
+    def _timed(self, stage: str, request_ids: Sequence[str]) -> Iterator[None]:
         began = perf_counter()
-        yield
+        with span(stage, self.name, request_ids):
+            yield
         self._spent(stage, perf_counter() - began)
