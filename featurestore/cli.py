@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from steadfeast.featurestore.config import StoreConfig, duration, load_section
-from steadfeast.featurestore.errors import UserError
+from steadfeast.featurestore.errors import SteadfeastError, UserError
 from steadfeast.featurestore.plain_text import escaped
 
 if TYPE_CHECKING:
@@ -474,7 +474,7 @@ def main() -> None:
     _add_groups()
     try:
         app()
-    except UserError as error:
+    except SteadfeastError as error:  # a bug is another kind of error, and keeps its trace
         typer.echo(f"error: {escaped(str(error), lines=True)}", err=True)
         sys.exit(2)
 

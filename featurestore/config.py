@@ -167,16 +167,25 @@ def load_section(path: Path, name: str, model: type[_Model]) -> _Model:
         raise ConfigError(path, [_problem(name, detail) for detail in error.errors()]) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path, expected: str) -> dict[Any, Any]:
+    """Read the YAML mapping in the file at `path`; `expected` says what would be right.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or holds no mapping.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-        raw = yaml.safe_load(text)
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(path, [("", f"cannot be read: {error.strerror}")]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(path, [("", f"is not YAML: {error}")]) from error
     if not isinstance(raw, dict):
-        raise ConfigError(path, [("", f"holds no mapping; expected sections {list(SECTIONS)}")])
+        raise ConfigError(path, [("", f"holds no mapping; expected {expected}")])
+    return raw
+
+
+def _read(path: Path) -> dict[str, Any]:
+    raw = read_mapping(path, f"sections {list(SECTIONS)}")
     unknown = [str(key) for key in raw if key not in SECTIONS]
     if unknown:
         known = ", ".join(SECTIONS)

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Self, cast
 
 import pyarrow as pa
 from feast import FeatureService, FeatureStore
+from feast.errors import FeastError
+from feast.repo_config import FeastConfigError
 from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from steadfeast.featurestore.audit import AuditReport, audit
-from steadfeast.featurestore.config import StoreConfig, load_section
+from steadfeast.featurestore.config import StoreConfig, load_section, read_mapping
 from steadfeast.featurestore.definitions import Catalog, LiveChange, by_event_time
 from steadfeast.featurestore.errors import (
     ConfigError,
@@ -579,15 +581,34 @@ def _feast(repo: Path) -> FeatureStore:
     file = repo / "feature_store.yaml"
     if not file.is_file():
         raise ConfigError(file, [("", "is missing; `store.repo` must be the Feast repo's folder")])
+    read_mapping(file, "Feast's settings: project, provider, registry, ...")
     try:
         feast = FeatureStore(repo_path=str(repo))
         feast.registry.proto()  # reads it
+        feast._get_provider()  # noqa: SLF001 - else found missing in the middle of a request
     except DecodeError as error:
         problem = (
             f"{feast.config.registry.path!r} cannot be read ({error}); put back a copy of it, or "
             "remove it and run `steadfeast store apply`"
         )
         raise ConfigError(file, [("registry", problem)]) from error
-    except (ValidationError, ValueError) as error:
+    except FeastConfigError as error:
+        raise ConfigError(file, _feast_problems(error.args[0])) from error
+    except ValidationError as error:
+        raise ConfigError(file, _feast_problems(error)) from error
+    except (FeastError, ValueError) as error:
         raise ConfigError(file, [("", str(error))]) from error
     return feast
+
+
+def _feast_problems(error: object) -> list[tuple[str, str]]:
+    """Return what pydantic says of Feast's settings, without what was given: it may be a secret."""
+    if not isinstance(error, ValidationError):
+        return [("", str(error))]
+    return [
+        (
+            ".".join(map(str, detail["loc"])),
+            "unknown key" if detail["type"] == "extra_forbidden" else detail["msg"],
+        )
+        for detail in error.errors(include_input=False, include_url=False)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from steadfeast import Store
 from steadfeast.featurestore import cli
 from steadfeast.featurestore.errors import UserError
+from steadfeast.featurestore.starter import Template, create
 
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
 
@@ -225,3 +227,64 @@ def test_labels_that_cannot_be_read_are_refused_by_name(stocked, run, change, wo
     answer = run("log-labels", "small", *_outcomes(stocked.folder, "duckdb"), *change)
     assert isinstance(answer.exception, UserError)
     assert words in str(answer.exception)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("project: x: y", "is not YAML"),
+        ("- a", "holds no mapping"),
+        ("", "holds no mapping"),
+        ("registry: data/registry.db", "project: Field required"),
+        ("online_store: {type: steadfeast.Nope}", "should end with the string `OnlineStore`"),
+        ("online_store: {type: nope.NopeOnlineStore}", "Could not import module 'nope'"),
+        ("provider: mars", "'mars' is not implemented"),
+        (
+            "online_store: {type: steadfeast.RedisOnlineStore, connection_string: hunter2-hunter2}",
+            "connection_string: unknown key",
+        ),
+    ],
+)
+def test_a_mistake_in_feasts_settings_is_one_clear_line(settings, words, tmp_path):
+    if settings.startswith(("online_store", "provider")):
+        settings = f"project: shop\nregistry: data/registry.db\n{settings}"
+    (tmp_path / "feature_store.yaml").write_text(settings)
+    (tmp_path / "steadfeast.yaml").write_text("store: {repo: ., data: data}\n")
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "steadfeast.featurestore.cli",
+        "store",
+        "apply",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert f"{tmp_path / 'feature_store.yaml'}: " in done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_a_store_that_is_away_is_one_clear_line(tmp_path, free_port):
+    (tmp_path / "feature_store.yaml").write_text(
+        "project: shop\nregistry: data/registry.db\nprovider: local\n"
+        "offline_store: {type: steadfeast.DuckDBOfflineStore}\n"
+        "entity_key_serialization_version: 3\n"
+        "online_store: {type: steadfeast.RedisOnlineStore, "
+        f"url: 'redis://127.0.0.1:{free_port()}/0'}}\n"
+    )
+    (tmp_path / "steadfeast.yaml").write_text("store: {repo: ., data: data}\n")
+    create(tmp_path / "shop", Template.BINARY, now=NOON)
+    (tmp_path / "features.py").write_text((tmp_path / "shop" / "features.py").read_text())
+    (tmp_path / "shop" / "data").rename(tmp_path / "data")
+    shutil.rmtree(tmp_path / "shop")
+    command = [sys.executable, "-W", "ignore", "-m", "steadfeast.featurestore.cli"]
+    done = subprocess.run(
+        [*command, "store", "apply", "--yes"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "is not available" in done.stderr
+    assert "Traceback" not in done.stderr
