@@ -33,10 +33,12 @@ check: .venv/.dev  ## lint, types, dependency direction, generated files up to d
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/protos.py --check
 	$(BIN)/python grafana/build.py --check
+	$(BIN)/steadfeast schema | cmp - docs/steadfeast.schema.json
 
 generate: .venv/.dev  ## write the generated files anew: protobuf stubs, dashboards, tables
 	$(BIN)/python scripts/protos.py
 	$(BIN)/python grafana/build.py
+	$(BIN)/steadfeast schema --out docs/steadfeast.schema.json
 
 screenshots: .venv/.demo .venv/.dev  ## write docs/images/*.png from the real page and a report
 	@scripts/services.sh

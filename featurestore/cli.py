@@ -90,6 +90,30 @@ def init(
     typer.echo("\n".join(create(folder, Template(template), port=port)))
 
 
+@app.command()
+def schema(
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file to write; without it, stdout.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of steadfeast.yaml: every key with what it means, type and default.
+
+    Editors complete and check the file by it, where its first line names the schema:
+    # yaml-language-server: $schema=steadfeast.schema.json
+
+    Example: steadfeast schema --out steadfeast.schema.json
+    """
+    from steadfeast.featurestore import config_schema
+
+    if out is None:
+        typer.echo(config_schema.text(), nl=False)
+        return
+    try:
+        out.write_text(config_schema.text(), encoding="utf-8")
+    except OSError as error:
+        raise FileError(out, f"cannot be written: {error.strerror}") from error
+
+
 @store.command()
 def apply(
     config: Config = DEFAULT,

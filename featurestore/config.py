@@ -13,23 +13,36 @@ import re
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, PositiveInt, ValidationError, ValidationInfo
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
 
 from steadfeast.featurestore.errors import ConfigError, DurationError
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic_core import CoreSchema
 
 SECTIONS = ("security", "store", "monitor", "pipeline")
 
 _UNITS = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_DURATION = r"(\d+(?:\.\d+)?)(ms|[smhdw])"
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
 def _duration(value: object) -> object:
     if isinstance(value, timedelta):
         return value
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|[smhdw])", str(value).strip())
+    match = re.fullmatch(_DURATION, str(value).strip())
     if match is None:
         raise ValueError(f"{value!r} is not a duration; write a number and a unit, as 30s, 6h, 7d")
     return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
@@ -47,6 +60,28 @@ def duration(text: str) -> timedelta:
         raise DurationError(text) from error
 
 
+def written(length: timedelta) -> str:
+    """Return a length of time as the file has it, in the greatest unit that says it whole."""
+    milliseconds = length // timedelta(milliseconds=1)
+    for unit in ("d", "h", "m", "s"):
+        size = round(1000 * _UNITS[unit])
+        if milliseconds % size == 0 and (milliseconds or unit == "s"):
+            return f"{milliseconds // size}{unit}"
+    return f"{milliseconds}ms"
+
+
+class AlsoWritten:
+    """Tells the JSON Schema another form that a validator takes, as a short one."""
+
+    def __init__(self, **schema: Any) -> None:
+        self._schema = schema
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [self._schema, handler(core)]}
+
+
 def is_loopback(address: str) -> bool:
     """Say whether the host of `host:port` is this machine only; of names, localhost is."""
     host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
@@ -61,10 +96,14 @@ def _beside_the_file(value: object, info: ValidationInfo) -> object:
     return value if base is None else (Path(base) / str(value)).resolve()
 
 
-Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_duration),
+    WithJsonSchema({"type": "string", "pattern": f"^{_DURATION}$", "examples": ["30s", "7d"]}),
+]
 """A length of time, written as Prometheus writes it: 500ms, 30s, 15m, 6h, 7d, 4w."""
 
-FilePath = Annotated[Path, BeforeValidator(_beside_the_file)]
+FilePath = Annotated[Path, BeforeValidator(_beside_the_file), WithJsonSchema({"type": "string"})]
 """A path; relative ones start at the folder of the configuration file."""
 
 

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -37,7 +38,12 @@ def _secret(value: object, info: ValidationInfo) -> object:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-Secret = Annotated[SecretStr, BeforeValidator(_secret)]
+_FILE = {"type": "object", "properties": {"file": {"type": "string"}}, "required": ["file"]}
+Secret = Annotated[
+    SecretStr,
+    BeforeValidator(_secret),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {**_FILE, "additionalProperties": False}]}),
+]
 """A token: as text, `${NAME}` from the environment, or `{file: PATH}`."""
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
+from steadfeast.featurestore import config_schema
 from steadfeast.featurestore.errors import UserError
 from steadfeast.featurestore.starter.sample import write_sample
 
@@ -109,6 +110,7 @@ def create(
     if template is not Template.TABLE:
         files["train.py"] = "train.py.jinja"
     rendered = _rendered(files, {**words, "steps": steps[1:]})
+    rendered[config_schema.FILE] = config_schema.text()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in rendered.items():

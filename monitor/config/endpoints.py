@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr
 
-from steadfeast.featurestore.config import Address, FilePath, Section
+from steadfeast.featurestore.config import Address, AlsoWritten, FilePath, Section
 from steadfeast.featurestore.security import ClientTlsConfig, Secret
 
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+(/[^\s?#]*)?$")]
@@ -20,6 +20,8 @@ class GrpcPipelineConfig(Section):
     """A pipeline that speaks PipelineService; as plain text, only its address.
 
     Attributes:
+        kind: May be left out.
+        address: `host:port` of its gRPC port.
         tls: None means plaintext.
         token: Sent with every call, as `authorization: Bearer`.
     """
@@ -59,6 +61,7 @@ class GithubConfig(HttpConfig):
     """A GitHub Actions workflow with `on: workflow_dispatch`.
 
     Attributes:
+        kind: `github`.
         repository: `owner/name`.
         workflow: File name of the workflow.
         ref: Branch or tag.
@@ -75,6 +78,7 @@ class GitlabConfig(HttpConfig):
     """A GitLab project's pipeline.
 
     Attributes:
+        kind: `gitlab`.
         project: Its number, or its full path.
         ref: Branch or tag.
     """
@@ -89,6 +93,7 @@ class JenkinsConfig(HttpConfig):
     """A parameterised Jenkins job.
 
     Attributes:
+        kind: `jenkins`.
         job: Its path, as `folder/job`.
         user: Whose API token it is.
     """
@@ -102,6 +107,7 @@ class AirflowConfig(HttpConfig):
     """An Airflow DAG.
 
     Attributes:
+        kind: `airflow`.
         dag: Its id.
         user: With it the token is a password (basic); without it a bearer token.
         api: `v2` is Airflow 3's, `v1` Airflow 2's.
@@ -134,4 +140,5 @@ PipelineConfig = Annotated[
     GrpcPipelineConfig | GithubConfig | GitlabConfig | JenkinsConfig | AirflowConfig,
     Field(discriminator="kind"),
     BeforeValidator(_pipeline),
+    AlsoWritten(type="string", description="host:port of a pipeline that speaks gRPC."),
 ]

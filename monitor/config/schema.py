@@ -23,6 +23,7 @@ from pydantic import (
 
 from steadfeast.featurestore.config import (
     Address,
+    AlsoWritten,
     Duration,
     FilePath,
     FolderName,
@@ -156,7 +157,9 @@ class MonitorConfig(Section):
             incident.
         max_age: Per feature view, the age of its newest value at request time that is an
             incident, at the median.
+        episode: When an episode opens and closes.
         cooldown: Least time between two triggers for the model.
+        budget: What retraining may cost.
         retry_after: How long after a trigger whose run promoted nothing the same drift asks again,
             with newer data.
         refresh: When to retrain though nothing is wrong: `auto` once enough has become known that a
@@ -168,6 +171,7 @@ class MonitorConfig(Section):
             webhook tells them: an alert is one if it has every label of any entry.
         audit: How often the store's invariants are checked on the current window, wall clock;
             none, or `never`, means never.
+        performance: What to expect of the live model once labels are in; null for no look at it.
     """
 
     service: str = ""
@@ -199,7 +203,7 @@ class MonitorConfig(Section):
     approval: Literal["auto", "manual"] = "auto"
     schedule: Cron | None = None
     causes: tuple[Annotated[dict[str, str], Field(min_length=1)], ...] = ()
-    audit: Duration | None = None
+    audit: Annotated[Duration | None, AlsoWritten(const="never")] = None
     performance: PerformanceConfig | None = PerformanceConfig()
 
     @field_validator("audit", mode="before")

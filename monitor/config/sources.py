@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from steadfeast.featurestore.config import FilePath, Section
 
@@ -23,12 +23,21 @@ def _instant(value: object) -> object:
     return value
 
 
-Instant = Annotated[datetime, BeforeValidator(_instant)]
+Instant = Annotated[
+    datetime,
+    BeforeValidator(_instant),
+    WithJsonSchema({"type": "string", "examples": ["2024-01-01", "2024-01-01T06:00:00Z"]}),
+]
 """A day, or a time in ISO 8601; UTC unless it says otherwise."""
 
 
 class StretchConfig(Section):
-    """A stretch of what a monitor watches, to compare with: `from` included, `to` not."""
+    """A stretch of what a monitor watches, to compare with.
+
+    Attributes:
+        start: `from`, its first day or time, included.
+        end: `to`, the day or time after the last one.
+    """
 
     start: Instant = Field(alias="from")
     end: Instant = Field(alias="to")
