@@ -16,6 +16,7 @@ or the content of Redis has to be put back: then somebody must have been told, b
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import resource
 import signal
@@ -181,9 +182,7 @@ def damaged(name: str, pattern: str, how: str, world: World) -> str:
     marks = {one.name: one.mark() for one in world.parts.values()}
     part.start()
     try:
-        told = wait_for(
-            lambda: _told_of(world, file, marks), f"somebody is told of {file.name}", 30
-        )
+        told = wait_for(lambda: _told_of(world, file, marks), f"somebody is told of {file.name}")
     finally:
         part.kill()
         for one in logs:
@@ -206,7 +205,7 @@ def damage(file: Path, how: str) -> None:
 def _told_of(world: World, file: Path, marks: dict[str, int]) -> str:
     """Return the line that names a file, wherever a person would look."""
     texts = [part.said(marks[part.name]) for part in world.parts.values()]
-    texts.append(world.get("/readyz")[1])
+    texts.append(world.get("/readyz"))
     done = subprocess.run(
         [*world.steadfeast, "store", "audit", MODEL],
         cwd=world.folder, capture_output=True, text=True, check=False, timeout=120,
@@ -234,15 +233,20 @@ def mounted_read_only(folder: Path) -> Iterator[None]:
     """Have a folder on a file system that cannot be written.
 
     Raises:
-        ChaosError: Only root may mount.
+        ChaosError: It cannot be mounted.
     """
-    for words in (["--bind", str(folder), str(folder)], ["-o", "remount,bind,ro", str(folder)]):
-        if subprocess.run(["mount", *words], capture_output=True, check=False).returncode:
-            raise ChaosError("not tried: only root may mount")
+    _mount("--bind", str(folder), str(folder))
     try:
+        _mount("-o", "remount,bind,ro", str(folder))
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=False)
+
+
+def _mount(*words: str) -> None:
+    done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ChaosError(f"mount {' '.join(words)}: {done.stderr}")
 
 
 def _thousand(_part: Part) -> int:
@@ -270,10 +274,13 @@ def faults(*, quick: bool) -> list[Fault]:
         Fault(
             f"{seconds:.0f} s SIGSTOP: {name}", partial(frozen, name, seconds), name == "pipeline"
         )
-        for name in ("daemon", "pipeline", "model edge", "store edge", "redis")
+        for name in ("daemon", "pipeline", "model edge", "store edge")
     ]
     if redis_server():
-        some.append(Fault("Redis killed, and empty again", flushed, True))
+        some += [
+            Fault(f"{seconds:.0f} s SIGSTOP: Redis", partial(frozen, "redis", seconds)),
+            Fault("Redis killed, and empty again", flushed, True),
+        ]
     for name in ("daemon", "pipeline", "model edge", "store edge"):
         some += [
             Fault(f"no file may grow (RLIMIT_FSIZE): {name}",
@@ -283,7 +290,8 @@ def faults(*, quick: bool) -> list[Fault]:
             Fault(f"no more memory: {name}",
                   partial(limited, name, resource.RLIMIT_AS, _memory)),
         ]  # fmt: skip
-    for name, folder in (("daemon", "monitor"), ("pipeline", "pipeline"), ("model edge", "served")):
+    places = (("daemon", "monitor"), ("pipeline", "pipeline"), ("model edge", "served"))
+    for name, folder in places if os.geteuid() == 0 else ():  # only root may mount
         some.append(Fault(f"read-only: {folder}", partial(read_only, name, folder)))
     if FAKETIME:
         some.append(Fault("clock of the daemon: -2 h, +4 h", stopped_clock))
@@ -379,6 +387,7 @@ def main() -> int:
     chosen = [one for one in faults(quick=given.quick) if given.only in one.name]
     if given.quick and not given.only:
         chosen = [one for one in chosen if one.quick]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and leave no server behind
     came = run(chosen, given.seed)
     print(versions(["duckdb", "grpcio", "pyarrow"]))
     print()

@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -44,7 +44,6 @@ NOW = datetime(2024, 3, 10, tzinfo=UTC)
 """The sample data end here, and serving begins."""
 DAY = timedelta(days=1)
 MODEL, BATCHES, BATCH = "purchase", 4, 50
-PARTS = ("daemon", "pipeline", "model edge", "store edge", "redis")
 FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 PATIENCE = 120.0
 
@@ -123,7 +122,7 @@ class Part:
     """One process, as a supervisor holds it.
 
     Attributes:
-        name: Of `PARTS`.
+        name: As the table has it.
         command: What is run.
         folder: Where, and where its log is.
     """
@@ -132,7 +131,6 @@ class Part:
     command: list[str]
     folder: Path
     process: subprocess.Popen[bytes] | None = None
-    env: dict[str, str] = field(default_factory=dict)
 
     @property
     def log(self) -> Path:
@@ -147,7 +145,7 @@ class Part:
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self.env, **env},
+                env={**os.environ, **env},
             )
 
     @property
@@ -291,17 +289,17 @@ class World:
                 part.signal(signal.SIGCONT)
                 part.kill()
 
-    def run(self, *words: str, code: int = 0) -> str:
+    def run(self, *words: str) -> str:
         """Run one command of ours to its end; return what it printed.
 
         Raises:
-            ChaosError: It ended with another code than `code`.
+            ChaosError: It ended with another code than 0.
         """
         done = subprocess.run(
             [*self.steadfeast, *words],
             cwd=self.folder, capture_output=True, text=True, check=False, timeout=PATIENCE,
         )  # fmt: skip
-        if done.returncode != code:
+        if done.returncode:
             raise ChaosError(
                 f"steadfeast {' '.join(words)}: {done.returncode}\n{done.stderr[-2000:]}"
             )
@@ -376,16 +374,22 @@ class World:
 
     # -- what it looks like from outside ----------------------------------------------------
 
-    def get(self, path: str) -> tuple[int, str]:
-        """Return code and body of a page of the daemon; 0 when it does not answer."""
+    def get(self, path: str, port: str = "http") -> str:
+        """Return what a page says, of the daemon if no other port is named; empty if nothing."""
         try:
-            url = f"http://127.0.0.1:{self.ports['http']}{path}"
+            url = f"http://127.0.0.1:{self.ports[port]}{path}"
             with urllib.request.urlopen(url, timeout=5) as answer:
-                return answer.status, answer.read().decode()
+                return str(answer.read().decode())
         except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
+            return error.read().decode()
         except OSError:
-            return 0, ""
+            return ""
+
+    def waiting(self) -> bool:
+        """Say whether the model edge still has rows in memory that are not in the log."""
+        lines = self.get("/metrics", "edge_http").splitlines()
+        counts = [line for line in lines if line.startswith("steadfeast_serving_log_waiting_rows{")]
+        return not counts or any(float(line.rpartition(" ")[2]) for line in counts)
 
     def status(self) -> monitor_pb2.GetStatusResponse | None:
         """Return the daemon's; None while it does not answer."""
@@ -407,6 +411,8 @@ class World:
         for part in self.parts.values():
             if not part.alive():
                 return f"{part.name} has ended:\n{part.said()[-3000:]}"
+        if self.waiting():
+            return "the model edge has rows that are not in the log"
         status = self.status()
         if status is None or not status.idle:
             return "the daemon does not answer, or is not idle"

@@ -7,6 +7,7 @@ exit code 1.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -42,6 +43,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Service = Annotated[str, typer.Argument(help="Name of the feature service.")]
 DEFAULT = Path("steadfeast.yaml")
 DIFF_WORDS = 3
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says of a disk that is full, or of a limit on what may be written."""
 
 
 class TimeError(UserError):
@@ -500,6 +503,12 @@ def main() -> None:
         app()
     except SteadfeastError as error:  # a bug is another kind of error, and keeps its trace
         typer.echo(f"error: {escaped(str(error), lines=True)}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        where = error.filename or "a temporary file or one of the state folders"
+        typer.echo(f"error: cannot write {where}: {error.strerror}; make room first", err=True)
         sys.exit(2)
 
 

@@ -121,6 +121,35 @@ class QueueFormatError(SteadfeastError):
         super().__init__(f"{path}: schema version {version}; this version reads {_SCHEMA_VERSION}")
 
 
+class QueueBrokenError(UserError):
+    """The queue's file cannot be read.
+
+    Attributes:
+        path: The file.
+        problem: What SQLite says.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(
+            f"{path}: truncated, damaged or not a queue; restore it, or move it away to start anew "
+            f"({problem})"
+        )
+
+
+class QueueWriteError(SteadfeastError):
+    """Nothing can be written now: most often the disk is full. What was written before is safe.
+
+    Attributes:
+        path: The queue's file.
+        problem: What SQLite says.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: cannot be written: {problem}")
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One change of a run; `sequence` counts 1, 2, 3, ... within the run."""
@@ -172,18 +201,37 @@ class RunQueue:
 
     Raises:
         QueueFormatError: The file has a schema that this version does not know.
+        QueueBrokenError: It cannot be read.
+        QueueWriteError: It cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         private_folder(path.parent)
+        self._path = path
         self._changed = threading.Condition(threading.RLock())
         self._con = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+        try:
+            self._open()
+        except sqlite3.OperationalError as error:
+            self._con.close()
+            raise QueueWriteError(path, str(error)) from error
+        except sqlite3.DatabaseError as error:
+            self._con.close()
+            raise QueueBrokenError(path, str(error)) from error
+        except SteadfeastError:
+            self._con.close()
+            raise
+
+    def _open(self) -> None:
         self._con.execute("PRAGMA journal_mode = WAL")
         self._con.execute("PRAGMA synchronous = FULL")
         (version,) = self._con.execute("PRAGMA user_version").fetchone()
         if version not in (0, _SCHEMA_VERSION):
-            self._con.close()
-            raise QueueFormatError(path, version)
+            raise QueueFormatError(self._path, version)
+        # A truncated file opens, and fails only where a missing page is read.
+        (found,) = self._con.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise QueueBrokenError(self._path, found)
         self._con.executescript(f"{_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION};")
 
     def __enter__(self) -> Self:
@@ -447,14 +495,21 @@ class RunQueue:
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; the outermost of nested ones commits, and wakes who waits."""
+        """One transaction; the outermost of nested ones commits, and wakes who waits.
+
+        Raises:
+            QueueWriteError: SQLite cannot write, or another process has held the file for long.
+        """
         with self._changed:
             if self._con.in_transaction:
                 yield self._con
                 return
-            with self._con:  # commits, or rolls back on an error
-                self._con.execute("BEGIN IMMEDIATE")
-                yield self._con
+            try:
+                with self._con:  # commits, or rolls back on an error
+                    self._con.execute("BEGIN IMMEDIATE")
+                    yield self._con
+            except sqlite3.OperationalError as error:
+                raise QueueWriteError(self._path, str(error)) from error
             self._changed.notify_all()
 
     def _append(self, run: pb.Run) -> int:

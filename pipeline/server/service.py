@@ -39,6 +39,7 @@ from steadfeast.pipeline.gates import load_checks
 from steadfeast.pipeline.queue import (
     ENDED,
     POLL_SECONDS,
+    QueueWriteError,
     RequestConflictError,
     RunEndedError,
     RunQueue,
@@ -275,6 +276,10 @@ def _answering(context: grpc.ServicerContext) -> Iterator[None]:
     except RunEndedError as error:
         failure = precondition_failure("RUN_ENDED", error.run_id, str(error))
         abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error), failure)
+    except QueueWriteError as error:
+        # To the monitor this alone means "later"; any other answer ends the trigger.
+        info = error_info("QUEUE_UNWRITABLE", {"problem": error.problem})
+        abort(context, grpc.StatusCode.UNAVAILABLE, str(error), info)
 
 
 class Server(Ports):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -229,6 +230,12 @@ def test_labels_that_cannot_be_read_are_refused_by_name(stocked, run, change, wo
     assert words in str(answer.exception)
 
 
+def applied(folder, **more):
+    """Run `steadfeast store apply` as a person does, in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "steadfeast", "store", "apply", "--yes"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, **more)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -250,16 +257,7 @@ def test_a_mistake_in_feasts_settings_is_one_clear_line(settings, words, tmp_pat
         settings = f"project: shop\nregistry: data/registry.db\n{settings}"
     (tmp_path / "feature_store.yaml").write_text(settings)
     (tmp_path / "steadfeast.yaml").write_text("store: {repo: ., data: data}\n")
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "steadfeast.featurestore.cli",
-        "store",
-        "apply",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = applied(tmp_path)
     assert done.returncode == 2, done.stderr
     assert f"{tmp_path / 'feature_store.yaml'}: " in done.stderr
     assert words in done.stderr
@@ -280,11 +278,21 @@ def test_a_store_that_is_away_is_one_clear_line(tmp_path, free_port):
     (tmp_path / "features.py").write_text((tmp_path / "shop" / "features.py").read_text())
     (tmp_path / "shop" / "data").rename(tmp_path / "data")
     shutil.rmtree(tmp_path / "shop")
-    command = [sys.executable, "-W", "ignore", "-m", "steadfeast.featurestore.cli"]
-    done = subprocess.run(
-        [*command, "store", "apply", "--yes"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = applied(tmp_path)
     assert done.returncode == 2, done.stderr
     assert "is not available" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path):
+    """Wherever it is met first: here among the temporary files of Feast's own metrics."""
+    (tmp_path / "steadfeast.yaml").write_text("store: {repo: ., data: data}\n")
+
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+
+    done = applied(tmp_path, preexec_fn=full)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: cannot write")
+    assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr

@@ -17,6 +17,7 @@ from steadfeast.featurestore.errors import NotFoundError
 from steadfeast.pipeline.queue import (
     ENDED,
     MAX_STARTS,
+    QueueBrokenError,
     QueueFormatError,
     RequestConflictError,
     RunEndedError,
@@ -88,6 +89,24 @@ def test_a_file_of_another_version_is_refused(tmp_path: Path):
     con.close()
     with pytest.raises(QueueFormatError, match="schema version 99"):
         RunQueue(tmp_path / "runs.db")
+
+
+@pytest.mark.parametrize("how", ["truncated", "garbled", "text"])
+def test_a_damaged_file_is_named_and_left_as_it_is(tmp_path: Path, how: str):
+    path = tmp_path / "runs.db"
+    with RunQueue(path) as queue:
+        for _ in range(50):
+            queue.accept(trigger(at(40)))
+    content = path.read_bytes()
+    damaged = {
+        "truncated": content[: len(content) // 2],
+        "garbled": content[:100] + bytes(byte ^ 0x5A for byte in content[100:]),
+        "text": b"not a database, and never was one",
+    }[how]
+    path.write_bytes(damaged)
+    with pytest.raises(QueueBrokenError, match=r"runs\.db: truncated, damaged or not a queue"):
+        RunQueue(path)
+    assert path.read_bytes() == damaged
 
 
 def test_runs_are_claimed_in_the_order_they_were_accepted(queue: RunQueue):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -57,6 +58,22 @@ def wait_for(path: Path) -> None:
         assert time.monotonic() < until, f"{path} never came"
         time.sleep(0.05)
     path.unlink()
+
+
+def test_a_queue_that_cannot_be_written_asks_for_another_try(shops: Path, free_port):
+    """As on a full disk: anything but UNAVAILABLE is final to the monitor, and the trigger lost."""
+    port = free_port()
+    config = configure(shops, grpc=f"127.0.0.1:{port}")
+    asked = trigger(at(40))
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, server(config, port) as process:
+        stub = rpc.PipelineServiceStub(channel)
+        none = resource.RLIM_INFINITY
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, none))
+        with pytest.raises(grpc.RpcError, match=r"runs\.db") as caught:
+            stub.TriggerRetrain(asked, timeout=SECONDS)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (none, none))
+        assert stub.TriggerRetrain(asked, timeout=SECONDS).created
 
 
 def test_a_run_survives_a_kill_and_ends_once(shops: Path, free_port, monkeypatch, capfd):
