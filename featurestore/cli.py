@@ -1,8 +1,8 @@
 """`steadfeast`: the `store` group, and the groups that other packages add. Top of `featurestore`.
 
 What a command needs is imported inside it: Feast takes seconds, and `--help` must not wait for
-it. What the user can put right is one message on stderr and exit code 2; what an audit finds is
-exit code 1.
+it. What the user can put right is one message on stderr and exit code 2; what an audit finds, and
+what failed though nothing was wrong with what was asked, is exit code 1.
 """
 
 from __future__ import annotations
@@ -503,13 +503,13 @@ def main() -> None:
         app()
     except SteadfeastError as error:  # a bug is another kind of error, and keeps its trace
         typer.echo(f"error: {escaped(str(error), lines=True)}", err=True)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except OSError as error:
         if error.errno not in _FULL:
             raise
         where = error.filename or "a temporary file or one of the state folders"
         typer.echo(f"error: cannot write {where}: {error.strerror}; make room first", err=True)
-        sys.exit(2)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

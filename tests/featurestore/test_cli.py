@@ -279,7 +279,7 @@ def test_a_store_that_is_away_is_one_clear_line(tmp_path, free_port):
     (tmp_path / "shop" / "data").rename(tmp_path / "data")
     shutil.rmtree(tmp_path / "shop")
     done = applied(tmp_path)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 1, done.stderr
     assert "is not available" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -292,7 +292,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 
     done = applied(tmp_path, preexec_fn=full)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("error: cannot write")
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
