@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Replay policies of retraining over the past.", invoke_without_command=True)
+app = typer.Typer(invoke_without_command=True)
 
 DEFAULT = Path("steadfeast.yaml")
 

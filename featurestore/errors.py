@@ -90,10 +90,11 @@ class DefinitionsError(UserError):
     Attributes:
         view: The on-demand view.
         repo: The repo folder.
+        problem: What does not fit.
     """
 
     def __init__(self, view: str, repo: Path, problem: str) -> None:
-        self.view, self.repo = view, repo
+        self.view, self.repo, self.problem = view, repo, problem
         super().__init__(
             f"on-demand view {view!r} {problem} in {repo}; run `steadfeast store apply`"
         )

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from feast import FeatureView
 
-    from steadfeast.featurestore.definitions import Bundle, Contract
+    from steadfeast.featurestore.definitions import Bundle, Contract, Defined
     from steadfeast.featurestore.retention import Collectable, Erasure, Holder
     from steadfeast.featurestore.serving import OnlineFeatures
     from steadfeast.featurestore.training import TrainingSet
@@ -124,6 +124,14 @@ class Store:
     def apply(self) -> str:
         """Do `feast apply`, keep contracts and definitions for good, return what Feast says."""
         return self.catalog.apply()
+
+    def defined(self) -> Defined:
+        """Return what the files define now, and what `apply` would change of what is applied.
+
+        Raises:
+            UserError: `apply` would refuse the definitions.
+        """
+        return self.catalog.defined()
 
     def live_changes(self) -> dict[str, LiveChange]:
         """Return service -> what `apply` would change under a model that is live.

@@ -129,6 +129,14 @@ def test_public_names_import_without_feast_until_they_are_asked_for(bin_folder: 
     subprocess.run([bin_folder / "python", "-P", "-c", program], check=True, timeout=SECONDS)
 
 
+def test_commands_of_all_packages_come_with_the_wheel(bin_folder: Path):
+    for command in ("backtest", "doctor", "model", "monitor", "pipeline", "store"):
+        words = [bin_folder / "steadfeast", command, "--help"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=SECONDS)
+        assert f"Usage: steadfeast {command}" in done.stdout
+        assert "needs what is not installed" not in done.stdout
+
+
 def _ask(
     process: subprocess.Popen[bytes], address: str, body: dict[str, object] | None = None
 ) -> bytes:

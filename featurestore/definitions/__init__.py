@@ -1,7 +1,7 @@
 """What a feature service means: its plan, its code and its contract."""
 
 from steadfeast.featurestore.definitions.bundle import Bundle
-from steadfeast.featurestore.definitions.catalog import LAYOUT, Catalog, LiveChange
+from steadfeast.featurestore.definitions.catalog import LAYOUT, Catalog, Defined, LiveChange
 from steadfeast.featurestore.definitions.contract import (
     TIE_RULE,
     Contract,
@@ -25,6 +25,7 @@ __all__ = [
     "Bundle",
     "Catalog",
     "Contract",
+    "Defined",
     "Executor",
     "LiveChange",
     "OnDemandView",

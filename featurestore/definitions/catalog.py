@@ -37,6 +37,7 @@ from steadfeast.featurestore.definitions.refresher import Refresher
 from steadfeast.featurestore.errors import (
     ArchiveError,
     ContractMismatchError,
+    DefinitionsError,
     NotFoundError,
     RefusedDefinitionError,
     SteadfeastError,
@@ -71,6 +72,21 @@ class LiveChange:
     obstacles: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Defined:
+    """What the files of the repo folder define, beside what is applied.
+
+    Attributes:
+        views: Their feature views.
+        services: Names of their feature services.
+        pending: Service -> what `apply` would change; absent where it would change nothing.
+    """
+
+    views: tuple[FeatureView, ...]
+    services: tuple[str, ...]
+    pending: Mapping[str, tuple[str, ...]]
+
+
 class Catalog:
     """The services of one Feast repo. Safe to share between threads.
 
@@ -103,17 +119,47 @@ class Catalog:
             UserError: What one of them means, or to whom, cannot be said; nothing was applied.
         """
         with definitions.preview(self._feast.config, self._repo) as after:
-            check_views(after)
-            for item in after.list_feature_services():
-                if not re.match(FOLDER_NAME, item.name):
-                    problem = "names a folder of the log: letters, digits, _, ., - and spaces only"
-                    raise RefusedDefinitionError(f"feature service {item.name!r}", problem)
-                self._resolve(item.name, after)
+            self._checked(after)
         said = definitions.apply(self._feast.config, self._repo)
         self.refresh()
         for service in self.services():
             self.keep(self.bundle(service).contract)
         return said
+
+    def defined(self) -> Defined:
+        """Return what the files define, and what `apply` would change; nothing is applied.
+
+        Raises:
+            UserError: `apply` would refuse them.
+        """
+        applied = self.services()
+        with definitions.preview(self._feast.config, self._repo) as after:
+            found = self._checked(after)
+            views = tuple(registered_views(after))
+        pending: dict[str, tuple[str, ...]] = {}
+        for name, bundle in found.items():
+            if name not in applied:
+                pending[name] = ("it is not applied",)
+                continue
+            try:
+                lines = difference(self.bundle(name).contract, bundle.contract)
+            except DefinitionsError as error:
+                lines = [error.problem]
+            if lines:
+                pending[name] = tuple(lines)
+        pending |= {name: ("the files define it no more",) for name in applied if name not in found}
+        return Defined(views, tuple(sorted(found)), pending)
+
+    def _checked(self, after: FeatureStore) -> dict[str, Bundle]:
+        """Return the services of a preview by name, or refuse what cannot be meant."""
+        check_views(after)
+        found = {}
+        for item in after.list_feature_services():
+            if not re.match(FOLDER_NAME, item.name):
+                problem = "names a folder of the log: letters, digits, _, ., - and spaces only"
+                raise RefusedDefinitionError(f"feature service {item.name!r}", problem)
+            found[item.name] = self._resolve(item.name, after)
+        return found
 
     def live_changes(
         self, models_of: Callable[[str, str], tuple[tuple[str, str], ...]]

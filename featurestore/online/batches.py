@@ -201,6 +201,14 @@ class ColumnStore(RowStore):
             stored = self._layouts(config, space_of(config, view))
             self.layouts.update({i: item.layout for i, item in stored.items()})
 
+    def loss_risk(self, config: RepoConfig) -> str:
+        """Say how the store may drop rows unasked, and what to set; empty when it does not.
+
+        Raises:
+            StoreUnavailableError: The store does not answer.
+        """
+        return self._doubt(config)
+
     def progress(self, config: RepoConfig, view: FeatureView) -> tuple[Place, Progress] | None:
         """Return which rows of `view` are served, and what they are; None without any."""
         head = self.head(config, space_of(config, view))
