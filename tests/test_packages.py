@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("featurestore", "monitor", "pipeline", "measures", "backtest", "doctor")
+PARTS = ("featurestore", "monitor", "pipeline", "measures", "backtest", "doctor", "testing")
 LAZY = {"steadfeast.monitor.cli", "steadfeast.monitor.drift.multivariate"}
 """Packages without an `__init__` that imports: what they need is heavy, or an extra."""
 
