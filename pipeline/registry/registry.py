@@ -19,27 +19,24 @@ import os
 import platform
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as library_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from steadfeast.featurestore.errors import NotFoundError, UserError
 from steadfeast.featurestore.tables import private_folder
-from steadfeast.measures import Task
 from steadfeast.pipeline.queue import model_files
-from steadfeast.pipeline.recipes import Target, scores
 from steadfeast.pipeline.registry import formats
 from steadfeast.pipeline.registry.formats import UntrustedModelError
+from steadfeast.pipeline.registry.mlflow_runs import MlflowRuns
 from steadfeast.pipeline.registry.onnx_export import OnnxServing, export
 from steadfeast.pipeline.registry.relocation import FOLDER, relocate
+from steadfeast.pipeline.registry.version import FEATURES, PREFIX, Facts, LoadedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import numpy as np
     import pyarrow as pa
 
     from steadfeast.pipeline.config import PipelineConfig
@@ -47,10 +44,9 @@ if TYPE_CHECKING:
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "scikit-learn", "skops", "mlflow")
-_PREFIX = "steadfeast."
-_FILES = f"{_PREFIX}files"
-_SIGNATURE = f"{_PREFIX}signature"
-_HISTORY = f"{_PREFIX}champions"
+_FILES = f"{PREFIX}files"
+_SIGNATURE = f"{PREFIX}signature"
+_HISTORY = f"{PREFIX}champions"
 _HISTORY_LENGTH = 100
 
 
@@ -64,126 +60,6 @@ class RegistryError(UserError):
     def __init__(self, tracking_uri: str, problem: str) -> None:
         self.tracking_uri = tracking_uri
         super().__init__(f"model registry {tracking_uri}: {problem}")
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of a version beside its estimator; kept as the version's tags.
-
-    Attributes:
-        run_id: The pipeline's run that made it.
-        features: The columns that it reads, in order.
-        contract: Contract (64 hexadecimal digits) of the training set.
-        manifest_uri: Path of the training set's manifest.
-        as_of: Knowledge time of the training set.
-        trained_before: It was fitted on the manifest's rows before this event time.
-        rows: How many those were.
-        commit: Git commit of the definitions, empty if unknown.
-        recipe: `module:function`, and the SHA-256 of its file.
-        metrics: By name, on the held-out rows, of the fit that was judged there.
-        target: What it predicts.
-        classes: What the columns of its probabilities mean; None means its own `classes_`.
-        refit: What serves: `all` was fitted on the held-out rows too, `none` is the judged fit.
-        scored_uri: Path of the training set's rows with the predictions of the judged fit; empty
-            if none are kept.
-    """
-
-    run_id: str
-    features: tuple[str, ...]
-    contract: str
-    manifest_uri: str
-    as_of: datetime
-    trained_before: datetime
-    rows: int
-    commit: str
-    recipe: str
-    metrics: Mapping[str, float]
-    target: Target
-    classes: tuple[Any, ...] | None = None
-    refit: Literal["all", "none"] = "none"
-    scored_uri: str = ""
-
-    def tags(self) -> dict[str, str]:
-        """Return the tags that `from_tags` reads."""
-        return {
-            f"{_PREFIX}run_id": self.run_id,
-            f"{_PREFIX}features": json.dumps(self.features),
-            f"{_PREFIX}contract": self.contract,
-            f"{_PREFIX}manifest_uri": self.manifest_uri,
-            f"{_PREFIX}as_of": self.as_of.astimezone(UTC).isoformat(),
-            f"{_PREFIX}trained_before": self.trained_before.astimezone(UTC).isoformat(),
-            f"{_PREFIX}rows": str(self.rows),
-            f"{_PREFIX}commit": self.commit,
-            f"{_PREFIX}recipe": self.recipe,
-            f"{_PREFIX}metrics": json.dumps(dict(self.metrics)),
-            f"{_PREFIX}metrics_of": "the judged fit, on the held-out rows",
-            f"{_PREFIX}target": json.dumps(asdict(self.target)),
-            f"{_PREFIX}classes": json.dumps(self.classes),
-            f"{_PREFIX}refit": self.refit,
-            f"{_PREFIX}scored_uri": self.scored_uri,
-        }
-
-    @classmethod
-    def from_tags(cls, tags: Mapping[str, str]) -> Facts:
-        """Read what `tags` wrote."""
-        target = json.loads(tags[f"{_PREFIX}target"])
-        classes = json.loads(tags[f"{_PREFIX}classes"])
-        return cls(
-            run_id=tags[f"{_PREFIX}run_id"],
-            features=tuple(json.loads(tags[f"{_PREFIX}features"])),
-            contract=tags[f"{_PREFIX}contract"],
-            manifest_uri=tags[f"{_PREFIX}manifest_uri"],
-            as_of=datetime.fromisoformat(tags[f"{_PREFIX}as_of"]),
-            trained_before=datetime.fromisoformat(tags[f"{_PREFIX}trained_before"]),
-            rows=int(tags[f"{_PREFIX}rows"]),
-            commit=tags[f"{_PREFIX}commit"],
-            recipe=tags[f"{_PREFIX}recipe"],
-            metrics=json.loads(tags[f"{_PREFIX}metrics"]),
-            target=Target(
-                Task(target["task"]), target["label"], tuple(target["classes"]), target["group"]
-            ),
-            classes=None if classes is None else tuple(classes),
-            refit="all" if tags[f"{_PREFIX}refit"] == "all" else "none",
-            scored_uri=tags[f"{_PREFIX}scored_uri"],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """One version, ready to predict."""
-
-    model: str
-    version: str
-    estimator: Any
-    facts: Facts
-    serving: OnnxServing | None = None
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """The columns that it reads, in order."""
-        return self.facts.features
-
-    @property
-    def contract(self) -> str:
-        """The contract that it was trained under, and may be served under."""
-        return self.facts.contract
-
-    @property
-    def manifest_uri(self) -> str:
-        """Path of its training set's manifest."""
-        return self.facts.manifest_uri
-
-    def predict(self, table: pa.Table) -> np.ndarray:
-        """Return its predictions for each row of `table`, as `steadfeast.measures` reads them.
-
-        Of a binary model the probability of the positive class, shape (rows,); of several
-        classes one per class, in the order of `facts.target.classes`; else a value.
-        """
-        facts = self.facts
-        said = None if self.serving is None else self.serving.predict(table)
-        if said is not None:
-            return said
-        return scores(self.estimator, table, self.features, facts.target, facts.classes)
 
 
 class Registry:
@@ -213,7 +89,7 @@ class Registry:
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         import mlflow  # noqa: PLC0415 - after the switch
 
-        self._uri, self._artifacts, self._trusted = tracking_uri, artifacts, trusted
+        self._uri, self._trusted = tracking_uri, trusted
         self._recorded, self._key = recorded, key.encode()
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         with warnings.catch_warnings():
@@ -224,6 +100,7 @@ class Registry:
                 self._client.search_registered_models(max_results=1)  # opens the store
             except mlflow.MlflowException as error:
                 raise RegistryError(tracking_uri, str(error)) from error
+        self.runs = MlflowRuns(self._client, artifacts)
 
     @classmethod
     def open(cls, config: PipelineConfig) -> Self:
@@ -304,7 +181,7 @@ class Registry:
     def find(self, model: str, run_id: str) -> str | None:
         """Return the version that run `run_id` registered; None if it did not."""
         found = self._client.search_model_versions(
-            f"name = '{model}' and tag.`{_PREFIX}run_id` = '{run_id}'"
+            f"name = '{model}' and tag.`{PREFIX}run_id` = '{run_id}'"
         )
         return str(found[0].version) if found else None
 
@@ -392,10 +269,12 @@ class Registry:
             tags = facts.tags() | {
                 _FILES: json.dumps(digests),
                 _SIGNATURE: self._signature(model, digests, facts),
-                f"{_PREFIX}python": platform.python_version(),
-                f"{_PREFIX}libraries": json.dumps(libraries),
+                f"{PREFIX}python": platform.python_version(),
+                f"{PREFIX}libraries": json.dumps(libraries),
             }
-            run = self._run(model, facts, tags)
+            # A run's tags are shorter than a version's: the list of features may not fit.
+            short = {name: value for name, value in tags.items() if name != FEATURES}
+            run = self.runs.open(model, facts.run_id, short)
             self._client.log_artifacts(run.info.run_id, folder, "model")
         for name, value in metrics.items():
             self._client.log_metric(run.info.run_id, name, value)
@@ -414,25 +293,6 @@ class Registry:
             return ""
         signed = json.dumps([model, sorted(digests.items()), sorted(facts.tags().items())])
         return hmac.new(self._key, signed.encode(), hashlib.sha256).hexdigest()
-
-    def _run(self, model: str, facts: Facts, tags: Mapping[str, str]) -> Any:
-        """Return the MLflow run of our run: the one that a start before this one left, or new."""
-        # A run's tags are shorter than a version's: the list of features may not fit.
-        tags = {name: value for name, value in tags.items() if name != f"{_PREFIX}features"}
-        experiment = self._client.get_experiment_by_name(model)
-        if experiment is None:
-            location = self._artifacts.absolute().as_uri() if self._artifacts else None
-            experiment_id = self._client.create_experiment(model, artifact_location=location)
-        else:
-            experiment_id = experiment.experiment_id
-        found = self._client.search_runs(
-            [experiment_id], f"tags.`{_PREFIX}run_id` = '{facts.run_id}'", max_results=1
-        )
-        if not found:
-            return self._client.create_run(experiment_id, tags=tags, run_name=facts.run_id)
-        for name, value in tags.items():
-            self._client.set_tag(found[0].info.run_id, name, value)
-        return found[0]
 
     def _registered(self, model: str) -> bool:
         return bool(self._client.search_registered_models(f"name = '{model}'"))

@@ -26,12 +26,12 @@ from steadfeast.measures import Task
 from steadfeast.pipeline.config import load
 from steadfeast.pipeline.queue import RunQueue
 from steadfeast.pipeline.recipes import Target
-from steadfeast.pipeline.registry import formats
-from steadfeast.pipeline.registry.registry import (
+from steadfeast.pipeline.registry import (
     Facts,
     Registry,
     RegistryError,
     UntrustedModelError,
+    formats,
 )
 from support.shop_world import MODEL, at, trigger
 
@@ -127,6 +127,21 @@ def test_a_start_that_was_cut_off_before_the_version_leaves_one_mlflow_run(
             add(registry, "r1")
     add(registry, "r1")
     assert len(_mlflow_runs(registry)) == 1
+
+
+def test_a_run_of_mlflow_is_opened_once_and_ends_as_it_is_told(registry: Registry):
+    runs = registry.runs
+    runs.end(MODEL, "r1", "FAILED", {})  # there is none, so nothing happens
+    opened = [runs.open(MODEL, "r1", {"who": who}).info.run_id for who in ("ann", "bob")]
+    assert len(set(opened)) == 1
+    runs.end(MODEL, "r1", "FAILED", {"why": "no shop is open"})
+    (found,) = _mlflow_runs(registry)
+    assert (found.info.status, found.info.run_name) == ("FAILED", "r1")
+    assert found.data.tags["who"] == "bob"
+    assert found.data.tags["why"] == "no shop is open"
+    runs.resume(MODEL, "r1", {})
+    (found,) = _mlflow_runs(registry)
+    assert found.info.status == "RUNNING"
 
 
 def test_aliases_follow_registration_promotion_and_rollback(registry: Registry):
