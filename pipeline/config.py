@@ -169,6 +169,8 @@ class ModelConfig(Section):
         checks: What must hold of the examples.
         gates: What a challenger must reach; unset compares the task's first measure with the
             champion's.
+        slices: Columns of the examples or of the features by whose values figures are tracked,
+            beside those that a gate names; values with `min_rows` held-out rows count.
         trusted_types: Full names of types in the recipe's estimator that a model file may hold
             beyond scikit-learn's; loading builds them, so list only what you know.
     """
@@ -188,6 +190,7 @@ class ModelConfig(Section):
     refit: Literal["all", "none"] = "all"
     checks: ChecksConfig = ChecksConfig()
     gates: tuple[GateConfig, ...] = ()
+    slices: tuple[str, ...] = ()
     trusted_types: tuple[str, ...] = ()
 
     @field_validator("gates", mode="before")
@@ -258,6 +261,8 @@ class PipelineConfig(Section):
         state: Folder for the run queue and MLflow's artifacts.
         grpc: Address of PipelineService.
         tracking_uri: MLflow's; unset means a SQLite file in `state`, and model files beside it.
+        trackers: Other experiment trackers that are told of each run, by the name that a package
+            registered under the entry points `steadfeast.trackers`, with what it is given.
         signing_key: Signs each model that is registered, by HMAC-SHA256; with it, only models that
             it signed are loaded. 16 characters or more.
         threads: Native threads that a recipe's libraries may use; on few cores one is fastest.
@@ -267,6 +272,7 @@ class PipelineConfig(Section):
     state: FilePath
     grpc: Address = "127.0.0.1:9466"
     tracking_uri: str | None = None
+    trackers: dict[str, str] = Field(default_factory=dict)
     signing_key: Secret = SecretStr("")
     threads: PositiveInt = 1
     models: dict[ModelName, ModelConfig] = Field(min_length=1)

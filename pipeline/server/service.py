@@ -47,6 +47,7 @@ from steadfeast.pipeline.queue import (
 from steadfeast.pipeline.recipes import load_function
 from steadfeast.pipeline.registry import Registry
 from steadfeast.pipeline.server.worker import Worker
+from steadfeast.pipeline.tracking import check_trackers
 from steadfeast.pipeline.training import Retrain, judged_by, promotion
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2_grpc as rpc
@@ -366,5 +367,7 @@ def check_recipes(path: Path, config: PipelineConfig) -> None:
                 judged_by(gate, folder)
             except UserError as error:
                 problems.append((f"{where}.gates.{number}", str(error)))
+    for name, problem in check_trackers(config.trackers, folder):
+        problems.append((f"pipeline.trackers.{name}", problem))
     if problems:
         raise ConfigError(path, problems)

@@ -44,10 +44,11 @@ from steadfeast.pipeline.training.challenge import (
     target_of,
     times_of,
 )
+from steadfeast.pipeline.training.tracked import Tracked
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from steadfeast.featurestore.training import TrainingSet
@@ -146,9 +147,28 @@ class Retrain:
         """
         if run.model not in self._config.models:
             raise NotFoundError("model", run.model, self._config.models)
+        version = self._registry.find(run.model, run.run_id)
+        tracked = Tracked(run, self._config, self._folder, self._queue, self._registry.runs)
+        if version is None:
+            tracked.begin()
+        try:
+            self._finish(run, version, tracked, check)
+        except RunInterruptedError:
+            raise
+        except (Exception, SystemExit) as error:
+            cancelled = isinstance(error, RunCancelledError)
+            state = pb.RUN_STATE_CANCELLED if cancelled else pb.RUN_STATE_FAILED
+            tracked.end(state, str(error) or type(error).__name__)
+            raise
+        ended = self._queue.get(run.run_id)
+        tracked.end(ended.state, ended.reason)
+
+    def _finish(
+        self, run: pb.Run, version: str | None, tracked: Tracked, check: Callable[[], None]
+    ) -> None:
+        """Bring `run`, which has registered `version` before or nothing yet, to its end."""
         config = self._config.models[run.model]
         as_of = run.as_of.ToDatetime(UTC)
-        version = self._registry.find(run.model, run.run_id)
         if version is None:
             prepared = self._training_set(run, config, as_of)
             if prepared is None:
@@ -165,11 +185,14 @@ class Retrain:
         while version is None or not self._is_judged(run, version):
             challenged = self._judge(run, config, training, target)
             if challenged.judged is None:
+                tracked.judged(training, target, challenged, {})
                 self._refuse(run, challenged.gates)
                 return
             check()
             if version is None:
-                version = self._register(run, config, training, challenged, challenged.judged)
+                important = self._important(config, challenged.split, challenged.judged)
+                tracked.judged(training, target, challenged, important)
+                version = self._register(run, config, training, challenged, important)
                 check()
         run = self._noted(run.run_id, run.model, version)
         if refusal(run.gates):
@@ -270,9 +293,12 @@ class Retrain:
         config: ModelConfig,
         training: TrainingSet,
         challenged: Challenge,
-        judged: JudgedFit,
+        important: Mapping[str, float],
     ) -> str:
         """Fit what is to serve and register it; return its version."""
+        judged = challenged.judged
+        if judged is None:
+            raise ValueError(f"run {run.run_id} was not judged")
         serving, again = judged.model, not challenged.refused and config.refit == "all"
         if again:
             fit = recipes.load_function(config.recipe, self._folder)
@@ -295,7 +321,7 @@ class Retrain:
             target=serving.target,
             classes=None if classes is None else recipes.own_classes(serving.estimator, classes),
             refit="all" if again else "none",
-            scored_uri=self._kept(self._scored(run, config, parts, judged)),
+            scored_uri=self._kept(self._scored(run, config, parts, judged, important)),
         )
         return self._registry.register(
             run.model, serving.estimator, facts, serving.fitted.metrics, training.table
@@ -316,13 +342,23 @@ class Retrain:
 
         return self._queue.change(run_id, noted)
 
-    def _scored(self, run: pb.Run, config: ModelConfig, parts: Split, judged: JudgedFit) -> Path:
+    def _important(self, config: ModelConfig, parts: Split, judged: JudgedFit) -> dict[str, float]:
+        """Return how much the judged fit leans on each feature, by the first gate's measure."""
+        first = judged_by(config.judged_by[0], self._folder).measure
+        if first is None:
+            return {}
+        return scored_rows.importance(judged.model, parts.held_out, first)
+
+    def _scored(
+        self,
+        run: pb.Run,
+        config: ModelConfig,
+        parts: Split,
+        judged: JudgedFit,
+        important: Mapping[str, float],
+    ) -> Path:
         """Write what the judged fit said of the training set; return the file."""
         path = self._config.state / "scored" / f"{run.run_id}.parquet"
-        first = judged_by(config.judged_by[0], self._folder).measure
-        important = {}
-        if first is not None:
-            important = scored_rows.importance(judged.model, parts.held_out, first)
         labels = pa.table(
             {TIME: parts.table[TIME], config.label: judged.model.target.truth(parts.table)}
         )
