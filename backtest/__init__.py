@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from steadfeast.backtest.command import compare
     from steadfeast.backtest.history import History
     from steadfeast.backtest.judgement import Earned, Verdict
+    from steadfeast.backtest.report import Verdicts
 
 _MODULES = {
     "Earned": "judgement",
     "History": "history",
     "Verdict": "judgement",
+    "Verdicts": "report",
     "compare": "command",
 }
 
-__all__ = ["Earned", "History", "Verdict", "compare"]
+__all__ = ["Earned", "History", "Verdict", "Verdicts", "compare"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from steadfeast.backtest.history import History
 from steadfeast.backtest.judgement import judge
 from steadfeast.backtest.policies import policies
 from steadfeast.backtest.replay import replay
+from steadfeast.backtest.report import Verdicts
 from steadfeast.backtest.runs import Runs
 from steadfeast.featurestore.errors import ConfigError, NotFoundError, UserError
 from steadfeast.monitor.config import MonitorConfig
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
-    from steadfeast.backtest.judgement import Verdict
     from steadfeast.pipeline.config import ModelConfig
 
 FIRST_SHARE = 6
@@ -56,7 +56,7 @@ def compare(
     end: datetime | None = None,
     label_delay: timedelta | None = None,
     kept: Path | None = None,
-) -> dict[str, Verdict]:
+) -> Verdicts:
     """Replay policies for each model of a configuration, or for one.
 
     Args:
@@ -76,7 +76,7 @@ def compare(
     section, _ = load_pipeline(path)
     if model and model not in section.models:
         raise NotFoundError("model", model, section.models)
-    found = {}
+    found = Verdicts()
     for name in [model] if model else section.models:
         config = section.models[name]
         monitor = _monitor(path, name, config)

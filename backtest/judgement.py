@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import t as student
 
+from steadfeast.featurestore import notebook
 from steadfeast.measures import OneClassError, measure_named
 
 if TYPE_CHECKING:
@@ -86,6 +87,12 @@ class Verdict:
     earned: tuple[Earned, ...]
     best: str
     advice: str
+
+    def __repr__(self) -> str:
+        """Say what is recommended."""
+        policies = ", ".join(one.replayed.name for one in self.earned)
+        measured = f"{self.measure.name} by {self.period}"
+        return notebook.line("Verdict", f"{self.best} of {policies}", measured)
 
 
 def judge(

@@ -10,18 +10,35 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from steadfeast.backtest.judgement import Verdict
 from steadfeast.backtest.pictures import Line, Point, frontier, over_time
+from steadfeast.featurestore import notebook
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from steadfeast.backtest.judgement import Difference, Earned, Verdict
+    from steadfeast.backtest.judgement import Difference, Earned
 
 HEADS = ("policy", "runs", "refused", "mean by {period}", "against never", "calendar of as many")
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
 color:#222}table{border-collapse:collapse;margin:1rem 0}th,td{padding:.25rem .8rem;text-align:right;
 border-bottom:1px solid #ddd}th:first-child,td:first-child{text-align:left}svg{width:100%}
 .advice{font-weight:600}h2{margin-top:2rem;font-size:1.1rem}details{margin:.3rem 0}"""
+
+
+class Verdicts(dict[str, Verdict]):
+    """The verdict on each model by its name, as a notebook shows it."""
+
+    def __repr__(self) -> str:
+        """Return the advice on each model."""
+        said = (f"{name}: {one.best} of {len(one.earned)}" for name, one in self.items())
+        return notebook.line("Verdicts", *said)
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            notebook.card(name, [one.advice], notebook.table(_heads(one), _rows(one)))
+            for name, one in self.items()
+        )
 
 
 def table(verdict: Verdict, title: str) -> Table:

@@ -22,8 +22,9 @@ from feast.repo_config import FeastConfigError
 from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
+from steadfeast.featurestore import notebook
 from steadfeast.featurestore.audit import AuditReport, audit
-from steadfeast.featurestore.config import StoreConfig, load_section, read_mapping
+from steadfeast.featurestore.config import StoreConfig, load_section, read_mapping, written
 from steadfeast.featurestore.definitions import Catalog, LiveChange, by_event_time
 from steadfeast.featurestore.errors import (
     ConfigError,
@@ -98,6 +99,32 @@ class Store:
             ConfigError: The file, or the feature_store.yaml it leads to, is missing or wrong.
         """
         return cls(load_section(Path(config), "store", StoreConfig), file=Path(config))
+
+    def __repr__(self) -> str:
+        """Say which it is; nothing is read for it."""
+        return notebook.line("Store", *self._facts())
+
+    def _repr_html_(self) -> str:
+        services = [(name,) for name in self.services()]
+        views = [
+            (
+                view.name,
+                ", ".join(one.name for one in view.entity_columns),
+                len(view.features),
+                written(view.ttl) if view.ttl else "none",
+            )
+            for view in self.catalog.online_views(())
+        ]
+        return notebook.card(
+            "Store",
+            self._facts(),
+            notebook.table(("service",), services),
+            notebook.table(("view", "keys", "features", "TTL"), views),
+        )
+
+    def _facts(self) -> list[str]:
+        online = str(getattr(self.feast.config.online_store, "type", ""))
+        return [f"project {self.feast.project}", f"repo {self.repo}", f"data {self.data}", online]
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,6 @@
 """What an audit says: checks, their text and JSON, and what of a person's data may be shown.
 
-Above nothing of ours; `compare` and `audit` fill it in. Values of features tagged `pii` in
+Above `notebook` alone; `compare` and `audit` fill it in. Values of features tagged `pii` in
 Feast, of join keys and request fields so tagged, and of on-demand features that may have read
 one, are shown as digests under a key that is made for one report and forgotten with it: two values
 in a report can be told apart, and neither can be looked up. A tag `pii: "false"` on an on-demand
@@ -16,6 +16,8 @@ from datetime import datetime
 from hashlib import blake2b
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, Literal
+
+from steadfeast.featurestore import notebook
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,6 +97,25 @@ class AuditReport:
     service: str
     contract: str
     checks: tuple[Check, ...]
+
+    def __repr__(self) -> str:
+        """Say what came of it; `to_text` has the checks."""
+        return notebook.line(
+            "AuditReport", self.service, self.outcome, notebook.plural(len(self.checks), "check")
+        )
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for check in self.as_dict()["checks"]:
+            kinds = [f"{count} {kind}" for kind, count in check["mismatches"].items()]
+            said = "; ".join([*kinds, *([check["note"]] if check["note"] else [])])
+            rows.append(
+                (check["invariant"], check["outcome"], check["subject"], check["cells"], said)
+            )
+        heads = ("invariant", "outcome", "subject", "cells", "notes")
+        facts = [self.outcome, f"contract {self.contract[: notebook.DIGITS]}"]
+        title = f"Audit of {self.service}"
+        return notebook.card(title, facts, notebook.table(heads, rows))
 
     @property
     def ok(self) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
+from steadfeast.featurestore import notebook
 from steadfeast.featurestore.tables import numpy_array
 
 if TYPE_CHECKING:
@@ -86,6 +87,25 @@ class OnlineFeatures:
         self._columns, self._later = None, source
         self.contract, self.features, self.rows = contract, source.features, source.rows
         return self
+
+    def __repr__(self) -> str:
+        """Say how much there is; no value is read for it."""
+        return notebook.line(
+            "OnlineFeatures",
+            notebook.plural(self.rows, "row"),
+            f"{notebook.plural(len(self.features), 'feature')}: {notebook.first(self.features)}",
+            f"contract {self.contract[: notebook.DIGITS]}",
+        )
+
+    def _repr_html_(self) -> str:
+        names = ("unknown", "present", "null", "not found", "too old")
+        counts = zip(names, self.tally().tolist(), strict=True)
+        facts = [
+            notebook.plural(self.rows, "row"),
+            *(f"{count:,} {name}" for name, count in counts if count),
+            f"contract {self.contract[: notebook.DIGITS]}",
+        ]
+        return notebook.card("Online features", facts, notebook.preview(self.table))
 
     @property
     def packed(self) -> Later | None:

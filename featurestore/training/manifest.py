@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from steadfeast.featurestore import notebook
 from steadfeast.featurestore.errors import ErasedError, ManifestError
 from steadfeast.featurestore.tables import content_sha256, data_frame, write_whole
 
@@ -91,6 +92,44 @@ class Manifest:
     unknown_then: Mapping[str, int] = field(default_factory=dict)
     pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @property
+    def facts(self) -> list[str]:
+        """What it is in a few words each, for a person; empty where there is nothing to say."""
+        known = f"as known at {self.as_known_at}" if self.as_known_at else ""
+        return [
+            self.service,
+            notebook.plural(self.rows, "row"),
+            notebook.plural(len(self.features), "feature"),
+            f"label {self.label}" if self.label else "",
+            known,
+            f"contract {self.contract[: notebook.DIGITS]}",
+        ]
+
+    def __repr__(self) -> str:
+        """Say which it is; `to_json` has everything."""
+        return notebook.line("Manifest", self.id, *self.facts)
+
+    def _repr_html_(self) -> str:
+        columns = [
+            (name, column.get("type"), column.get("nulls"), self._role(name))
+            for name, column in self.columns.items()
+        ]
+        sources = [
+            (one.get("view"), one.get("path"), str(one.get("sha256") or "")[: notebook.DIGITS])
+            for one in self.sources
+        ]
+        return notebook.card(
+            f"Manifest {self.id}",
+            [*self.facts, f"built {self.created_at}", f"content {self.sha256[: notebook.DIGITS]}"],
+            notebook.table(("column", "type", "nulls", "role"), columns),
+            notebook.table(("view", "source", "SHA-256"), sources),
+        )
+
+    def _role(self, name: str) -> str:
+        if name == self.label:
+            return "label"
+        return "feature" if name in self.features else "key" if name in self.keys else ""
+
     def to_json(self) -> str:
         """Return the manifest as JSON, sorted and indented."""
         return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -133,6 +172,15 @@ class TrainingSet:
     table: pa.Table
     manifest: Manifest
     path: Path
+
+    def __repr__(self) -> str:
+        """Say which it is; no value is shown."""
+        return notebook.line("TrainingSet", self.manifest.id, *self.manifest.facts)
+
+    def _repr_html_(self) -> str:
+        notes = [notebook.table(("note",), [(note,) for note in self.notes])] if self.notes else []
+        title = f"Training set {self.manifest.id}"
+        return notebook.card(title, self.manifest.facts, notebook.preview(self.table), *notes)
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime, timedelta
+from html import escape
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steadfeast.backtest import compare
+from steadfeast.backtest import Verdicts, compare
 from steadfeast.backtest.command import StretchError
 from steadfeast.backtest.policies import PolicyError
 from steadfeast.backtest.replay import NoFirstModelError
@@ -162,6 +163,16 @@ def test_late_labels_are_known_later(repo):
     ]
     for one in by_name(late)["90d"].replayed.asked:
         assert one.run.known_until == one.at - timedelta(days=30, hours=6)
+
+
+def test_a_notebook_shows_the_advice_and_the_table_with_every_word_escaped(verdict):
+    said = Verdicts({"<b>": verdict})
+    assert repr(said) == f"<Verdicts <b>: {verdict.best} of {len(verdict.earned)}>"
+    assert repr(verdict).startswith(f"<Verdict {verdict.best} of ")
+    text = said._repr_html_()
+    assert "<b>&lt;b&gt;</b>" in text
+    assert escape(verdict.advice) in text
+    assert all(f"<td>{escape(one.replayed.name)}</td>" in text for one in verdict.earned)
 
 
 def test_reports_say_the_same(verdict):
