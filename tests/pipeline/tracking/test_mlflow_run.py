@@ -18,6 +18,7 @@ from mlflow.models import get_model_info
 from sklearn.metrics import roc_auc_score
 
 from steadfeast import TrainingSet
+from steadfeast.pipeline.training import RunCancelledError, RunInterruptedError
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from support.mlflow_server import mlflow_server
 from support.shop_pipeline import Pipeline
@@ -235,7 +236,7 @@ def test_a_run_whose_examples_are_refused_has_its_data_set_and_no_model(shops):
     pipeline.queue.close()
 
 
-def test_a_run_that_fails_or_is_cancelled_is_shown_as_such(shops):
+def test_a_run_that_fails_is_shown_as_such(shops):
     pipeline = Pipeline(configure(shops, recipe="train:broken"))
     pipeline.accept(at(40))
     with pytest.raises(ZeroDivisionError):
@@ -245,6 +246,24 @@ def test_a_run_that_fails_or_is_cancelled_is_shown_as_such(shops):
     assert "no shop is open" in found.data.tags["mlflow.note.content"]
     assert found.data.tags["steadfeast.cause"] == "drift"
     pipeline.queue.close()
+
+
+def test_a_run_that_is_cancelled_is_killed_and_one_that_is_interrupted_goes_on(pipeline):
+    def stop_by(error: Exception) -> None:
+        def check() -> None:
+            raise error
+
+        with pytest.raises(type(error)):
+            pipeline.retrain(claimed, check)
+
+    pipeline.accept(at(40))
+    claimed = pipeline.queue.claim()
+    stop_by(RunInterruptedError())
+    assert only_run(pipeline).info.status == "RUNNING"
+    stop_by(RunCancelledError("not today"))
+    found = only_run(pipeline)
+    assert (found.info.status, found.data.tags["steadfeast.outcome"]) == ("KILLED", "cancelled")
+    assert "not today" in found.data.tags["mlflow.note.content"]
 
 
 def test_names_that_mlflow_cannot_have_are_written_as_near_as_can_be(shops):
