@@ -29,8 +29,8 @@ _ORDER = list(Level)
 def examine(path: Path) -> list[Finding]:
     """Return what is missing or risky of a configuration and the repo that it leads to.
 
-    The worst first. Nothing is applied, written or repaired, but that opening the store makes its
-    own folder private, as every command does.
+    The worst first. Nothing is applied or repaired; opening the store makes its folder and Feast's
+    registry file where they are missing, and the folder private, as every command does.
 
     Raises:
         ConfigError: The file cannot be read, or its section `store` is wrong.
