@@ -5,15 +5,21 @@ What the command needs is imported inside it: listing the commands must not wait
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - Typer reads the types of options
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(invoke_without_command=True)
+from steadfeast.featurestore.command_line import (
+    DEFAULT,
+    Config,
+    Json,
+    OnlyModel,
+    reserved_stdout,
+    time_of,
+)
 
-DEFAULT = Path("steadfeast.yaml")
+app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
@@ -25,22 +31,20 @@ def backtest(
             "or triggered, which is the monitor's own decision."
         ),
     ] = "never,quarterly,monthly,weekly,triggered",
-    config: Annotated[
-        Path, typer.Option("--config", "-c", help="The configuration file.")
-    ] = DEFAULT,
-    model: Annotated[str, typer.Option(help="Only this model.")] = "",
+    config: Config = DEFAULT,
+    model: OnlyModel = "",
     start: Annotated[
-        datetime | None,
+        str,
         typer.Option(
             "--from",
-            formats=["%Y-%m-%d"],
-            help="When the first model is trained, UTC; without it, after a sixth of the examples.",
+            help="When the first model is trained: ISO 8601, UTC if no zone is given; without it, "
+            "after a sixth of the examples.",
         ),
-    ] = None,
+    ] = "",
     end: Annotated[
-        datetime | None,
-        typer.Option("--to", formats=["%Y-%m-%d"], help="The day after the last one."),
-    ] = None,
+        str,
+        typer.Option("--to", help="End; without it, the day after the last example."),
+    ] = "",
     label_delay: Annotated[
         str, typer.Option(help="Take labels to be known so much later than they were: 30d.")
     ] = "",
@@ -51,7 +55,7 @@ def backtest(
     html: Annotated[
         Path | None, typer.Option(help="Write one self-contained HTML file here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Replay policies of retraining: what each would have earned, and for how many runs.
 
@@ -68,15 +72,16 @@ def backtest(
     from steadfeast.backtest.command import compare
     from steadfeast.featurestore.config import duration
 
-    verdicts = compare(
-        config,
-        [name.strip() for name in policies.split(",") if name.strip()],
-        model=model,
-        start=None if start is None else start.replace(tzinfo=UTC),
-        end=None if end is None else end.replace(tzinfo=UTC),
-        label_delay=duration(label_delay) if label_delay else None,
-        kept=kept,
-    )
+    with reserved_stdout():  # recipes may print
+        verdicts = compare(
+            config,
+            [name.strip() for name in policies.split(",") if name.strip()],
+            model=model,
+            start=time_of(start) if start else None,
+            end=time_of(end) if end else None,
+            label_delay=duration(label_delay) if label_delay else None,
+            kept=kept,
+        )
     if html is not None:
         html.write_text(report.page(verdicts), encoding="utf-8")
     if as_json:

@@ -6,27 +6,29 @@ What the command needs is imported inside it: listing the commands must not wait
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(invoke_without_command=True)
+from steadfeast.featurestore.command_line import (
+    DEFAULT,
+    Config,
+    ExitCode,
+    Json,
+    reserved_stdout,
+)
 
-FOUND = 1
-"""Exit code when something is missing or risky; a UserError's is 2."""
+app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
 def doctor(
-    config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path(
-        "steadfeast.yaml"
-    ),
+    config: Config = DEFAULT,
     accept: Annotated[
         list[str] | None,
         typer.Option(help="Name of a check whose findings are no failure; may be repeated."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what is missing or risky in a Feast repo and its steadfeast.yaml, a line each.
 
@@ -38,7 +40,6 @@ def doctor(
     """
     from steadfeast.doctor import CHECKS, Level, examine
     from steadfeast.featurestore.errors import NotFoundError
-    from steadfeast.monitor.cli.output import reserved_stdout
 
     accepted = set(accept or ())
     for name in sorted(accepted - CHECKS.keys()):
@@ -53,7 +54,7 @@ def doctor(
         for one in found:
             typer.echo(one.line() + (" (accepted)" if one.check in accepted else ""))
         typer.echo(_summary([one.level.value for one in found], len(failing)))
-    raise typer.Exit(FOUND if failing else 0)
+    raise typer.Exit(ExitCode.FAILED if failing else ExitCode.DONE)
 
 
 def _summary(levels: list[str], failing: int) -> str:

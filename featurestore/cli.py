@@ -1,62 +1,53 @@
 """`steadfeast`: the `store` group, and the groups that other packages add. Top of `featurestore`.
 
 What a command needs is imported inside it: Feast takes seconds, and `--help` must not wait for
-it. What the user can put right is one message on stderr and exit code 2; what an audit finds, and
-what failed though nothing was wrong with what was asked, is exit code 1.
+it. What all commands share is in `command_line`: options, times, exit codes, standard output.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import sys
-from datetime import UTC, datetime
-from importlib.metadata import entry_points
-from pathlib import Path
+from contextlib import contextmanager
+from importlib.metadata import entry_points, version
+from pathlib import Path  # noqa: TC003 - Typer reads the types of options
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from steadfeast.featurestore.command_line import (
+    DEFAULT,
+    Config,
+    ExitCode,
+    Json,
+    Service,
+    Views,
+    reserved_stdout,
+    run,
+    service_names,
+    time_of,
+)
 from steadfeast.featurestore.config import StoreConfig, duration, load_section
-from steadfeast.featurestore.errors import SteadfeastError, UserError
-from steadfeast.featurestore.plain_text import escaped
+from steadfeast.featurestore.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from importlib.metadata import EntryPoint
 
     from steadfeast.featurestore.definitions import Contract
     from steadfeast.featurestore.store import Store
 
 app = typer.Typer(
-    help="A Feast-backed feature store that keeps training and serving the same.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 store = typer.Typer(help="Apply, materialize, train, serve and audit.", no_args_is_help=True)
 app.add_typer(store, name="store")
 
-Config = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Service = Annotated[str, typer.Argument(help="Name of the feature service.")]
-DEFAULT = Path("steadfeast.yaml")
 DIFF_WORDS = 3
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What the system says of a disk that is full, or of a limit on what may be written."""
-
-
-class TimeError(UserError):
-    """A time on the command line that cannot be read.
-
-    Attributes:
-        text: What was given.
-    """
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        super().__init__(f"{text!r} is not a time; write 2013-03-01 or 2013-03-01T06:00:00Z")
 
 
 class FileError(UserError):
@@ -70,6 +61,25 @@ class FileError(UserError):
     def __init__(self, path: Path, problem: str) -> None:
         self.path, self.problem = path, problem
         super().__init__(f"{path}: {problem}")
+
+
+@app.callback()
+def steadfeast(
+    context: typer.Context,
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A Feast-backed feature store that keeps training and serving the same.
+
+    Exit codes, times and completion: docs/guide/command-line.md.
+    """
+    if show_version:
+        typer.echo(f"steadfeast {version('steadfeast')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(ExitCode.WRONG_INPUT)
 
 
 @app.command()
@@ -121,6 +131,7 @@ def schema(
 def apply(
     config: Config = DEFAULT,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Register the definitions of the Feast repo, and keep each service's contract.
 
@@ -143,18 +154,26 @@ def apply(
                 typer.echo(f"  requests for its contract will be refused: {line}", err=True)
         if changes and not yes:
             typer.confirm("Apply?", abort=True, err=True)
-        typer.echo(opened.apply().strip())
-        for name in opened.services():
-            typer.echo(f"contract of {name}: {opened.contract(name).sha256}")
+        said = opened.apply().strip()
+        contracts = {name: opened.contract(name).sha256 for name in opened.services()}
+    if as_json:
+        typer.echo(said, err=True)
+        typer.echo(json.dumps(contracts))
+        return
+    typer.echo(said)
+    for name, sha256 in contracts.items():
+        typer.echo(f"contract of {name}: {sha256}")
 
 
 @store.command()
 def materialize(
     until: Annotated[
-        str, typer.Argument(help="ISO 8601, UTC if no zone is given; or now.")
+        str, typer.Argument(help="End: ISO 8601, UTC if no zone is given; without it, now.")
     ] = "now",
-    since: Annotated[str, typer.Option(help="Start; without it, where the last call ended.")] = "",
-    view: Annotated[list[str] | None, typer.Option(help="Only this view; may be repeated.")] = None,
+    since: Annotated[
+        str, typer.Option(help="Start, written alike; without it, where the last call ended.")
+    ] = "",
+    view: Views = None,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Replace what is online by what the sources say now.")
     ] = False,
@@ -170,11 +189,11 @@ def materialize(
 
     Example: steadfeast store materialize 2013-03-01 --view weather --rebuild
     """
-    end = datetime.now(UTC) if until == "now" else _time(until)
+    end = time_of(until)
     with _open(config) as opened:
         written = opened.materialize(
             end,
-            since=_time(since) if since else None,
+            since=time_of(since) if since else None,
             views=view or (),
             rebuild=rebuild,
             progress=sys.stderr.isatty() and not as_json,
@@ -189,7 +208,12 @@ def materialize(
 
 @store.command()
 def contract(
-    words: Annotated[list[str], typer.Argument(metavar="SERVICE | diff A B", show_default=False)],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SERVICE | diff A B", show_default=False, autocompletion=service_names
+        ),
+    ],
     config: Config = DEFAULT,
     as_json: Json = False,
 ) -> None:
@@ -205,15 +229,15 @@ def contract(
 
     with _open(config) as opened:
         if words[0] == "diff" and len(words) == DIFF_WORDS:
-            lines = difference(_contract(opened, words[1]), _contract(opened, words[2]))
-            if as_json:
-                typer.echo(json.dumps(lines))
-            else:
-                typer.echo("\n".join(lines) or "the same contract")
-            return
-        if len(words) != 1:
+            pair = _contract(opened, words[1]), _contract(opened, words[2])
+        elif len(words) == 1:
+            pair, found = None, _contract(opened, words[0])
+        else:
             raise typer.BadParameter("give one service, or diff and two contracts")
-        found = _contract(opened, words[0])
+    if pair is not None:
+        lines = difference(*pair)
+        typer.echo(json.dumps(lines) if as_json else "\n".join(lines) or "the same contract")
+        return
     described = {"sha256": found.sha256, **found.description}
     typer.echo(json.dumps(described) if as_json else json.dumps(described, indent=2))
 
@@ -223,7 +247,9 @@ def training_set(
     service: Service,
     entities: Annotated[Path, typer.Option(help="Parquet: keys, event_timestamp, the label.")],
     label: Annotated[str, typer.Option(help="Column of the label.")] = "",
-    as_known_at: Annotated[str, typer.Option(help="Nothing known later may count.")] = "",
+    as_known_at: Annotated[
+        str, typer.Option(help="Refuse what is known later; without it, nothing.")
+    ] = "",
     event_time_only: Annotated[
         bool | None,
         typer.Option(help="Rows count from their event time on, whenever they became known."),
@@ -241,7 +267,7 @@ def training_set(
             table,
             service,
             label=label or None,
-            as_known_at=_time(as_known_at) if as_known_at else None,
+            as_known_at=time_of(as_known_at) if as_known_at else None,
             event_time_only=event_time_only,
         )
     path = built.path / "manifest.json"
@@ -256,6 +282,7 @@ def training_set(
 def replay(
     manifest: Annotated[Path, typer.Argument(help="manifest.json of a training set.")],
     config: Config = DEFAULT,
+    as_json: Json = False,
 ) -> None:
     """Compute a training set anew and compare it to the bit, or say what is gone.
 
@@ -263,14 +290,15 @@ def replay(
     """
     with _open(config) as opened:
         table = opened.replay(manifest)
-    typer.echo(f"the same {table.num_rows} rows, to the bit")
+    rows = table.num_rows
+    typer.echo(json.dumps({"rows": rows}) if as_json else f"the same {rows} rows, to the bit")
 
 
 @store.command()
 def audit(
     service: Service,
-    start: Annotated[str, typer.Option(help="Served rows from here on; all without it.")] = "",
-    end: Annotated[str, typer.Option(help="Served rows before this; all without it.")] = "",
+    start: Annotated[str, typer.Option(help="Served rows from then on; without it, all.")] = "",
+    end: Annotated[str, typer.Option(help="Served rows before then; without it, until now.")] = "",
     config: Config = DEFAULT,
     as_json: Json = False,
 ) -> None:
@@ -283,11 +311,11 @@ def audit(
     with _open(config) as opened:
         report = opened.audit(
             service,
-            start=_time(start) if start else None,
-            end=_time(end) if end else None,
+            start=time_of(start) if start else None,
+            end=time_of(end) if end else None,
         )
     typer.echo(report.to_json() if as_json else report.to_text())
-    raise typer.Exit(0 if report.ok else 1)
+    raise typer.Exit(ExitCode.DONE if report.ok else ExitCode.FAILED)
 
 
 @store.command("log-labels")
@@ -368,7 +396,7 @@ def serve(
 @store.command()
 def erase(
     key: Annotated[list[str], typer.Option(help="join_key=value; may be repeated.")],
-    view: Annotated[list[str] | None, typer.Option(help="Only this view; may be repeated.")] = None,
+    view: Views = None,
     apply: Annotated[
         bool, typer.Option("--apply", help="Remove it; else it is only counted.")
     ] = False,
@@ -440,11 +468,15 @@ def gc(
     typer.echo(f"{len(found.files)} files, {found.bytes:,} bytes {done}")
 
 
-def _open(config: Path) -> Store:
+@contextmanager
+def _open(config: Path) -> Iterator[Store]:
+    """Open the store, with standard output kept for the answer: definitions may print."""
     section = load_section(config, "store", StoreConfig)  # a mistake need not wait for Feast
-    from steadfeast.featurestore.store import Store
+    with reserved_stdout():
+        from steadfeast.featurestore.store import Store
 
-    return Store(section, file=config)
+        with Store(section, file=config) as store:
+            yield store
 
 
 def _contract(opened: Store, name: str) -> Contract:
@@ -465,14 +497,6 @@ def _parquet(path: Path) -> Any:
         raise FileError(path, f"is not Parquet: {error}") from error
 
 
-def _time(text: str) -> datetime:
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise TimeError(text) from error
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
 def _add_groups() -> None:
     """Add the commands of the other packages; one that lacks its extra says so when called."""
     for entry in entry_points(group="steadfeast.commands"):
@@ -490,7 +514,7 @@ def _missing(entry: EntryPoint, error: ImportError) -> typer.Typer:
     @group.callback()
     def say() -> None:
         typer.echo(f"steadfeast {entry.name} {needs}", err=True)
-        raise typer.Exit(2)
+        raise typer.Exit(ExitCode.WRONG_INPUT)
 
     return group
 
@@ -499,17 +523,7 @@ def main() -> None:
     """Run the command line; what it writes is its owner's alone, whoever writes it."""
     os.umask(0o077)
     _add_groups()
-    try:
-        app()
-    except SteadfeastError as error:  # a bug is another kind of error, and keeps its trace
-        typer.echo(f"error: {escaped(str(error), lines=True)}", err=True)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        where = error.filename or "a temporary file or one of the state folders"
-        typer.echo(f"error: cannot write {where}: {error.strerror}; make room first", err=True)
-        sys.exit(1)
+    run(app)
 
 
 if __name__ == "__main__":

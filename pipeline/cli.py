@@ -9,40 +9,34 @@ import json
 import logging
 import sys
 import uuid
-from datetime import UTC, datetime
 from getpass import getuser
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from steadfeast.featurestore.errors import NotFoundError, UserError
+from steadfeast.featurestore.command_line import (
+    DEFAULT,
+    Actor,
+    Config,
+    ExitCode,
+    Json,
+    JsonLines,
+    Model,
+    OnlyModel,
+    reserved_stdout,
+    time_of,
+)
+from steadfeast.featurestore.errors import NotFoundError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from steadfeast.pipeline.config import PipelineConfig
     from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 app = typer.Typer(help="Retrain, validate, register and promote models.", no_args_is_help=True)
 
-Config = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
-Model = Annotated[str, typer.Argument(help="Name of the model, as under pipeline.models.")]
-Actor = Annotated[str, typer.Option(help="Who says so; without it, the user's login name.")]
 Comment = Annotated[str, typer.Option(help="Why; kept with it.")]
-DEFAULT = Path("steadfeast.yaml")
-
-REFUSED, ENDED_BADLY = 3, 1
-
-
-class TimeError(UserError):
-    """A time on the command line that cannot be read.
-
-    Attributes:
-        text: What was given.
-    """
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        super().__init__(f"{text!r} is not a time; write 2013-03-01 or 2013-03-01T06:00:00Z")
 
 
 @app.command()
@@ -60,15 +54,21 @@ def serve(config: Config = DEFAULT) -> None:
 @app.command()
 def train(
     model: Model,
-    as_of: Annotated[str, typer.Option(help="Knowledge time, ISO 8601; UTC if no zone is given.")],
+    as_of: Annotated[
+        str,
+        typer.Option(
+            help="Train on what was known then: ISO 8601, UTC if no zone is given; without it, now."
+        ),
+    ] = "now",
     config: Config = DEFAULT,
+    as_json: Json = False,
 ) -> None:
     """Retrain MODEL now, by hand, and wait for the end.
 
     Exit code 0 when promoted, 3 when refused, 1 when failed or cancelled. While a server runs
     on the same state, the server does the work.
 
-    Example: steadfeast pipeline train late_arrival --as-of 2013-03-01
+    Example: steadfeast pipeline train late_arrival
     """
     from steadfeast.pipeline.queue import RunQueue
     from steadfeast.pipeline.registry import Registry
@@ -83,27 +83,28 @@ def train(
         model=model,
         cause=pb.Cause(kind=pb.CAUSE_KIND_MANUAL, summary="asked for on the command line"),
     )
-    request.as_of.FromDatetime(_time(as_of))
+    request.as_of.FromDatetime(time_of(as_of))
     _log_to_stderr(logging.WARNING)
-    registry = Registry.open(section)
-    with RunQueue(section.state / "runs.db") as queue:
+    with reserved_stdout(), RunQueue(section.state / "runs.db") as queue:  # recipes may print
+        registry = Registry.open(section)
         work = Retrain(config, section, queue, registry)
         run, _ = queue.accept(request, asked_by=getuser())
         with Worker(queue, work, section.state) as worker:
             run = worker.follow(run.run_id)
-    for gate in run.gates:
-        typer.echo(f"  {'pass' if gate.passed else 'FAIL'}  {gate.name}: {gate.detail}")
-    typer.echo(_line(run))
-    codes = {pb.RUN_STATE_PROMOTED: 0, pb.RUN_STATE_REFUSED: REFUSED}
-    raise typer.Exit(codes.get(run.state, ENDED_BADLY))
+    if not as_json:
+        for gate in run.gates:
+            typer.echo(f"  {'pass' if gate.passed else 'FAIL'}  {gate.name}: {gate.detail}")
+    _print(run, as_json=as_json)
+    codes = {pb.RUN_STATE_PROMOTED: ExitCode.DONE, pb.RUN_STATE_REFUSED: ExitCode.REFUSED}
+    raise typer.Exit(codes.get(run.state, ExitCode.FAILED))
 
 
 @app.command()
 def runs(
     config: Config = DEFAULT,
-    model: Annotated[str, typer.Option(help="Only runs of this model.")] = "",
+    model: OnlyModel = "",
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: JsonLines = False,
     table: Annotated[
         str, typer.Option(help="A table with these figures, as roc_auc,f1, and the data version.")
     ] = "",
@@ -114,8 +115,6 @@ def runs(
 
     steadfeast pipeline runs --table roc_auc,f1
     """
-    from google.protobuf.json_format import MessageToDict
-
     from steadfeast.pipeline.queue import RunQueue
 
     section = _load(config)
@@ -124,11 +123,7 @@ def runs(
             _show_table(queue.runs(model, limit=limit), table, as_json=as_json)
             return
         for run in queue.runs(model, limit=limit):
-            typer.echo(
-                json.dumps(MessageToDict(run, preserving_proto_field_name=True))
-                if as_json
-                else _line(run)
-            )
+            _print(run, as_json=as_json)
 
 
 @app.command()
@@ -136,6 +131,7 @@ def retry(
     run: Annotated[str, typer.Argument(help="A run that failed or was cancelled; see `runs`.")],
     config: Config = DEFAULT,
     actor: Actor = "",
+    as_json: Json = False,
 ) -> None:
     """Ask once more for what RUN was asked for, as a run of its own.
 
@@ -147,7 +143,7 @@ def retry(
     from steadfeast.pipeline.queue import RunQueue
 
     with RunQueue(_load(config).state / "runs.db") as queue:
-        typer.echo(_line(queue.retry(run, actor or getuser())))
+        _print(queue.retry(run, actor or getuser()), as_json=as_json)
 
 
 @app.command()
@@ -157,6 +153,7 @@ def promote(
     config: Config = DEFAULT,
     actor: Actor = "",
     comment: Comment = "",
+    as_json: Json = False,
 ) -> None:
     """Make VERSION of MODEL the champion.
 
@@ -167,13 +164,18 @@ def promote(
     from steadfeast.pipeline.training import promotion
 
     section, by = _load(config, model), promotion.By(actor or getuser(), comment)
-    with RunQueue(section.state / "runs.db") as queue:
-        typer.echo(_line(promotion.by_hand(queue, Registry.open(section), model, version, by)))
+    with reserved_stdout(), RunQueue(section.state / "runs.db") as queue:
+        done = promotion.by_hand(queue, Registry.open(section), model, version, by)
+    _print(done, as_json=as_json)
 
 
 @app.command()
 def rollback(
-    model: Model, config: Config = DEFAULT, actor: Actor = "", comment: Comment = ""
+    model: Model,
+    config: Config = DEFAULT,
+    actor: Actor = "",
+    comment: Comment = "",
+    as_json: Json = False,
 ) -> None:
     """Make the champion before this one the champion of MODEL again.
 
@@ -184,8 +186,9 @@ def rollback(
     from steadfeast.pipeline.training import promotion
 
     section, by = _load(config, model), promotion.By(actor or getuser(), comment)
-    with RunQueue(section.state / "runs.db") as queue:
-        typer.echo(_line(promotion.rollback(queue, Registry.open(section), model, by)))
+    with reserved_stdout(), RunQueue(section.state / "runs.db") as queue:
+        done = promotion.rollback(queue, Registry.open(section), model, by)
+    _print(done, as_json=as_json)
 
 
 def _load(path: Path, model: str | None = None) -> PipelineConfig:
@@ -197,12 +200,11 @@ def _load(path: Path, model: str | None = None) -> PipelineConfig:
     return section
 
 
-def _time(text: str) -> datetime:
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise TimeError(text) from error
-    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+def _print(run: pb.Run, *, as_json: bool) -> None:
+    from google.protobuf.json_format import MessageToDict
+
+    plain = MessageToDict(run, preserving_proto_field_name=True) if as_json else {}
+    typer.echo(json.dumps(plain) if as_json else _line(run))
 
 
 def _line(run: pb.Run) -> str:

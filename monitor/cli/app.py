@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,22 +16,22 @@ from typing import Annotated
 
 import typer
 
+from steadfeast.featurestore.command_line import (
+    DEFAULT,
+    Config,
+    ExitCode,
+    Monitor,
+    followed,
+    monitor_names,
+    reserved_stdout,
+    time_of,
+)
+from steadfeast.featurestore.command_line import JsonLines as Json
 from steadfeast.featurestore.errors import NotFoundError, UserError
 from steadfeast.monitor.cli import calls
-from steadfeast.monitor.cli.calls import (
-    DEADLINE_SECONDS,
-    DEFAULT,
-    Address,
-    CallError,
-    Config,
-    Json,
-    daemon,
-)
+from steadfeast.monitor.cli.calls import DEADLINE_SECONDS, Address, CallError, daemon
 
 app = typer.Typer(help="Watch features, and retrain when they drift.", no_args_is_help=True)
-
-OPEN = 1
-"""Exit code of `status --exit-code` when anything is open; a UserError's is 2."""
 
 
 class NoReferenceError(UserError):
@@ -62,6 +61,8 @@ def run(
 
     A monitor watches the served log of a `service`, or a `source` in its place: a feature view,
     Parquet or CSV files, a Delta table, a table of a DuckDB file. See docs/guide/tables.md.
+
+    Example: steadfeast monitor run --log console
     """
     if log not in {"", "json", "console"}:
         raise typer.BadParameter("write json or console", param_hint="--log")
@@ -73,7 +74,7 @@ def run(
 
 @app.command()
 def status(
-    monitor: Annotated[str, typer.Argument(help="Only this monitor.")] = "",
+    monitor: Monitor = "",
     config: Config = DEFAULT,
     address: Address = "",
     exit_code: Annotated[
@@ -86,6 +87,8 @@ def status(
 
     With --exit-code: 0 when nothing is open; 1 when an episode or a data incident is, or a
     trigger was given up; 2 when the daemon cannot be asked.
+
+    Example: steadfeast monitor status --exit-code
     """
     from rich.console import Console
     from rich.table import Table
@@ -104,12 +107,12 @@ def status(
         for part in output.status(answer):
             console.print(part, highlight=False, soft_wrap=not isinstance(part, Table))
     if exit_code and output.troubled(answer):
-        raise typer.Exit(OPEN)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @app.command()
 def watch(
-    monitor: Annotated[str, typer.Argument(help="Only this monitor.")] = "",
+    monitor: Monitor = "",
     config: Config = DEFAULT,
     address: Address = "",
     interval: Annotated[
@@ -117,11 +120,14 @@ def watch(
     ] = 2.0,
     as_json: Json = False,
 ) -> None:
-    """Show the status live until Ctrl-C; with --json, print each one that differs."""
+    """Show the status live until Ctrl-C; into a pipe, or with --json, print each that differs.
+
+    Example: steadfeast monitor watch --interval 10
+    """
     from steadfeast.monitor.cli import output
     from steadfeast.protos.steadfeast.v1 import monitor_pb2
 
-    with daemon(config, address) as stub, suppress(KeyboardInterrupt):
+    with daemon(config, address) as stub, followed():
         output.watch(
             lambda: stub.GetStatus(
                 monitor_pb2.GetStatusRequest(monitor=monitor), timeout=DEADLINE_SECONDS
@@ -148,10 +154,13 @@ def report(
     """Write the daemon's page as one self-contained HTML file.
 
     A running daemon is asked for it; without one, it is made from the state folder.
+
+    Example: steadfeast monitor report --out monday.html
     """
     from steadfeast.monitor.web import written
 
-    source = written(config, out)
+    with reserved_stdout():
+        source = written(config, out)
     answer = {"out": str(out), "bytes": out.stat().st_size, "source": source}
     typer.echo(json.dumps(answer) if as_json else f"{out}, from the {source}")
 
@@ -159,13 +168,14 @@ def report(
 @app.command()
 def backtest(
     start: Annotated[
-        datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="First day of event time, UTC.")
+        str,
+        typer.Option("--from", help="Start, event time: ISO 8601, UTC if no zone is given."),
     ],
-    end: Annotated[
-        datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="The day after the last one.")
-    ],
+    end: Annotated[str, typer.Option("--to", help="End, written alike; without it, now.")] = "now",
     config: Config = DEFAULT,
-    monitor: Annotated[str, typer.Option(help="Only this monitor.")] = "",
+    monitor: Annotated[
+        str, typer.Option(help="Only this monitor.", autocompletion=monitor_names)
+    ] = "",
     reference: Annotated[
         Path | None,
         typer.Option(help="manifest.json of a training set; without it, the pipeline is asked."),
@@ -192,16 +202,15 @@ def backtest(
     from rich.console import Console
 
     from steadfeast.monitor.backtest import report
-    from steadfeast.monitor.cli import output
     from steadfeast.monitor.web import Renderer
 
-    first, last = start.replace(tzinfo=UTC), end.replace(tzinfo=UTC)
+    first, last = time_of(start), time_of(end)
     if first >= last:
         raise typer.BadParameter("must be after --from", param_hint="--to")
     if scored is not None and reference is None:
         raise typer.BadParameter("goes with --reference", param_hint="--scored")
     pinned = {} if reference is None else {"reference": reference, "scored": scored}
-    with output.reserved_stdout():
+    with reserved_stdout():
         found = report.replayed(config, monitor, pinned, first, last, alone=alone)
     if html is not None:
         text = report.page(found, first, last, datetime.now(UTC), Renderer())
@@ -218,7 +227,7 @@ def backtest(
 
 @app.command()
 def calibrate(
-    monitor: Annotated[str, typer.Argument(help="Only this monitor.")] = "",
+    monitor: Monitor = "",
     config: Config = DEFAULT,
     reference: Annotated[
         Path | None,
@@ -240,19 +249,19 @@ def calibrate(
     from rich.console import Console
 
     from steadfeast.featurestore.served_log import ServedLog
-    from steadfeast.monitor.cli import output, sensitivity
+    from steadfeast.monitor.cli import sensitivity
     from steadfeast.monitor.config import load
     from steadfeast.monitor.evaluation import check
     from steadfeast.monitor.sources import Sources
 
     section, store = load(config)
-    tables = any(one.source is not None for one in section.monitors.values())
-    views = check(config, section, store) if tables else {}
+    with reserved_stdout():
+        views = check(config, section, store)
     sources = Sources(ServedLog(store.data), views)
     for name, one in sorted(section.monitors.items()):
         if monitor not in {"", name}:
             continue
-        with output.reserved_stdout():
+        with reserved_stdout():
             if one.stretch is not None and reference is None:
                 found = sensitivity.measured(sources.of(name, one), one, name, quiet=as_json)
             else:

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import getpass
 import sys
-import time
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from steadfeast.featurestore.command_line import (
+    DEFAULT,
+    Actor,
+    Config,
+    Monitor,
+    followed,
+    pause,
+    reader_left,
+)
+from steadfeast.featurestore.command_line import JsonLines as Json
 from steadfeast.featurestore.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from steadfeast.protos.steadfeast.v1.monitor_pb2_grpc import MonitorServiceStub
 
@@ -29,15 +39,11 @@ EVALUATE_SECONDS = 600.0
 FOLLOW_SECONDS = 1.0
 """Between two looks at the audit log; people do not do much."""
 
-Config = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
 Address = Annotated[
     str, typer.Option(help="host:port of the daemon; without it, what the configuration says.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
-Actor = Annotated[str, typer.Option(help="Who says so; without it, the user's login name.")]
 Comment = Annotated[str, typer.Option(help="Kept with it.")]
 Request = Annotated[str, typer.Argument(help="Request id of the trigger, as `status` prints it.")]
-DEFAULT = Path("steadfeast.yaml")
 
 
 class CallError(UserError):
@@ -80,7 +86,7 @@ def daemon(config: Path, address: str) -> Iterator[MonitorServiceStub]:
 
 @app.command()
 def alerts(
-    monitor: Annotated[str, typer.Argument(help="Only this monitor.")] = "",
+    monitor: Monitor = "",
     config: Config = DEFAULT,
     address: Address = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they come.")] = False,
@@ -90,7 +96,10 @@ def alerts(
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
     as_json: Json = False,
 ) -> None:
-    """Print alerts, oldest first."""
+    """Print alerts, oldest first; with --follow until Ctrl-C, or until nobody reads them.
+
+    Example: steadfeast monitor alerts --follow --json
+    """
     from steadfeast.monitor.cli import output
     from steadfeast.protos.steadfeast.v1 import monitor_pb2
 
@@ -104,20 +113,26 @@ def alerts(
             for alert in reversed(answer.alerts):
                 typer.echo(line(alert))
             return
-        for event in stub.WatchAlerts(monitor_pb2.WatchAlertsRequest(after_sequence=after)):
-            if event.HasField("alert") and monitor in {"", event.alert.monitor}:
-                typer.echo(line(event.alert))
-                sys.stdout.flush()
+        with followed():
+            stream = stub.WatchAlerts(monitor_pb2.WatchAlertsRequest(after_sequence=after))
+            with _cancelled_without_reader(stream):
+                for event in stream:
+                    if event.HasField("alert") and monitor in {"", event.alert.monitor}:
+                        typer.echo(line(event.alert))
+                        sys.stdout.flush()
 
 
 @app.command()
 def evaluate(
-    monitor: Annotated[str, typer.Argument(help="Only this monitor.")] = "",
+    monitor: Monitor = "",
     config: Config = DEFAULT,
     address: Address = "",
     as_json: Json = False,
 ) -> None:
-    """Evaluate the closed buckets now instead of at the next tick."""
+    """Evaluate the closed buckets now instead of at the next tick.
+
+    Example: steadfeast monitor evaluate
+    """
     from steadfeast.monitor.cli import output
     from steadfeast.protos.steadfeast.v1 import monitor_pb2
 
@@ -137,7 +152,10 @@ def acknowledge(
     comment: Comment = "",
     as_json: Json = False,
 ) -> None:
-    """Say that you have seen an episode."""
+    """Say that you have seen an episode.
+
+    Example: steadfeast monitor acknowledge 3f2a9c --comment "a new airport"
+    """
     from steadfeast.featurestore.plain_text import escaped_message
     from steadfeast.monitor.cli import output
     from steadfeast.protos.steadfeast.v1 import monitor_pb2
@@ -161,7 +179,10 @@ def approve(
     comment: Comment = "",
     as_json: Json = False,
 ) -> None:
-    """Fire a trigger that waits for a person."""
+    """Fire a trigger that waits for a person.
+
+    Example: steadfeast monitor approve 7c2f6f0e-5b6e-5d0a-8b8f-6f0f2a775d1c
+    """
     _decide(request, config, address, actor, comment, yes=True, as_json=as_json)
 
 
@@ -174,13 +195,16 @@ def reject(
     comment: Comment = "",
     as_json: Json = False,
 ) -> None:
-    """Refuse a trigger that waits for a person; its episode will not fire."""
+    """Refuse a trigger that waits for a person; its episode will not fire.
+
+    Example: steadfeast monitor reject 7c2f6f0e-5b6e-5d0a-8b8f-6f0f2a775d1c
+    """
     _decide(request, config, address, actor, comment, yes=False, as_json=as_json)
 
 
 @app.command()
 def triggers(
-    monitor: Annotated[str, typer.Argument(help="Only this monitor.")] = "",
+    monitor: Monitor = "",
     config: Config = DEFAULT,
     address: Address = "",
     state: Annotated[
@@ -203,6 +227,38 @@ def triggers(
         answer = stub.ListTriggers(asked, timeout=DEADLINE_SECONDS)
     for trigger in answer.triggers:
         typer.echo(output.as_json(trigger) if as_json else output.trigger_line(trigger))
+
+
+@contextmanager
+def _cancelled_without_reader(stream: Any) -> Iterator[None]:
+    """Cancel a stream once nobody reads what is printed of it; nothing may come for days.
+
+    Raises:
+        BrokenPipeError: Nobody reads it.
+    """
+    import grpc
+
+    done, left = Event(), Event()
+
+    def look() -> None:
+        while not done.wait(FOLLOW_SECONDS):
+            if reader_left():
+                left.set()
+                stream.cancel()
+                return
+
+    looking = Thread(target=look, daemon=True)
+    looking.start()
+    try:
+        yield
+    except grpc.RpcError as error:
+        if left.is_set():
+            raise BrokenPipeError from error
+        raise
+    finally:
+        done.set()
+        looking.join()
+        stream.cancel()
 
 
 def _known(state: str, numbers: Mapping[str, object]) -> bool:
@@ -231,7 +287,7 @@ def log(
 
     line = output.as_json if as_json else output.audit_line
     position = -1 if after is None else after
-    with daemon(config, address) as stub, suppress(KeyboardInterrupt):
+    with daemon(config, address) as stub, followed():
         while True:
             asked = monitor_pb2.ListAuditRequest(after_sequence=position, limit=limit)
             entries = stub.ListAudit(asked, timeout=DEADLINE_SECONDS).entries
@@ -243,7 +299,7 @@ def log(
                 return
             position = max(position, 0)
             if not entries:
-                time.sleep(FOLLOW_SECONDS)
+                pause(FOLLOW_SECONDS)
 
 
 @app.command()

@@ -6,20 +6,19 @@ or what rich draws; the one that waits is `watch`.
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import sys
-import time
-from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
+import typer
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from steadfeast.featurestore.command_line import pause
 from steadfeast.featurestore.plain_text import escaped_message
 from steadfeast.protos.steadfeast.v1 import monitor_pb2
 from steadfeast.protos.steadfeast.v1.pipeline_pb2 import RunState
@@ -36,29 +35,14 @@ if TYPE_CHECKING:
 SHOWN = 10
 """Verdicts and triggers that are listed; the others are counted."""
 
+_FILE_WIDTH = 160
+
 STYLES = {
     monitor_pb2.LEVEL_OK: "green",
     monitor_pb2.LEVEL_DRIFT: "red",
     monitor_pb2.LEVEL_INSUFFICIENT_DATA: "yellow",
     monitor_pb2.LEVEL_INCIDENT: "magenta",
 }
-
-
-@contextmanager
-def reserved_stdout() -> Iterator[None]:
-    """Send all that is printed or logged meanwhile to standard error, whoever does it.
-
-    Standard output is for the answer alone, so that a program can read it.
-    """
-    sys.stdout.flush()
-    kept = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def as_json(message: Message) -> str:
@@ -258,26 +242,59 @@ def watch(
 ) -> None:
     """Show the status until Ctrl-C; a daemon that is away is waited for.
 
+    Where standard output is no terminal, each status that differs from the one before is printed,
+    and what is waited for is said on standard error.
+
     Args:
         ask: Asks the daemon for its status.
         alerts: Asks it for the last alerts, newest first.
         interval_seconds: Between two questions.
-        json_lines: Print each status that differs from the one before as a line instead.
+        json_lines: Print each status as a line of JSON.
+
+    Raises:
+        BrokenPipeError: Nobody reads what is printed.
     """
-    if json_lines:
-        before = ""
-        while True:
-            line = as_json(ask())
-            if line != before:
-                print(line, flush=True)  # noqa: T201 - this is what it is for
-            before = line
-            time.sleep(interval_seconds)
-    # On a terminal the view takes the whole screen and gives it back.
     console = Console()
-    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+    if json_lines or not console.is_terminal:
+        _print_changes(ask, interval_seconds, json_lines=json_lines)
+    # On a terminal the view takes the whole screen and gives it back.
+    with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             live.update(_screen(ask, alerts), refresh=True)
-            time.sleep(interval_seconds)
+            pause(interval_seconds)
+
+
+def _print_changes(
+    ask: Callable[[], monitor_pb2.GetStatusResponse], interval_seconds: float, *, json_lines: bool
+) -> NoReturn:
+    said, before = "printing each status that differs; Ctrl-C ends", None
+    typer.echo(said, err=True)
+    while True:
+        try:
+            answer = ask()
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            problem = f"waiting for the daemon: {error.details()}"
+            if problem != said:
+                typer.echo(problem, err=True)
+            said = problem
+        else:
+            said = ""
+            if answer != before:
+                typer.echo(as_json(answer) if json_lines else _plain(answer))
+            before = answer
+        pause(interval_seconds)
+
+
+def _plain(answer: monitor_pb2.GetStatusResponse) -> str:
+    """Return a status as lines for a file."""
+    text = io.StringIO()
+    console = Console(file=text, width=_FILE_WIDTH, highlight=False)
+    console.print(f"data until {_time(answer.latest_event)} UTC", style="bold")
+    for part in status(answer):
+        console.print(part, soft_wrap=not isinstance(part, Table))
+    return text.getvalue().rstrip()
 
 
 def _screen(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from steadfeast.featurestore.command_line import DEFAULT, Config
 
 app = typer.Typer(help="Serve predictions with their features.", no_args_is_help=True)
 
@@ -19,9 +20,7 @@ def model() -> None:
 def serve(
     grpc: Annotated[str, typer.Option(help="host:port of the gRPC edge.")] = "127.0.0.1:9469",
     http: Annotated[str, typer.Option(help="host:port of the HTTP edge.")] = "127.0.0.1:9470",
-    config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path(
-        "steadfeast.yaml"
-    ),
+    config: Config = DEFAULT,
 ) -> None:
     """Serve the champions of all configured models until SIGTERM or Ctrl-C.
 

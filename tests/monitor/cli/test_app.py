@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -230,3 +231,68 @@ def test_help_does_not_wait_for_pandas():
     )
     assert done.stdout.splitlines()[-1] == "[]"
     assert time.monotonic() - began < 10
+
+
+FOLLOWERS = (
+    ["watch"],
+    ["watch", "--json"],
+    ["alerts", "--follow", "--after", "0"],
+    ["log", "--follow", "--after", "0"],
+)
+
+
+@contextmanager
+def following(*words: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "steadfeast", "monitor", *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("words", FOLLOWERS, ids=" ".join)
+def test_a_command_that_goes_on_ends_well_on_ctrl_c(address: str, words: list[str]):
+    with following(*words, "--address", address) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in said
+    assert "Aborted" not in said
+
+
+@pytest.mark.parametrize("words", FOLLOWERS, ids=" ".join)
+def test_a_command_that_goes_on_ends_well_once_nobody_reads(address: str, words: list[str]):
+    """Though nothing more is to be printed, which is when a write would tell."""
+    with following(*words, "--address", address) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
+        said = process.stderr.read()
+    assert "Traceback" not in said
+    assert "BrokenPipe" not in said
+
+
+def test_watch_into_a_pipe_is_lines_and_waits_for_a_daemon_on_stderr(address: str):
+    with following("watch", "--address", address) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert lines[0].startswith("data until")
+    assert lines[1].startswith("w: model m version none, evaluated until 2024-01-04")
+    assert "\x1b" not in "".join(lines)
+    assert said == "printing each status that differs; Ctrl-C ends\n"
+    with following("watch", "--json", "--address", "127.0.0.1:1") as process:
+        assert process.stderr is not None
+        assert "printing" in process.stderr.readline()
+        assert process.stderr.readline().startswith("waiting for the daemon: ")
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "")
