@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -38,6 +37,7 @@ from steadfeast.measures import Task
 from steadfeast.monitor.config.calendar import CalendarConfig
 from steadfeast.monitor.config.cron import parse
 from steadfeast.monitor.config.endpoints import AlertTargetConfig, PipelineConfig
+from steadfeast.monitor.config.of_models import with_facts_of_model
 from steadfeast.monitor.config.sources import ReferenceConfig, SourceConfig, StretchConfig
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -100,9 +100,10 @@ class PerformanceConfig(Section):
         metric: The measure that decides, by its name in `steadfeast.measures` (scikit-learn's
             scorers: `roc_auc`, `f1`, `root_mean_squared_error`, ...); or one of your own: the name
             of an entry point in `steadfeast.measures`, or `module:function`. All measures of the
-            same task are taken and shown.
-        task: What the model predicts; unset follows from the metric, and is `binary` where that
-            may be of several tasks.
+            same task are taken and shown. The default is for binary models; of another task it
+            must be given.
+        task: What the model predicts; unset means what `pipeline.models` says of it, and else
+            follows from the metric, and is `binary` where that may be of several tasks.
         min_labels: Labelled rows below which there is no figure.
         max_drop: How much worse than on its hold-out the model may be, in the figure's unit.
         label_delay: How long labels take to come in; unset means what `pipeline.models` says of
@@ -335,25 +336,16 @@ class DaemonConfig(Section):
         return {field: at for field, at in plain.items() if at and not is_loopback(at)}
 
 
-class _LabelDelay(BaseModel, extra="ignore"):
-    label_delay: Duration | None = None
-
-
-class _Pipeline(BaseModel, extra="ignore"):
-    """What the monitor reads of section `pipeline`: how long each model's labels take."""
-
-    models: dict[str, _LabelDelay] = {}
-
-
 def load(path: Path) -> tuple[DaemonConfig, StoreConfig]:
     """Read what the daemon needs of the file at `path`.
 
     A monitor that says no `label_delay` has that of its model in section `pipeline`, in whole
-    buckets.
+    buckets; and one that says no `task` has its model's.
 
     Raises:
-        ConfigError: See `featurestore.config.load_section`; the two sections differ; or an address
-            off loopback has no TLS, and section `security` does not allow that.
+        ConfigError: See `featurestore.config.load_section`; the two sections differ; a metric is
+            none of the model's task; or an address off loopback has no TLS, and section `security`
+            does not allow that.
     """
     config, security = load_section(path, "monitor", DaemonConfig), load_security(path)
     if not security.allow_plaintext:
@@ -366,28 +358,7 @@ def load(path: Path) -> tuple[DaemonConfig, StoreConfig]:
             raise ConfigError(
                 path, [(f"monitor.{field}", problem.format(at)) for field, at in plain.items()]
             )
-    monitors = {name: _delayed(path, name, one) for name, one in config.monitors.items()}
+    monitors = {name: with_facts_of_model(path, name, one) for name, one in config.monitors.items()}
     return config.model_copy(update={"monitors": monitors}), load_section(
         path, "store", StoreConfig
     )
-
-
-def _delayed(path: Path, name: str, monitor: MonitorConfig) -> MonitorConfig:
-    """Return a monitor with the delay of its model's labels."""
-    performance = monitor.performance
-    if performance is None or not monitor.model:
-        return monitor
-    try:
-        models = load_section(path, "pipeline", _Pipeline).models
-    except ConfigError:  # there is none here, or another process has to complain of it
-        return monitor
-    delay = models.get(monitor.model, _LabelDelay()).label_delay
-    if delay is None:
-        return monitor
-    delay = -(-delay // monitor.bucket) * monitor.bucket
-    if "label_delay" in performance.model_fields_set and performance.label_delay != delay:
-        field = f"monitor.monitors.{name}.performance.label_delay"
-        problem = f"differs from pipeline.models.{monitor.model}.label_delay; give it once"
-        raise ConfigError(path, [(field, problem)])
-    known = performance.model_copy(update={"label_delay": delay})
-    return monitor.model_copy(update={"performance": known})

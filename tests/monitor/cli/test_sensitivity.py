@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import stats as sp
 
@@ -16,6 +17,7 @@ from steadfeast.monitor.drift.false_alarms import episodes
 from steadfeast.monitor.drift.persistence import opens
 from support.drift_world import CONFIG, training_set, window
 from support.normal_world import judge, made, normal_days, normal_edges
+from support.tiny_repo import one_view, tiny_repo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,3 +127,24 @@ def test_what_is_missing_is_said(folder: Path):
         assert done.returncode == 2
         assert text in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_service_that_is_not_applied_is_told_with_those_that_are(tmp_path: Path):
+    """Though the reference is there: limits of another service's features would mislead."""
+    training_set(tmp_path / "set", window(0, 3))
+    rows = pa.table({"k": [1], "at": pa.array([0], pa.timestamp("us", "UTC")), "x": [1.0]})
+    with tiny_repo(tmp_path, rows, one_view('Field(name="x", dtype=Float64)')) as store:
+        store.apply()
+    (tmp_path / "steadfeast.yaml").write_text(
+        "store: {repo: ., data: data}\n"
+        "monitor:\n"
+        "  state: data/monitor\n"
+        "  monitors:\n"
+        "    late: {service: late, reference: set/manifest.json}\n"
+    )
+    done = steadfeast(tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: steadfeast.yaml: monitor.monitors.late.service: no feature service 'late'; "
+        "did you mean svc?\n"
+    )
