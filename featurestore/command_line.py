@@ -24,7 +24,7 @@ from steadfeast.featurestore.errors import SteadfeastError, UserError
 from steadfeast.featurestore.plain_text import escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import TextIO
 
 DEFAULT = Path("steadfeast.yaml")
@@ -61,6 +61,19 @@ class TimeError(UserError):
     def __init__(self, text: str) -> None:
         self.text = text
         super().__init__(f"{text!r} is not a time; write 2013-03-01, 2013-03-01T06:00:00Z or now")
+
+
+class FileError(UserError):
+    """A file on the command line that cannot be read.
+
+    Attributes:
+        path: The file.
+        problem: What is wrong.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: {problem}")
 
 
 def time_of(text: str) -> datetime:
@@ -209,6 +222,17 @@ def pause(seconds: float) -> None:
 
 
 _LOOK_SECONDS = 0.5
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines whose columns are aligned; a short row ends early."""
+    plain = [[escaped(cell) for cell in row] for row in rows]
+    full = max(map(len, plain), default=0)
+    widths = [max(len(row[place]) for row in plain if len(row) == full) for place in range(full)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+        for row in plain
+    )
 
 
 # The program

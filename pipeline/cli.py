@@ -23,6 +23,7 @@ from steadfeast.featurestore.command_line import (
     JsonLines,
     Model,
     OnlyModel,
+    aligned,
     reserved_stdout,
     time_of,
 )
@@ -230,7 +231,6 @@ def _line(run: pb.Run) -> str:
 
 def _show_table(runs: list[pb.Run], metrics: str, *, as_json: bool) -> None:
     """Print runs side by side: aligned for a person, one object a line for a program."""
-    from steadfeast.featurestore.plain_text import escaped
     from steadfeast.pipeline.run_table import run_table
 
     rows = run_table(runs, [name.strip() for name in metrics.split(",") if name.strip()])
@@ -241,11 +241,7 @@ def _show_table(runs: list[pb.Run], metrics: str, *, as_json: bool) -> None:
     if not rows:
         return
     shown = [[_cell(name, value) for name, value in row.items()] for row in rows]
-    lines = [list(rows[0]), *([escaped(cell) for cell in line] for line in shown)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        typer.echo("  ".join(padded).rstrip())
+    typer.echo(aligned([list(rows[0]), *shown]))
 
 
 def _cell(name: str, value: object) -> str:

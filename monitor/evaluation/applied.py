@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import yaml
 
+from steadfeast.featurestore.command_line import reserved_stdout
 from steadfeast.monitor.sources import ViewFacts
 
 if TYPE_CHECKING:
@@ -126,4 +127,6 @@ def describe(path: Path) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(describe(Path(sys.argv[1]))))
+    with reserved_stdout():  # definitions may print
+        _found = describe(Path(sys.argv[1]))
+    sys.stdout.write(json.dumps(_found))

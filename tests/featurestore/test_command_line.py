@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
@@ -146,3 +147,22 @@ def test_a_warning_of_feast_is_said_once(shop):
     done = steadfeast("store", "apply", folder=shop.folder)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Entity value_type will be mandatory") == 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_says_on_standard_output_where_it_is_and_ends_with_0_on_ctrl_c(
+    shop, workers, free_port
+):
+    ports = ("--grpc", f"127.0.0.1:{free_port()}", "--http", f"127.0.0.1:{free_port()}")
+    with subprocess.Popen(
+        [*STEADFEAST, "store", "serve", *ports, "--workers", workers],
+        cwd=shop.folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout.readline().startswith("serving gRPC on port ")
+            server.send_signal(signal.SIGINT)
+            assert server.wait(timeout=60) == ExitCode.DONE
+        finally:
+            server.terminate()

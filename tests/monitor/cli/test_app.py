@@ -80,7 +80,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 ledger._rows("INSERT INTO audit VALUES (?, ?, ?, ?, ?)", *entry)
 
         def decide(request, *, yes, actor, comment):
-            assert (yes, actor, comment) == (True, "ann", "go")
+            assert (actor, comment) == ("ann", "go" if yes else "no")
             return ledger.trigger(request)
 
         def resend(request, *, actor, comment):
@@ -296,3 +296,25 @@ def test_watch_into_a_pipe_is_lines_and_waits_for_a_daemon_on_stderr(address: st
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("status", "monitors"),
+        ("alerts", "sequence"),
+        ("evaluate", "buckets"),
+        ("acknowledge e1 --actor ann", "episode"),
+        ("approve r1 --actor ann --comment go", "trigger"),
+        ("reject r1 --actor ann --comment no", "trigger"),
+        ("triggers", "request_id"),
+        ("log --after 0", "act"),
+        ("resend r1 --actor ann --comment fixed", "trigger"),
+    ],
+)
+def test_json_is_all_that_is_on_standard_output(address: str, words: str, key: str):
+    done = steadfeast(*words.split(), "--address", address, "--json")
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert told
+    assert all(key in one for one in told)
