@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 from steadfeast.featurestore.errors import NotFoundError, UserError
 from steadfeast.measures import measure_named
 from steadfeast.monitor.decisions import EpisodeKind
-from steadfeast.monitor.delivery import GrpcTarget, UnansweredError, pipeline_of
 from steadfeast.monitor.drift import Level
 from steadfeast.monitor.evaluation import Evaluator
 from steadfeast.monitor.ledger import Ledger
@@ -194,34 +193,6 @@ class Backtest:
         return tuple(sorted(found.values(), key=lambda one: -one.windows))
 
 
-def promoted(config: DaemonConfig, monitor: str) -> list[pb.Run]:
-    """Return the runs of a monitor's model that were promoted, by time, as the pipelines say.
-
-    Raises:
-        NoHistoryError: No pipeline answers, or none has any.
-    """
-    asked = config.monitors[monitor]
-    names = [asked.pipeline] if asked.pipeline else list(config.pipelines)
-    problems = []
-    for name in names:
-        target = pipeline_of(config.pipelines[name])
-        try:
-            if isinstance(target, GrpcTarget):
-                runs = target.promoted(asked.model)
-                if runs:
-                    return sorted(runs, key=_promoted_at(config))
-            problems.append(f"pipeline {name} knows of no promoted run of model {asked.model}")
-        except UnansweredError as error:
-            problems.append(f"pipeline {name}: {error}")
-        finally:
-            target.close()
-    raise NoHistoryError(
-        monitor,
-        f"{'; '.join(problems) or 'no pipeline is configured'}. Start the pipeline, or name a "
-        "training set by --reference",
-    )
-
-
 def run(
     config: DaemonConfig,
     data: Path,
@@ -253,8 +224,9 @@ def run(
         trial = config.model_copy(update={"state": Path(folder), "clock": "watermark"})
         with Ledger(trial.state) as ledger:
             evaluator = Evaluator(trial, ledger, data, views)
-            promoted_at = _promoted_at(config)
-            replay = _Replay(trial, evaluator, ledger, end, history, promoted_at, alone=alone)
+            replay = _Replay(
+                trial, evaluator, ledger, end, history, promoted_at(config), alone=alone
+            )
             try:
                 return replay.run(start, progress)
             finally:
@@ -505,7 +477,7 @@ def _followed(
     return min(inside, default=None)
 
 
-def _promoted_at(config: DaemonConfig) -> Callable[[pb.Run], datetime]:
+def promoted_at(config: DaemonConfig) -> Callable[[pb.Run], datetime]:
     """Return what tells when a run's model went live, by the clock that the data have."""
 
     def at(run: pb.Run) -> datetime:

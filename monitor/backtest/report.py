@@ -16,7 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from steadfeast.monitor.backtest.replay import chosen, promoted, run
+from steadfeast.monitor.backtest.promotions import promoted
+from steadfeast.monitor.backtest.replay import chosen, run
 from steadfeast.monitor.config import load
 from steadfeast.monitor.decisions import EpisodeKind
 from steadfeast.monitor.evaluation import check
@@ -107,7 +108,7 @@ def replayed(
     views = check(path, whole, store)
     settings = chosen(whole, monitor, pinned)
     history = {
-        name: promoted(settings, name)
+        name: promoted(path, settings, name)
         for name, one in settings.monitors.items()
         if one.reference is None
     }
@@ -121,7 +122,14 @@ def replayed(
             bar.update(task, completed=done, total=total, description=f"{name} {at:%Y-%m-%d}")
 
         return run(
-            settings, store.data, first, last, history, views=views, alone=alone, progress=progress
+            settings,
+            store.data,
+            first,
+            last,
+            history,
+            views=views,
+            alone=alone,
+            progress=progress,
         )
 
 

@@ -178,7 +178,7 @@ def backtest(
     ] = "",
     reference: Annotated[
         Path | None,
-        typer.Option(help="manifest.json of a training set; without it, the pipeline is asked."),
+        typer.Option(help="manifest.json of a training set; without it, those of promoted models."),
     ] = None,
     scored: Annotated[
         Path | None, typer.Option(help="With --reference: its rows with the model's predictions.")
@@ -194,8 +194,9 @@ def backtest(
     """Replay history under a configuration: which alarms, how late, how far ahead of decay.
 
     The served log and the labels are read where they are; the daemon, its state and the pipeline
-    are left alone, and nothing is fired. Change a limit in a copy of the configuration, and see
-    what it would have done. Windows in which nothing could be judged are counted with the reason.
+    are left alone, neither need run, and nothing is fired. Change a limit in a copy of the
+    configuration, and see what it would have done. Windows in which nothing could be judged are
+    counted with the reason.
 
     Example: steadfeast monitor backtest --from 2013-03-02 --to 2013-12-31 --html backtest.html
     """

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -14,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from steadfeast.monitor.backtest import promotions
 from steadfeast.monitor.backtest import replay as backtest
 from steadfeast.monitor.config.schema import load
 from steadfeast.monitor.decisions.model import EpisodeKind
-from steadfeast.protos.steadfeast.v1 import monitor_pb2
+from steadfeast.pipeline.queue import RunQueue
+from steadfeast.protos.steadfeast.v1 import monitor_pb2, pipeline_pb2
 from support import monitor_world as world
 from support.monitor_world import DAY, PER_DAY, START, TRAINED_DAYS
 
@@ -176,7 +179,39 @@ def test_without_rows_or_a_pipeline_it_says_what_to_do(lived, tmp_path):
         update={"pipelines": load(world.configure(tmp_path, pipeline=1))[0].pipelines}
     )
     with pytest.raises(backtest.NoHistoryError, match="--reference"):
-        backtest.promoted(gone, "prices")
+        promotions.promoted(folder / "steadfeast.yaml", gone, "prices")
+
+
+def test_without_a_running_pipeline_its_state_folder_is_read(lived, tmp_path):
+    """A queue as the pipeline keeps one, of the runs that a running one tells of."""
+    folder, _, _ = lived
+    path = folder / "steadfeast.yaml"
+    live = promotions.promoted(path, load(path)[0], "prices")
+    assert len(live) > 1
+    with RunQueue(tmp_path / "pipeline" / "runs.db") as queue:
+        for run in live:
+            request = pipeline_pb2.TriggerRetrainRequest(request_id=run.request_id, model=run.model)
+            request.as_of.CopyFrom(run.as_of)
+            queue.accept(request, run)
+        refused = pipeline_pb2.TriggerRetrainRequest(request_id="refused", model=live[0].model)
+        queue.accept(refused, pipeline_pb2.Run(state=pipeline_pb2.RUN_STATE_REFUSED))
+    offline = folder / "offline.yaml"
+    text = re.sub(r"127\.0\.0\.1:[1-9]\d*", "127.0.0.1:1", path.read_text())
+    assert "127.0.0.1:1" in text
+    offline.write_text(
+        f"{text}\npipeline:\n  state: {tmp_path / 'pipeline'}\n  models:\n"
+        f"    price: {{service: prices, recipe: 'm:f', entities: e.parquet, label: sold}}\n"
+    )
+    found = promotions.promoted(offline, load(offline)[0], "prices")
+    told = [(run.manifest_uri, run.model_version, run.as_of.seconds) for run in found]
+    assert told == [(run.manifest_uri, run.model_version, run.as_of.seconds) for run in live]
+    done = replay(folder, "--config", str(offline), "--json")
+    assert done.returncode == 0, done.stderr
+    [answer] = json.loads(done.stdout).values()
+    assert {one["version"] for one in answer["promotions"]} == {run.model_version for run in live}
+    shutil.rmtree(tmp_path / "pipeline")
+    with pytest.raises(backtest.NoHistoryError, match="state folder has no promoted run"):
+        promotions.promoted(offline, load(offline)[0], "prices")
 
 
 def test_labels_that_take_days_are_waited_for_and_the_estimate_is_scored_then(lived, tmp_path):
