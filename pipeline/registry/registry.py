@@ -17,8 +17,10 @@ import json
 import logging
 import os
 import platform
+import sqlite3
 import tempfile
 import warnings
+from contextlib import closing
 from functools import partial
 from importlib.metadata import version as library_version
 from pathlib import Path
@@ -88,6 +90,7 @@ class Registry:
         # Read when mlflow is imported, and no other switch turns its reports off.
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         import mlflow  # noqa: PLC0415 - after the switch
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - comes with mlflow
 
         self._uri, self._trusted = tracking_uri, trusted
         self._recorded, self._key = recorded, key.encode()
@@ -98,18 +101,20 @@ class Registry:
             try:
                 self._client = mlflow.MlflowClient(tracking_uri=tracking_uri)
                 self._client.search_registered_models(max_results=1)  # opens the store
-            except mlflow.MlflowException as error:
-                raise RegistryError(tracking_uri, str(error)) from error
+            except (mlflow.MlflowException, SQLAlchemyError) as error:
+                raise RegistryError(tracking_uri, str(error).partition("\n")[0]) from error
         self.runs = MlflowRuns(self._client, artifacts)
 
     @classmethod
     def open(cls, config: PipelineConfig) -> Self:
         """Open the registry that `config` names; creates the SQLite file if need be."""
         private_folder(config.state)
+        uri = config.tracking_uri or f"sqlite:///{config.state / 'mlflow.db'}"
+        _look_over(uri)
         if config.tracking_uri is None:
             relocate(config.state / "mlflow.db")
         return cls(
-            config.tracking_uri or f"sqlite:///{config.state / 'mlflow.db'}",
+            uri,
             config.state / FOLDER if config.tracking_uri is None else None,
             {name: model.trusted_types for name, model in config.models.items()},
             partial(model_files, config.state / "runs.db"),
@@ -313,3 +318,24 @@ class Registry:
         if version not in found:
             raise NotFoundError(f"version of model {model}", version, found)
         return found[version]
+
+
+def _look_over(tracking_uri: str) -> None:
+    """Read a SQLite backend whole: MLflow fails only at the damaged page that it happens to read.
+
+    Raises:
+        RegistryError: It is damaged.
+    """
+    file = Path(tracking_uri.removeprefix("sqlite:///"))
+    if not tracking_uri.startswith("sqlite:///") or not file.is_file():
+        return
+    damaged = "truncated or damaged; stop the pipeline and restore the file from a copy"
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as con:
+            (found,) = con.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError:
+        return  # locked, or a folder that cannot be written: MLflow says what it cannot do
+    except sqlite3.DatabaseError as error:
+        raise RegistryError(tracking_uri, f"{damaged} ({error})") from error
+    if found != "ok":
+        raise RegistryError(tracking_uri, f"{damaged} ({' '.join(found.split())})")

@@ -267,3 +267,19 @@ def test_a_type_that_the_configuration_lists_is_loaded(registry: Registry, shops
 def test_a_backend_that_cannot_be_opened_is_one_message(tmp_path: Path):
     with warnings.catch_warnings(), pytest.raises(RegistryError, match="model registry nonsense:"):
         Registry("nonsense://here", tmp_path, {})
+
+
+@pytest.mark.parametrize("how", ["cut in half", "garbled", "garbled in the middle"])
+def test_a_damaged_backend_is_one_message_that_names_the_file(
+    shops: Path, registry: Registry, how: str
+):
+    add(registry, "run-1")
+    file = shops / "data/pipeline/mlflow.db"
+    content = file.read_bytes()
+    start = {"garbled": 16, "garbled in the middle": len(content) // 3}.get(how, 0)
+    wrong = bytes(byte ^ 0x5A for byte in content[start:-16])
+    half = content[: len(content) // 2]
+    file.write_bytes(half if how == "cut in half" else content[:start] + wrong + content[-16:])
+    with pytest.raises(RegistryError, match=r"mlflow\.db: truncated or damaged.*restore") as raised:
+        Registry.open(load(shops / "steadfeast.yaml")[0])
+    assert "\n" not in str(raised.value)
