@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -400,6 +400,23 @@ class LogUnavailableError(SteadfeastError):
     def __init__(self, folder: Path, reason: OSError) -> None:
         self.folder, self.reason = folder, reason
         super().__init__(f"the served log under {folder} cannot be written: {reason}")
+
+
+class DamagedFilesError(UserError):
+    """Files of the served log or of the labels cannot be read.
+
+    Attributes:
+        problems: Of each file, what is wrong with it.
+    """
+
+    def __init__(self, problems: Mapping[Path, str]) -> None:
+        self.problems = dict(problems)
+        (path, problem), *others = self.problems.items()
+        more = f", and {len(others)} more: {', '.join(str(one) for one, _ in others)}"
+        super().__init__(
+            f"{path}: truncated or damaged ({problem}){more * bool(others)}; restore it from a "
+            "copy, or move it away, and its rows are lost"
+        )
 
 
 class LogRefusedError(UserError, ValueError):

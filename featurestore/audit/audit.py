@@ -26,6 +26,9 @@ from datetime import UTC, datetime
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Protocol
 
+import duckdb
+import pyarrow as pa
+
 from steadfeast.featurestore import offline
 from steadfeast.featurestore.audit.log import (
     log_is_complete,
@@ -37,13 +40,15 @@ from steadfeast.featurestore.audit.online import compare
 from steadfeast.featurestore.audit.report import AuditReport, Check, Redactor
 from steadfeast.featurestore.audit.served import Replayed, served_against_offline
 from steadfeast.featurestore.definitions import registered_views
+from steadfeast.featurestore.errors import DamagedFilesError
 from steadfeast.featurestore.materialization import as_online
 from steadfeast.featurestore.offline import at_most, session
-from steadfeast.featurestore.served_log import lineage
+from steadfeast.featurestore.served_log import damaged, lineage
 from steadfeast.featurestore.tables import micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from feast import FeatureView
 
@@ -96,13 +101,26 @@ def audit(
 
     Raises:
         NotFoundError: There is no such service.
+        DamagedFilesError: Files of the log or of the labels cannot be read.
     """
-    with at_most(_MEMORY):
-        return AuditReport(
-            service,
-            store.bundle(service).contract.sha256,
-            tuple(_checks(store, service, (start, end), Redactor())),
-        )
+    try:
+        with at_most(_MEMORY):
+            return AuditReport(
+                service,
+                store.bundle(service).contract.sha256,
+                tuple(_checks(store, service, (start, end), Redactor())),
+            )
+    except (duckdb.Error, OSError, pa.ArrowException) as error:
+        # The engine does not always name the file that it could not read.
+        problems = damaged(_logged(store, service))
+        if not problems:
+            raise
+        raise DamagedFilesError(problems) from error
+
+
+def _logged(store: Audited, service: str) -> list[Path]:
+    kinds = (store.served.files, store.served.label_files, store.served.prediction_files)
+    return [path for kind in kinds for path in kind(service, _MINIMUM, _MAXIMUM)]
 
 
 def _checks(store: Audited, service: str, window: Window, redactor: Redactor) -> Iterator[Check]:

@@ -1,6 +1,14 @@
 """Every vector that was served, with predictions and labels."""
 
-from steadfeast.featurestore.served_log.files import Lineage, Run, collect, lineage, named, take_out
+from steadfeast.featurestore.served_log.files import (
+    Lineage,
+    Run,
+    collect,
+    damaged,
+    lineage,
+    named,
+    take_out,
+)
 from steadfeast.featurestore.served_log.intake import Intake, intakes
 from steadfeast.featurestore.served_log.label_file import log_labels
 from steadfeast.featurestore.served_log.log import KINDS, ServedLog
@@ -12,6 +20,7 @@ __all__ = [
     "Run",
     "ServedLog",
     "collect",
+    "damaged",
     "intakes",
     "lineage",
     "log_labels",

@@ -11,21 +11,22 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_left
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from steadfeast.featurestore.errors import DamagedFilesError
 from steadfeast.featurestore.tables import micros, whole_file, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
     from pathlib import Path
-
-    import pyarrow as pa
 
 _ERASED = b"steadfeast.erased"
 _COLLECTED = "collected.json"
@@ -55,8 +56,13 @@ class Lineage:
 
 
 def lineage(path: Path) -> Lineage:
-    """Read what a served file says of itself."""
-    metadata = pq.read_metadata(path)
+    """Read what a served file says of itself.
+
+    Raises:
+        DamagedFilesError: It cannot be read.
+    """
+    with _named(path):
+        metadata = pq.read_metadata(path)
     told = metadata.metadata or {}
     writer = told.get(b"steadfeast.writer", b"").decode()
     number, said, before, dropped = (
@@ -65,6 +71,31 @@ def lineage(path: Path) -> Lineage:
     )
     erased = int(told.get(_ERASED, b"0"))
     return Lineage(writer, number, said, metadata.num_rows + erased, before, dropped)
+
+
+def damaged(paths: Iterable[Path]) -> dict[Path, str]:
+    """Read files whole, and return of each that cannot be read what is wrong with it."""
+    found = {}
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                for _ in file.iter_batches():
+                    pass
+        except FileNotFoundError:
+            continue  # collected or erased meanwhile
+        except (OSError, pa.ArrowException) as error:
+            found[path] = str(error).partition("\n")[0]
+    return found
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedFilesError({path: str(error).partition("\n")[0]}) from error
 
 
 def write(path: Path, table: pa.Table, told: Mapping[str, object]) -> None:
@@ -79,9 +110,14 @@ def _write(path: Path, table: pa.Table) -> None:
 
 
 def take_out(path: Path, keep: pa.Array) -> None:
-    """Write a file anew without the rows that `keep` has false for; it counts them as erased."""
-    told = dict(pq.read_metadata(path).metadata or {})
-    table = pq.read_table(path, partitioning=None)
+    """Write a file anew without the rows that `keep` has false for; it counts them as erased.
+
+    Raises:
+        DamagedFilesError: It cannot be read.
+    """
+    with _named(path):
+        told = dict(pq.read_metadata(path).metadata or {})
+        table = pq.read_table(path, partitioning=None)
     left = table.filter(keep)
     erased = int(told.get(_ERASED, b"0")) + table.num_rows - left.num_rows
     kept = {name: value for name, value in told.items() if name.startswith(b"steadfeast.")}

@@ -7,18 +7,24 @@ import importlib
 import json
 import random
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from steadfeast import OnlineFeatures, ServedLog, Store
-from steadfeast.featurestore.errors import CorruptRowError
+from steadfeast.featurestore.errors import CorruptRowError, DamagedFilesError
 from steadfeast.featurestore.serving import assembly as serving_module
 from support.small_repo import MICROS, START, VIEW, SmallRepo
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
 HOUR, DAY, TICK = timedelta(hours=1), timedelta(days=1), timedelta(microseconds=1)
@@ -545,3 +551,49 @@ def test_the_least_and_the_greatest_numbers_are_mismatches_like_others(tmp_path,
     (i1,) = [found for found in report.checks if found.invariant == "I1"]
     assert i1.mismatches == {"value": 2}
     assert {repr(one["online"]) for one in i1.examples} == {repr(online), "1.0"}
+
+
+def _damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    first, last = {"data": (4, footer), "footer": (footer, len(content) - 8)}.get(how, (0, 0))
+    wrong = bytes(byte ^ 0x5A for byte in content[first:last])
+    half = content[: len(content) // 2]
+    path.write_bytes(half if how == "half" else content[:first] + wrong + content[last:])
+
+
+@pytest.mark.parametrize("how", ["half", "data", "footer"])
+@pytest.mark.parametrize("kind", ["served", "labels", "predictions"])
+def test_a_damaged_file_of_the_log_is_named(stocked, shop, kind, how):
+    ids = [f"{NOON.isoformat()}-{n}" for n in (1, 2, 3)]
+    stocked.served.append_labels("purchase", ids, [1.0] * 3, NOON + HOUR)
+    named = {"request_time": NOON, "model": "m"}
+    stocked.served.append_predictions("purchase", ids, [0.5] * 3, model_version="1", **named)
+    stocked.served.append_predictions("purchase", ids, [0.5] * 3, model_version="2", **named)
+    stocked.served.flush()
+    (path,) = (shop.data / kind / "purchase").glob("[!.]*.parquet")
+    _damage(path, how)
+    with pytest.raises(DamagedFilesError, match="truncated or damaged") as raised:
+        stocked.audit("purchase")
+    assert list(raised.value.problems) == [path]
+    assert "\n" not in str(raised.value)
+
+
+def test_a_damaged_file_is_one_line_at_the_command_line(stocked, shop):
+    stocked.served.flush()
+    serve(stocked, NOON + HOUR)
+    stocked.served.close()
+    path, _ = stocked.served.files("purchase", NOON, NOON + 2 * HOUR)
+    _damage(path, "footer")
+    for words in (["audit", "purchase"], ["gc", "--older-than", "1d", "--apply"]):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "steadfeast.featurestore.cli", "store", *words,
+             "-c", str(shop.config)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert path.name in done.stderr
+        assert "Traceback" not in done.stderr
+    path.rename(shop.data / "aside")
+    with Store.open(shop.config) as store:
+        assert check(store, "I11", "purchase").mismatches == {"lost": 3}
