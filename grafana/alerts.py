@@ -139,6 +139,17 @@ ALERTS = (
         dashboard=OVERVIEW,
     ),
     Rule(
+        name="SteadfeastSnapshotDamaged",
+        expr=f"{m.SNAPSHOTS_DAMAGED} > 0",
+        lasting="0m",
+        severity="warning",
+        summary="Snapshots of {{ $labels.monitor }} are damaged",
+        description="{{ $value }} files are not as they were frozen; the daemon's log and "
+        "`steadfeast monitor status` name them. A bucket that has to be counted anew from one "
+        "stops the monitor.",
+        dashboard=OPERATIONS,
+    ),
+    Rule(
         name="SteadfeastPerformanceDrop",
         expr=f'{m.EPISODES_OPEN}{{kind="performance"}} > 0',
         lasting="0m",

@@ -118,6 +118,8 @@ def _notes(monitor: monitor_pb2.MonitorStatus) -> Iterator[RenderableType]:
         yield Text(f"  {what}: {monitor.waits_for}", style="yellow")
     if monitor.withheld:
         yield Text(f"  nothing was judged: {monitor.withheld}", style="yellow")
+    for line in monitor.damaged:
+        yield Text(f"  a snapshot is damaged: {line}", style="red")
     for aside in monitor.quarantined:
         yield Text(f"  in quarantine: {aside.summary}", style="yellow")
     yield from _columns(monitor)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event
@@ -20,10 +21,12 @@ import structlog
 
 from steadfeast.featurestore.errors import SourceError, UserError
 from steadfeast.featurestore.security import Security, load_security
+from steadfeast.featurestore.tables import EPOCH
 from steadfeast.monitor.config import load
 from steadfeast.monitor.daemon.digests import SALT, digests
 from steadfeast.monitor.daemon.loops import Loops
 from steadfeast.monitor.daemon.scheduler import Scheduler
+from steadfeast.monitor.daemon.snapshot_checks import SnapshotChecks
 from steadfeast.monitor.daemon.store_audits import Asked, StoreAudits
 from steadfeast.monitor.delivery import AlertSenders, Champions, Connections, Dispatcher
 from steadfeast.monitor.evaluation import Causes, Evaluator, check
@@ -35,14 +38,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from steadfeast.monitor.config import DaemonConfig
-    from steadfeast.monitor.ledger import Ledger, State
+    from steadfeast.monitor.ledger import FrozenBucket, Ledger, State
     from steadfeast.monitor.sources import ViewFacts
 
 log = structlog.get_logger(__name__)
 
 BUCKETS_PER_TICK = 64
 BEAT_SECONDS = 1.0
-REFERENCES = "references"
+_END = datetime(9999, 1, 1, tzinfo=UTC)
+REFERENCES, SNAPSHOTS = "references", "snapshots"
 
 
 class FixedFieldError(UserError):
@@ -89,6 +93,7 @@ class Daemon:
         connections = Connections(lambda: self.evaluator.config.pipelines)
         self.champions = Champions(ledger, self.evaluator, connections)
         self.audits = StoreAudits(path, config.state, self._audited)
+        self.snapshots = SnapshotChecks(self._frozen)
         self.scheduler = Scheduler()
         self._loops = Loops(
             {
@@ -232,6 +237,7 @@ class Daemon:
                     max_age=config.monitors[name].max_age,
                     audit=audits.get(name),
                     audit_interval=config.monitors[name].audit,
+                    damaged=self.snapshots.damaged(name),
                 )
                 for name, monitor in state.monitors.items()
             },
@@ -267,7 +273,17 @@ class Daemon:
         jobs: dict[str, Callable[[], object]] = {
             f"evaluate:{name}": partial(self.evaluate, name) for name in config.monitors
         }
-        self.scheduler.plan({REFERENCES: self._references, **jobs}, config.tick)
+        always = {REFERENCES: self._references, SNAPSHOTS: self.snapshots.look}
+        self.scheduler.plan({**always, **jobs}, config.tick)
+
+    def _frozen(self) -> list[tuple[str, FrozenBucket]]:
+        """Return every frozen bucket that has rows to be counted again, by monitor."""
+        return [
+            (name, kept)
+            for name in self.evaluator.config.monitors
+            for kept in self._ledger.buckets(name, EPOCH, _END)
+            if kept.path.exists()
+        ]
 
     def _references(self) -> None:
         self._ledger.probe()

@@ -330,6 +330,7 @@ def _consequences(monitor: str, state: State, out: _Exposition) -> None:
     out.add(metrics.SNAPSHOTS, [monitor], state.counters.snapshots.get(monitor, 0))
     out.add(metrics.SNAPSHOT_ROWS, [monitor], state.counters.rows.get(monitor, 0))
     out.add(metrics.SNAPSHOT_LATE_ROWS, [monitor], state.counters.late_rows.get(monitor, 0))
+    out.add(metrics.SNAPSHOTS_DAMAGED, [monitor], len(state.monitors[monitor].damaged))
     episodes = [one for one in state.episodes if one.monitor == monitor and one.open]
     for kind in EpisodeKind:
         mine = [one for one in episodes if one.kind == kind]

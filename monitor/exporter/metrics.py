@@ -125,6 +125,7 @@ JOB_STARTED = "steadfeast_job_last_start_timestamp_seconds"
 JOB_SUCCEEDED = "steadfeast_job_last_success_timestamp_seconds"
 ALERTS = "steadfeast_alerts_total"
 SNAPSHOTS = "steadfeast_snapshots_total"
+SNAPSHOTS_DAMAGED = "steadfeast_snapshots_damaged"
 SNAPSHOT_ROWS = "steadfeast_snapshot_rows_total"
 SNAPSHOT_LATE_ROWS = "steadfeast_snapshot_late_rows_total"
 
@@ -518,6 +519,12 @@ METRICS: Mapping[str, Described] = {
         _gauge(JOB_SUCCEEDED, _CLOCK_TIME, "task", "End of the last run of a job that succeeded."),
         _counter(ALERTS, "alerts", "", "Alerts sent, over the life of the ledger."),
         _counter(SNAPSHOTS, "snapshots", "monitor", "Buckets frozen."),
+        _gauge(
+            SNAPSHOTS_DAMAGED,
+            "snapshots",
+            "monitor",
+            "Snapshots that are not as they were frozen, by the hash that the ledger keeps.",
+        ),
         _counter(SNAPSHOT_ROWS, "rows", "monitor", "Rows in the frozen buckets."),
         _counter(
             SNAPSHOT_LATE_ROWS, "rows", "monitor", "Rows that came after their bucket was frozen."

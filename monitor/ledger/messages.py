@@ -247,6 +247,7 @@ def status(value: MonitorState) -> monitor_pb2.MonitorStatus:
         waits_for=value.waits_for,
         open_until=timestamp(value.open_until),
         late_rows=value.late_rows,
+        damaged=value.damaged,
         withheld=value.last.withheld if value.last else "",
         quarantined=[
             monitor_pb2.Quarantined(

@@ -75,6 +75,7 @@ class FrozenBucket:
     path: Path
     frozen_at: datetime
     reference_key: str
+    sha256: str = ""
 
 
 def buckets(
@@ -85,7 +86,7 @@ def buckets(
     Their files are kept as seen from `folder`, which can be moved.
     """
     found = rows(
-        "SELECT start_time, end_time, row_count, late_rows, path, frozen_at, reference_key "
+        "SELECT start_time, end_time, row_count, late_rows, path, frozen_at, reference_key, sha256 "
         "FROM buckets WHERE monitor = ? AND start_time >= ? AND end_time <= ? "
         "AND reference_key <> ? ORDER BY start_time",
         monitor,
@@ -101,8 +102,9 @@ def buckets(
             path_of(path, folder),
             frozen_at.astimezone(UTC),
             key,
+            digest,
         )
-        for begin, stop, count, late, path, frozen_at, key in found
+        for begin, stop, count, late, path, frozen_at, key, digest in found
     ]
 
 

@@ -145,6 +145,7 @@ class MonitorState:
             rows may change what is shown of the window, and nothing is decided on it. None where
             it is frozen.
         late_rows: Rows that came after their bucket was frozen, since the first one.
+        damaged: Snapshots that are not as they were frozen, one line each.
     """
 
     name: str
@@ -176,6 +177,7 @@ class MonitorState:
     max_age: Mapping[str, timedelta] = field(default_factory=dict)
     audit: AuditState | None = None
     audit_interval: timedelta | None = None
+    damaged: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[WatchedColumn, ...]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from steadfeast.featurestore.config import FilePath, load_section, sections
 from steadfeast.featurestore.tables import sweep, whole_file
+from steadfeast.monitor.sources.snapshot import ERASED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +53,9 @@ def erase_snapshots(file: Path, matches: Matches, *, apply: bool) -> dict[str, i
             name = f"snapshots of {path.parent.name}"
             found[name] = found.get(name, 0) + int(gone.sum())
             if apply:
+                left = table.filter(pa.array(~gone))
+                # The ledger's hash is of the file before: this says that it is another on purpose.
+                told = {**(table.schema.metadata or {}), ERASED: str(int(gone.sum())).encode()}
                 with whole_file(path) as fresh:
-                    pq.write_table(table.filter(pa.array(~gone)), fresh, compression="zstd")
+                    pq.write_table(left.replace_schema_metadata(told), fresh, compression="zstd")
     return found

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from steadfeast.featurestore.errors import UserError
 from steadfeast.featurestore.tables import EPOCH, identifier, literal, sweep, whole_file
 from steadfeast.monitor.sources.quarantine import Fault, Quarantined
 
@@ -24,15 +27,29 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import duckdb
-
 REQUEST, AT = "request_id", "request_time"
 """Columns of a snapshot: what a row answers, of a served log only; and its event time."""
 OPEN = ".open"
 _QUARANTINED = b"quarantined"
-"""Entry of a snapshot's metadata."""
+ERASED = b"steadfeast.erased"
+"""Entries of a snapshot's metadata: what was left out of it; that rows were erased from it."""
 BATCH_ROWS = 32_768
 """Columns of so many numbers stay in a processor's cache from one step to the next."""
+
+
+class SnapshotUnreadableError(UserError):
+    """A frozen bucket cannot be read.
+
+    Attributes:
+        path: Its file.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path = path
+        super().__init__(
+            f"snapshot {path}: cannot be read ({problem}); restore it from a copy, or remove it: "
+            "what was counted of it stays in the ledger"
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -90,15 +107,24 @@ class Snapshot:
             columns: Which to read; None means all.
             categories: Text columns to yield as dictionaries, which is how the file has them
                 where values repeat: their rows are then counted without being looked at.
+
+        Raises:
+            SnapshotUnreadableError: The file cannot be read.
         """
-        with pq.ParquetFile(self.path) as file:
+        with _named(self.path), pq.ParquetFile(self.path) as file:
             schema, metadata = file.schema_arrow, file.metadata
         wanted = [name for name in schema.names if columns is None or name in columns]
         coded = [name for name in wanted if name in categories and _text(schema.field(name).type)]
         # Neither mapped nor fetched ahead: both hold more of the file than the row group in hand.
         options = {"read_dictionary": coded, "pre_buffer": False}
         with pq.ParquetFile(self.path, metadata=metadata, **options) as file:
-            yield from file.iter_batches(BATCH_ROWS, columns=wanted)
+            given = file.iter_batches(BATCH_ROWS, columns=wanted)
+            while True:
+                with _named(self.path):  # and not what is done with a batch
+                    batch = next(given, None)
+                if batch is None:
+                    return
+                yield batch
 
 
 def buckets(after: datetime, until: datetime, length: timedelta) -> list[Bucket]:
@@ -163,16 +189,53 @@ def freeze(
 
 
 def read_snapshot(con: duckdb.DuckDBPyConnection, bucket: Bucket, path: Path) -> Snapshot:
-    """Return the snapshot that is kept in `path`."""
+    """Return the snapshot that is kept in `path`.
+
+    Raises:
+        SnapshotUnreadableError: It cannot be read.
+    """
     query = "SELECT count(*), epoch_us(max(request_time)) FROM read_parquet($path)"
-    ((rows, micros),) = con.execute(query, {"path": str(path)}).fetchall()
+    with _named(path):
+        ((rows, micros),) = con.execute(query, {"path": str(path)}).fetchall()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        text = (pq.read_metadata(path).metadata or {}).get(_QUARANTINED, b"[]")
     watermark = None if micros is None else EPOCH + timedelta(microseconds=micros)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    text = (pq.read_metadata(path).metadata or {}).get(_QUARANTINED, b"[]")
     listed = json.loads(text)
     quarantined = tuple(Quarantined(**{**one, "fault": Fault(one["fault"])}) for one in listed)
     return Snapshot(path.parent.name, bucket, rows, watermark, digest, path, quarantined)
+
+
+def damage(path: Path, sha256: str) -> str:
+    """Return what is wrong with a frozen file, in one line; empty if nothing is.
+
+    Args:
+        path: The file. One that is not there is out of retention, and nothing is wrong with it.
+        sha256: Of the file as it was frozen. One that rows were erased from has another, and is
+            read whole instead.
+    """
+    try:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                return ""
+        with pq.ParquetFile(path) as file:
+            if ERASED not in (file.metadata.metadata or {}):
+                return "it is not the file that was frozen: its SHA-256 is another"
+            for _ in file.iter_batches(BATCH_ROWS):
+                pass
+    except FileNotFoundError:
+        return ""
+    except (OSError, pa.ArrowException) as error:
+        return f"it cannot be read: {str(error).partition(chr(10))[0]}"
+    return ""
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException, duckdb.Error) as error:
+        raise SnapshotUnreadableError(path, str(error).partition("\n")[0]) from error
 
 
 def _copy(

@@ -37,6 +37,10 @@ ADVICE = {
         "Serving and training disagree, so trust neither the figures below nor a retraining. "
         "steadfeast store audit shows examples of the cells that differ."
     ),
+    "snapshots": (
+        "Look at the disk. Restore the files from a copy, or remove them: what was counted of "
+        "them stays in the ledger, and the verdicts go on."
+    ),
     EpisodeKind.DRIFT: (
         "See below what moved and since when. If the world changed, let the retraining run; if a "
         "source broke, mend it and cancel the run."
@@ -90,6 +94,7 @@ def problems(state: State) -> Sequence[Problem]:
         for i, check in enumerate(monitor.audit.checks if monitor.audit else ())
         if not check.holds
     ]
+    broken += [_damaged(monitor) for monitor in state.monitors.values() if monitor.damaged]
     return [*broken, *(_episode(one, state) for one in state.episodes if one.open)]
 
 
@@ -142,6 +147,21 @@ def _violated(monitor: MonitorState, check: AuditCheck, number: int) -> Problem:
         advice=ADVICE["invariant"],
         evidence=(),
         steps=(Step(Tone.BROKEN, "The audit ended (wall clock).", ended),),
+    )
+
+
+def _damaged(monitor: MonitorState) -> Problem:
+    return Problem(
+        anchor=f"snapshots-{monitor.name}",
+        tone=Tone.BROKEN,
+        label="Damaged snapshots",
+        monitor=monitor.name,
+        title=f"{len(monitor.damaged)} not as they were frozen",
+        since=None,
+        lasting="",
+        advice=ADVICE["snapshots"],
+        evidence=(),
+        steps=tuple(Step(Tone.BROKEN, line) for line in monitor.damaged[:NAMED]),
     )
 
 

@@ -1022,6 +1022,7 @@ class MonitorStatus(_message.Message):
     WITHHELD_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
     monitor: _builtins.str
     model: _builtins.str
     contract: _builtins.str
@@ -1070,6 +1071,10 @@ class MonitorStatus(_message.Message):
     def quarantined(self) -> _containers.RepeatedCompositeFieldContainer[Global___Quarantined]: ...
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchedColumn]: ...
+    @_builtins.property
+    def damaged(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Snapshots that are not as they were frozen, one line each."""
+
     def __init__(
         self,
         *,
@@ -1092,10 +1097,11 @@ class MonitorStatus(_message.Message):
         withheld: _builtins.str = ...,
         quarantined: _abc.Iterable[Global___Quarantined] | None = ...,
         columns: _abc.Iterable[Global___WatchedColumn] | None = ...,
+        damaged: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["open_until", b"open_until", "watermark", b"watermark"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "columns", b"columns", "contract", b"contract", "figures", b"figures", "incidents", b"incidents", "late_rows", b"late_rows", "model", b"model", "model_version", b"model_version", "monitor", b"monitor", "open_until", b"open_until", "performance", b"performance", "quarantined", b"quarantined", "reference_uri", b"reference_uri", "segments", b"segments", "superseded", b"superseded", "verdicts", b"verdicts", "waits_for", b"waits_for", "watermark", b"watermark", "withheld", b"withheld"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "columns", b"columns", "contract", b"contract", "damaged", b"damaged", "figures", b"figures", "incidents", b"incidents", "late_rows", b"late_rows", "model", b"model", "model_version", b"model_version", "monitor", b"monitor", "open_until", b"open_until", "performance", b"performance", "quarantined", b"quarantined", "reference_uri", b"reference_uri", "segments", b"segments", "superseded", b"superseded", "verdicts", b"verdicts", "waits_for", b"waits_for", "watermark", b"watermark", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

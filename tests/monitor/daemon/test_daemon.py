@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 
 import duckdb
 import pytest
+from prometheus_client import generate_latest
 
 from steadfeast.featurestore.errors import UserError
 from steadfeast.monitor.daemon import daemon as under_test
 from steadfeast.monitor.decisions.model import AlertKind, NotDecidableError
 from steadfeast.monitor.drift.detector import Level
 from steadfeast.monitor.evaluation.reference_builder import OutdatedReferenceError
+from steadfeast.monitor.exporter import registry
+from steadfeast.monitor.sources.snapshot import SnapshotUnreadableError
+from steadfeast.monitor.web.problems import problems
 from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 from support import monitor_world as world
 from support.daemon_world import NEVER, SERVED, Here
@@ -345,3 +349,49 @@ def test_without_its_training_set_it_says_what_to_do(here: Here):
     here.manifest.write_bytes(kept)
     here.open()
     assert here.prices.reference
+
+
+def garble(path: Path, first: int = 4, last: int = -16) -> None:
+    content = path.read_bytes()
+    wrong = bytes(byte ^ 0x5A for byte in content[first:last])
+    path.write_bytes(content[:first] + wrong + content[last:])
+
+
+def test_a_damaged_snapshot_is_named_until_it_is_put_right(here: Here):
+    world.serve(here.folder, SERVED, 5, NEVER)
+    here.daemon.evaluate("")
+    paths = sorted(here.folder.glob("**/snapshots/prices/*.parquet"))
+    assert len(paths) == 4
+    here.daemon.snapshots.look()
+    assert here.prices.damaged == ()
+    whole = [path.read_bytes() for path in paths]
+    paths[1].write_bytes(whole[1][: len(whole[1]) // 2])
+    garble(paths[2], 4, 8)  # four bytes of a page that nobody reads again
+    here.daemon.snapshots.look()
+    named = [line.partition(": ")[0] for line in here.prices.damaged]
+    assert named == [str(paths[1]), str(paths[2])]
+    (problem,) = problems(here.daemon.state())
+    assert problem.title == "2 not as they were frozen"
+    exposed = generate_latest(registry(here.daemon.state)).decode()
+    assert 'steadfeast_snapshots_damaged{monitor="prices"} 2.0' in exposed
+    paths[1].unlink()
+    paths[2].write_bytes(whole[2])
+    here.daemon.snapshots.look()
+    assert here.prices.damaged == ()
+    world.serve(here.folder, SERVED + 5 * DAY, 1, NEVER)
+    assert here.daemon.evaluate("") == 1
+
+
+def test_a_bucket_that_cannot_be_counted_anew_is_named(here: Here):
+    world.serve(here.folder, SERVED, 5, NEVER)
+    here.daemon.evaluate("")
+    path = max(here.folder.glob("**/snapshots/prices/*.parquet"))
+    garble(path)
+    other = world.train(here.folder, "other", START, START)
+    here.rewrite("      pipeline: main\n", f"      reference: {other}\n")
+    here.daemon.reload()
+    with pytest.raises(SnapshotUnreadableError, match="restore it from a copy, or remove it"):
+        here.daemon.evaluate("")
+    path.unlink()
+    here.daemon.evaluate("")
+    assert here.daemon.state().idle

@@ -1,5 +1,7 @@
 """A person's rows in the daemon's snapshots go with the rest, whatever the key is called there."""
 
+import hashlib
+
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +10,7 @@ import pytest
 from steadfeast import Store
 from steadfeast.featurestore.retention.erasure import Matches
 from steadfeast.monitor.sources.erasure import erase_snapshots
-from steadfeast.monitor.sources.snapshot import Bucket, bucket_path, freeze, open_path
+from steadfeast.monitor.sources.snapshot import Bucket, bucket_path, damage, freeze, open_path
 from support.small_repo import VIEW, SmallRepo, hour, rows
 
 BUCKET = Bucket(hour(0), hour(24))
@@ -46,13 +48,20 @@ def test_rows_in_snapshots_are_counted_first_and_then_gone(watched, tmp_path):
     store, paths = watched
     matches = Matches(store.catalog, pa.table({"k": [WHO]}))
     half = paths[0].with_name(f".{paths[0].name}.1.half")
-    half.write_bytes(paths[0].read_bytes())
+    half_content = paths[0].read_bytes()
+    half.write_bytes(half_content)
     found = erase_snapshots(tmp_path / "steadfeast.yaml", matches, apply=False)
     assert found == {"snapshots of m": 2}
     assert [ids(path) for path in paths] == [["a", "b"], ["a", "b"]]
     assert half.exists()
     assert erase_snapshots(tmp_path / "steadfeast.yaml", matches, apply=True) == found
     assert [ids(path) for path in paths] == [["a"], ["a"]]
+    # The ledger's hash is of the file before: what was erased on purpose is no damage, unlike
+    # a file that was changed by anything else.
+    frozen = hashlib.sha256(half_content).hexdigest()
+    assert damage(paths[0], frozen) == ""
+    pq.write_table(pq.read_table(paths[1]).replace_schema_metadata(None), paths[1])
+    assert "SHA-256" in damage(paths[1], frozen)
     assert not half.exists()
     assert erase_snapshots(tmp_path / "steadfeast.yaml", matches, apply=True) == {}
 
