@@ -91,8 +91,8 @@ def operations() -> Any:
             ),
             lines(
                 "Rows frozen",
-                "Rows in snapshots, those that came too late for theirs, snapshots, and how many of "
-                "them are damaged now.",
+                "Rows in snapshots, those that came too late for theirs, snapshots, and how many "
+                "of them are damaged now.",
                 query(f"increase({m.SNAPSHOT_ROWS}{MONITOR}{every})", "{{monitor}} rows"),
                 query(f"increase({m.SNAPSHOT_LATE_ROWS}{MONITOR}{every})", "{{monitor}} late rows"),
                 query(f"increase({m.SNAPSHOTS}{MONITOR}{every})", "{{monitor}} snapshots"),
