@@ -17,9 +17,13 @@ import json
 import sqlite3
 import threading
 import uuid
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache, partial
+from itertools import takewhile
+from operator import eq
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from google.protobuf.json_format import MessageToDict, MessageToJson, Parse
@@ -30,7 +34,6 @@ from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
-    from pathlib import Path
 
 ENDED = frozenset(
     {
@@ -45,8 +48,8 @@ ENDED = frozenset(
 POLL_SECONDS = 0.2
 """How long to wait between two looks at what another process may have written."""
 
-MAX_STARTS = 3
-"""Starts after which a run that never got to its end is failed: it may be what kills us."""
+MAX_CUT_OFFS = 3
+"""Times that a run is cut off at one step, each in a fresh process, until it is what kills us."""
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -59,7 +62,6 @@ CREATE TABLE IF NOT EXISTS runs (
     changed INTEGER NOT NULL,
     model TEXT NOT NULL,
     state INTEGER NOT NULL,
-    starts INTEGER NOT NULL DEFAULT 0,
     cancel TEXT,
     judged_against TEXT,
     run TEXT NOT NULL
@@ -71,6 +73,14 @@ CREATE TABLE IF NOT EXISTS events (
     at TEXT NOT NULL,
     run TEXT NOT NULL,
     UNIQUE (run_id, sequence)
+) STRICT;
+-- Each start that did not come to an end in order: at which step, and since which boot.
+CREATE TABLE IF NOT EXISTS starts (
+    run_id TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    step TEXT NOT NULL,
+    boot TEXT NOT NULL,
+    PRIMARY KEY (run_id, number)
 ) STRICT;
 CREATE INDEX IF NOT EXISTS runs_by_state ON runs (state, accepted);
 """
@@ -406,25 +416,37 @@ class RunQueue:
         """Give the next run to work on, now `running`; None when there is none.
 
         Only the holder of `worker_lock` may call. A run that is `running` already was cut off
-        and comes first; after `MAX_STARTS` starts it is failed instead.
+        and comes first. One that was cut off `MAX_CUT_OFFS` times in a row at the same step, and
+        by no reboot, is failed instead: what got further, or went down with the machine, had bad
+        luck.
         """
         with self._write() as con:
             while True:
                 row = con.execute(
-                    "SELECT run_id, starts, state FROM runs WHERE state IN (?, ?)"
+                    "SELECT run_id, state FROM runs WHERE state IN (?, ?)"
                     " ORDER BY state DESC, accepted LIMIT 1",
                     (pb.RUN_STATE_QUEUED, pb.RUN_STATE_RUNNING),
                 ).fetchone()
                 if row is None:
                     return None
-                run_id, starts, state = row
-                if starts >= MAX_STARTS:
-                    self.finish(
-                        run_id, pb.RUN_STATE_FAILED, f"cut off {starts} times; not started again"
+                run_id, state = row
+                step, boot = _step(self.get(run_id)), _boot()
+                before = con.execute(
+                    "SELECT step, boot FROM starts WHERE run_id = ? ORDER BY number DESC", (run_id,)
+                ).fetchall()
+                cut_off = len(list(takewhile(partial(eq, (step, boot)), before)))
+                if cut_off >= MAX_CUT_OFFS:
+                    why = (
+                        f"cut off {cut_off} times while {step}, each time in a fresh process: "
+                        "not started again; when what ends it is mended (memory? see the log), "
+                        f"steadfeast pipeline retry {run_id}"
                     )
+                    self.finish(run_id, pb.RUN_STATE_FAILED, why)
                     continue
+                con.execute(
+                    "INSERT INTO starts VALUES (?, ?, ?, ?)", (run_id, len(before), step, boot)
+                )
                 resumed = state == pb.RUN_STATE_RUNNING
-                con.execute("UPDATE runs SET starts = starts + 1 WHERE run_id = ?", (run_id,))
 
                 def start(run: pb.Run, reason: str = "resumed: it was cut off" * resumed) -> None:
                     run.state, run.reason = pb.RUN_STATE_RUNNING, reason
@@ -466,7 +488,11 @@ class RunQueue:
 
         with self._write() as con:
             self.change(run_id, back)
-            con.execute("UPDATE runs SET starts = starts - 1 WHERE run_id = ?", (run_id,))
+            con.execute(
+                "DELETE FROM starts WHERE run_id = ? AND number ="
+                " (SELECT max(number) FROM starts WHERE run_id = ?)",
+                (run_id, run_id),
+            )
 
     def cancelled(self, run_id: str) -> str | None:
         """Return why a run was asked to stop, or None if it was not."""
@@ -538,6 +564,21 @@ def model_files(path: Path, model: str, version: str) -> dict[str, str] | None:
             (model, version),
         ).fetchone()
     return None if row is None else dict(_run(row[0]).model_files)
+
+
+def _step(run: pb.Run) -> str:
+    """Return what comes next of a run, by what stands in its record."""
+    if run.model_version:
+        return "judging and promoting its version"
+    return "training" if run.manifest_uri else "building its training set"
+
+
+@cache
+def _boot() -> str:
+    """Return what names this boot of the machine; nothing where the system does not tell."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
 
 
 def _text(run: pb.Run) -> str:

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steadfeast.featurestore.errors import NotFoundError
+from steadfeast.pipeline import queue as under_test
 from steadfeast.pipeline.queue import (
     ENDED,
-    MAX_STARTS,
+    MAX_CUT_OFFS,
     QueueBrokenError,
     QueueFormatError,
     RequestConflictError,
@@ -132,16 +133,42 @@ def test_a_run_that_was_cut_off_comes_first_and_says_so(tmp_path: Path):
 def test_a_run_that_never_gets_to_its_end_is_given_up(queue: RunQueue):
     run, _ = queue.accept(trigger(at(40)))
     after, _ = queue.accept(trigger(at(41)))
-    for _ in range(MAX_STARTS):
+    for _ in range(MAX_CUT_OFFS):
         assert queue.claim().run_id == run.run_id
     assert queue.claim().run_id == after.run_id
     assert queue.get(run.run_id).state == pb.RUN_STATE_FAILED
-    assert "cut off 3 times" in queue.get(run.run_id).reason
+    reason = queue.get(run.run_id).reason
+    assert reason.startswith("cut off 3 times while building its training set")
+    assert f"steadfeast pipeline retry {run.run_id}" in reason
+
+
+def test_a_run_that_gets_further_each_time_is_not_given_up(queue: RunQueue):
+    """Cut off by drains again and again, it still comes to its end; at one step it does not."""
+    run, _ = queue.accept(trigger(at(40)))
+    further = [{}, {"manifest_uri": "training/a/manifest.json"}, {"model_version": "7"}]
+    for fields in further:
+        queue.change(run.run_id, lambda run, fields=fields: run.MergeFrom(pb.Run(**fields)))
+        for _ in range(MAX_CUT_OFFS):
+            assert queue.claim().run_id == run.run_id
+    assert queue.claim() is None
+    reason = queue.get(run.run_id).reason
+    assert reason.startswith("cut off 3 times while judging and promoting its version")
+
+
+def test_reboots_do_not_give_up_a_run(queue: RunQueue, monkeypatch: pytest.MonkeyPatch):
+    run, _ = queue.accept(trigger(at(40)))
+    for boot in range(3 * MAX_CUT_OFFS):
+        monkeypatch.setattr(under_test, "_boot", lambda boot=boot: f"boot {boot // 2}")
+        assert queue.claim().run_id == run.run_id
+    monkeypatch.setattr(under_test, "_boot", lambda: "the last")
+    for _ in range(MAX_CUT_OFFS):
+        assert queue.claim().run_id == run.run_id
+    assert queue.claim() is None
 
 
 def test_a_run_that_was_given_up_can_be_asked_for_once_more(queue: RunQueue):
     first, _ = queue.accept(trigger(at(40)))
-    for _ in range(MAX_STARTS + 1):
+    for _ in range(MAX_CUT_OFFS + 1):
         queue.claim()
     assert queue.get(first.run_id).state == pb.RUN_STATE_FAILED
     again = queue.retry(first.run_id, "local user ada")
@@ -173,7 +200,7 @@ def test_only_what_failed_or_was_cancelled_is_done_once_more(queue: RunQueue):
 
 def test_a_released_run_was_not_started(queue: RunQueue):
     run, _ = queue.accept(trigger(at(40)))
-    for _ in range(2 * MAX_STARTS):
+    for _ in range(2 * MAX_CUT_OFFS):
         assert queue.claim().run_id == run.run_id
         queue.release(run.run_id)
     assert queue.get(run.run_id).state == pb.RUN_STATE_QUEUED
