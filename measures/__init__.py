@@ -10,11 +10,21 @@ from steadfeast.measures.catalog import (
 from steadfeast.measures.figures import HALF, RELIABILITY_BINS, Floats, Interval, OneClassError
 from steadfeast.measures.resampling import Estimate, blocks_of, compared, measured
 from steadfeast.measures.sample import Sample, Task
+from steadfeast.measures.sequential import (
+    AnytimeMean,
+    anytime_mean,
+    overdispersion,
+    share_high,
+    share_low,
+    split_evidence,
+    unit_inflation,
+)
 
 __all__ = [
     "HALF",
     "MEASURES",
     "RELIABILITY_BINS",
+    "AnytimeMean",
     "Estimate",
     "Floats",
     "Interval",
@@ -23,9 +33,15 @@ __all__ = [
     "OneClassError",
     "Sample",
     "Task",
+    "anytime_mean",
     "blocks_of",
     "compared",
     "measure_named",
     "measured",
     "measures_of",
+    "overdispersion",
+    "share_high",
+    "share_low",
+    "split_evidence",
+    "unit_inflation",
 ]

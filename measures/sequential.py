@@ -40,7 +40,11 @@ if TYPE_CHECKING:
 FEWEST_BLOCKS = 4
 """Blocks before anything is said of a mean."""
 PRIOR = 0.3
-"""Variance of the mixture over effect sizes (mean / spread of a day); sharpest near two weeks."""
+"""Variance of the mixture over effect sizes (mean / spread of a day); sharpest near two weeks.
+
+This and `PAID` are chosen by simulation (`benchmarks/rollout.py`): the sharpest of those that kept
+every end's chance with days correlated up to 0.5 and with heavy tails.
+"""
 PAID = 0.5
 """Standard errors by which the correlation that is paid for lies above the estimated one."""
 _MOST_CORRELATION = 0.9
@@ -210,7 +214,9 @@ def overdispersion(happened: Sequence[float], rows: Sequence[float]) -> float:
     return max(1.0, float(pearson / (len(size) - 1)))
 
 
-def split_evidence(seen: Sequence[int], weights: Sequence[float], strength: float = 1000.0) -> float:
+def split_evidence(
+    seen: Sequence[int], weights: Sequence[float], strength: float = 1000.0
+) -> float:
     """Return the evidence (an e-value) that units were not split by `weights`.
 
     The ratio of a Dirichlet mixture around the weights to the weights themselves. A split as asked
