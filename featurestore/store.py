@@ -272,6 +272,7 @@ class Store:
         entities: Rows,
         *,
         contract: str | None = None,
+        event_time_only: bool = False,
     ) -> pa.Table:
         """Return the features alone, of each row of `entities` at its `event_timestamp`.
 
@@ -279,6 +280,7 @@ class Store:
             service: The feature service.
             entities: Join keys, request fields and `event_timestamp`.
             contract: By the definitions of this contract; those of now, when absent.
+            event_time_only: See `training_set`.
 
         Raises:
             NotFoundError: There is no such service.
@@ -288,7 +290,9 @@ class Store:
         catalog, name = self.catalog, name_of(service)
         bundle = catalog.of_then(name, contract) if contract else catalog.bundle(name)
         frame = training_set.entity_table(bundle.plan, entities, self.feast.config)
-        return training_set.features_at(self.feast, bundle.plan, bundle.executors, frame)
+        return training_set.features_at(
+            self.feast, bundle.plan, bundle.executors, frame, event_time_only=event_time_only
+        )
 
     # serving
 

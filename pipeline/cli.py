@@ -1,4 +1,4 @@
-"""`steadfeast pipeline`: serve, train, list, promote, roll back. Top of `pipeline`.
+"""`steadfeast pipeline`: serve, train, list, compare, promote, roll back. Top of `pipeline`.
 
 What a command needs is imported inside it: listing the commands must not wait for pandas.
 """
@@ -28,6 +28,7 @@ from steadfeast.featurestore.command_line import (
     time_of,
 )
 from steadfeast.featurestore.errors import NotFoundError
+from steadfeast.pipeline import report_cli
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from steadfeast.protos.steadfeast.v1 import pipeline_pb2 as pb
 
 app = typer.Typer(help="Retrain, validate, register and promote models.", no_args_is_help=True)
+
+app.command()(report_cli.compare)
 
 Comment = Annotated[str, typer.Option(help="Why; kept with it.")]
 
@@ -109,19 +112,20 @@ def runs(
     table: Annotated[
         str, typer.Option(help="A table with these figures, as roc_auc,f1, and the data version.")
     ] = "",
+    html: report_cli.Html = None,
 ) -> None:
     """List runs, last changed first.
 
     Examples: steadfeast pipeline runs --json
 
-    steadfeast pipeline runs --table roc_auc,f1
+    steadfeast pipeline runs --table roc_auc,f1 --html runs.html
     """
     from steadfeast.pipeline.queue import RunQueue
 
     section = _load(config)
     with RunQueue(section.state / "runs.db") as queue:
-        if table:
-            _show_table(queue.runs(model, limit=limit), table, as_json=as_json)
+        if table or html is not None:
+            _show_table(queue.runs(model, limit=limit), table, html, as_json=as_json)
             return
         for run in queue.runs(model, limit=limit):
             _print(run, as_json=as_json)
@@ -229,11 +233,21 @@ def _line(run: pb.Run) -> str:
     return "  ".join(filter(None, parts))
 
 
-def _show_table(runs: list[pb.Run], metrics: str, *, as_json: bool) -> None:
-    """Print runs side by side: aligned for a person, one object a line for a program."""
+def _show_table(runs: list[pb.Run], metrics: str, html: Path | None, *, as_json: bool) -> None:
+    """Print runs side by side: aligned for a person, one object a line for a program.
+
+    A page without `metrics` has every figure that there is.
+    """
     from steadfeast.pipeline.run_table import run_table
 
-    rows = run_table(runs, [name.strip() for name in metrics.split(",") if name.strip()])
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    if not names:
+        names = sorted({name for run in runs for name in run.metrics})
+    rows = run_table(runs, names)
+    if html is not None:
+        from steadfeast.pipeline.reports import runs_page
+
+        report_cli.write_page(html, runs_page(rows))
     if as_json:
         for row in rows:
             typer.echo(json.dumps(row))

@@ -2,6 +2,7 @@
 
 from steadfeast.featurestore.training.manifest import (
     DATA,
+    MANIFEST,
     Manifest,
     TrainingSet,
     manifests,
@@ -14,6 +15,7 @@ from steadfeast.featurestore.training.training_set import KNOWN_AT
 __all__ = [
     "DATA",
     "KNOWN_AT",
+    "MANIFEST",
     "Manifest",
     "TrainingSet",
     "changes_of",

@@ -6,13 +6,14 @@ its name and as a tag, so a run that was cut off goes on in the one that it left
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from steadfeast.pipeline.registry.version import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 RUN_ID = f"{PREFIX}run_id"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -45,13 +46,33 @@ class MlflowRuns:
 
     def end(self, model: str, run_id: str, status: Status, tags: Mapping[str, str]) -> None:
         """End MLflow's run of ours with `tags`; nothing happens if there is none."""
-        experiment = self.client.get_experiment_by_name(model)
-        found = None if experiment is None else self._find(experiment.experiment_id, run_id)
+        found = self._there(model, run_id)
         if found is None:
             return
         for name, value in tags.items():
             self.client.set_tag(found.info.run_id, name, value)
         self.client.set_terminated(found.info.run_id, status)
+
+    def params(self, model: str, run_id: str) -> dict[str, str]:
+        """Return the parameters that MLflow's run of ours has; none if there is no such run."""
+        found = self._there(model, run_id)
+        return {} if found is None else dict(found.data.params)
+
+    def file(self, model: str, run_id: str, name: str) -> bytes | None:
+        """Return an artifact at the top of MLflow's run of ours; None if it is not there."""
+        found = self._there(model, run_id)
+        if found is None:
+            return None
+        listed = {one.path for one in self.client.list_artifacts(found.info.run_id)}
+        if name not in listed:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            got = self.client.download_artifacts(found.info.run_id, name, folder)
+            return Path(got).read_bytes()
+
+    def _there(self, model: str, run_id: str) -> Any:
+        experiment = self.client.get_experiment_by_name(model)
+        return None if experiment is None else self._find(experiment.experiment_id, run_id)
 
     def _experiment(self, model: str) -> str:
         experiment = self.client.get_experiment_by_name(model)

@@ -123,7 +123,11 @@ class Registry:
 
     def champion_version(self, model: str) -> str | None:
         """Return the champion's version without loading it; None if there is none."""
-        return self._aliases(model).get(CHAMPION)
+        return self.alias(model, CHAMPION)
+
+    def alias(self, model: str, name: str) -> str | None:
+        """Return the version with the alias `name`; None if none has it."""
+        return self._aliases(model).get(name)
 
     def champion(self, model: str) -> LoadedModel | None:
         """Load the champion; None if there is none."""

@@ -6,10 +6,11 @@ Above `record`.
 from __future__ import annotations
 
 import json
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from steadfeast.pipeline import html
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,52 +57,29 @@ def _report(record: Record) -> str:
     """Return the run as one page."""
     refused = ", ".join(record.refused_by)
     verdict = f"refused by {refused}" if refused else "passed every gate"
-    title = f"{record.model} as of {record.as_of:%Y-%m-%d %H:%M} UTC: {verdict}"
-    parts = [f"<h1>{escape(title)}</h1>"]
-    parts.append(_table(("figure", "value"), sorted(record.metrics.items())))
     gates = [(gate.name, "pass" if gate.passed else "FAIL", gate.detail) for gate in record.gates]
-    parts.append(_table(("gate", "", "detail"), gates))
-    parts.append(
-        _table(
-            ("feature", "importance"), sorted(record.importance.items(), key=lambda one: -one[1])
-        )
-    )
+    important = sorted(record.importance.items(), key=lambda one: -one[1])
     times = [
         (f"{end:%Y-%m-%d %H:%M}", measure, figure)
         for end, measures in record.over_time
         for measure, figure in measures.items()
     ]
-    parts.append(_table(("hold-out until", "figure", "value"), times))
     by_slice = [
         (column, value, measure, figure)
         for column, values in record.slices.items()
         for value, measures in values.items()
         for measure, figure in measures.items()
     ]
-    parts.append(_table(("column", "value", "figure", ""), by_slice))
-    parts.append(_table(("parameter", "value"), sorted(record.params.items())))
-    parts.append(_table(("library", "version"), list(record.libraries.items())))
-    style = "body{font:15px sans-serif;margin:2em}td,th{text-align:left;padding:.2em 1em .2em 0}"
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(record.model)}'
-        f"</title><style>{style}</style>{''.join(parts)}</html>\n"
+    return html.document(
+        f"{record.model} as of {record.as_of:%Y-%m-%d %H:%M} UTC: {verdict}",
+        html.table(("figure", "value"), sorted(record.metrics.items())),
+        html.table(("gate", "", "detail"), gates),
+        html.table(("feature", "importance"), important),
+        html.table(("hold-out until", "figure", "value"), times),
+        html.table(("column", "value", "figure", ""), by_slice),
+        html.table(("parameter", "value"), sorted(record.params.items())),
+        html.table(("library", "version"), list(record.libraries.items())),
     )
-
-
-def _table(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    lines = "".join(
-        "<tr>"
-        + "".join(
-            f"<td>{escape(f'{cell:.5g}' if isinstance(cell, float) else str(cell))}</td>"
-            for cell in row
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{head}</tr>{lines}</table>"
 
 
 def _bars(path: Path, values: Mapping[str, float]) -> None:

@@ -9,9 +9,11 @@ from steadfeast.pipeline.training.challenge import (
     challenge,
     fit_on,
     judged_by,
+    new_to,
     refit,
     split,
     target_of,
+    times_of,
 )
 from steadfeast.pipeline.training.retrain import (
     ExamplesError,
@@ -35,7 +37,9 @@ __all__ = [
     "examples",
     "fit_on",
     "judged_by",
+    "new_to",
     "refit",
     "split",
     "target_of",
+    "times_of",
 ]

@@ -341,6 +341,14 @@ def times_of(table: pa.Table) -> np.ndarray:
     return _times(table.column(TIME))
 
 
+def new_to(table: pa.Table, as_of: datetime, trained_before: datetime) -> np.ndarray:
+    """Return which rows are later than a model's training set, or known later; shape (rows,)."""
+    unseen: np.ndarray = times_of(table) >= _instant(trained_before)
+    if KNOWN_AT in table.column_names:
+        unseen |= _times(table.column(KNOWN_AT)) > _instant(as_of)
+    return unseen
+
+
 def _times(column: pa.ChunkedArray) -> np.ndarray:
     stamps = column.cast(pa.timestamp("us", tz="UTC"), safe=False)
     return np.asarray(stamps.to_numpy().astype("datetime64[us]"))
@@ -379,9 +387,7 @@ def _days(length: timedelta) -> str:
 
 def _rival(live: Live, rows: HeldOut, target: Target) -> Rival:
     table = rows.table
-    unseen = rows.times >= _instant(live.trained_before)
-    if KNOWN_AT in table.column_names:
-        unseen |= _times(table.column(KNOWN_AT)) > _instant(live.as_of)
+    unseen = new_to(table, live.as_of, live.trained_before)
     missing = [name for name in live.features if name not in table.column_names]
     if missing:
         why = f"it reads {', '.join(missing)}, which is served no more"
