@@ -54,6 +54,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, more: str = ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{left}"
 
 
+def whole_lines(texts: Iterable[str]) -> str:
+    """Return texts below each other in full, where `table` would cut them."""
+    return "".join(f"<p><small>{escape(text)}</small></p>" for text in texts)
+
+
 def preview(data: pa.Table) -> str:
     """Return the first rows and columns of a table as HTML."""
     names = data.column_names[:_COLUMNS]

@@ -22,8 +22,8 @@ from steadfeast.monitor.drift.data_quality import (
     repeated_requests,
     spared,
 )
-from steadfeast.monitor.drift.detector import Level, Verdict, detect
-from steadfeast.monitor.drift.distances import STATISTICS, statistic
+from steadfeast.monitor.drift.detector import Level, Verdict, detect, distances_alone
+from steadfeast.monitor.drift.distances import STATISTICS, EmptyWindowError, statistic
 from steadfeast.monitor.drift.false_alarms import episodes
 from steadfeast.monitor.drift.persistence import DECISIVE, LOOKBACK, NEAR, RECENT, crept
 from steadfeast.monitor.drift.reference import (
@@ -59,6 +59,7 @@ __all__ = [
     "WEEK",
     "WEEKS",
     "BucketFacts",
+    "EmptyWindowError",
     "Figures",
     "Freshness",
     "Incident",
@@ -75,6 +76,7 @@ __all__ = [
     "crept",
     "data_facts",
     "detect",
+    "distances_alone",
     "episodes",
     "expected_volume",
     "extended",

@@ -156,6 +156,31 @@ def detect(
     return sorted(found, key=lambda one: (-one.ratio, one.feature))
 
 
+def distances_alone(
+    reference: Reference, current: Profile, window: Window, config: MonitorConfig
+) -> list[Verdict]:
+    """Return how far each feature is from the reference, without a limit; farthest first.
+
+    For a reference that cannot be calibrated: every level is `insufficient_data`.
+    """
+    found = []
+    for name in reference.features:
+        edges, old = reference.edges.columns[name], reference.profile.columns[name]
+        new, chosen = current.columns.get(name), suited(config.statistic, edges)
+        why = _incomparable(edges.kind, old, new, current.rows, config.min_rows)
+        one = _unknown(config.kind, name, chosen.name, why or "", window)
+        if why is None and new is not None:
+            shares, rows = reference.usual(name, (), config)
+            bounds = [
+                at for side in (old, new) for at in (side.minimum, side.maximum) if at is not None
+            ]
+            positions = edges.positions(min(bounds, default=None), max(bounds, default=None))
+            value = distance(chosen, edges, shares[:-1] * rows, new.counts, positions)
+            one = replace(one, value=value, reason=reason(edges, old, new, None, shares))
+        found.append(one)
+    return sorted(found, key=lambda one: (one.value is None, -(one.value or 0.0), one.feature))
+
+
 @dataclass(frozen=True, slots=True)
 class _Span:
     """What is compared with the reference.

@@ -32,12 +32,14 @@ if TYPE_CHECKING:
         TrainingSet,
     )
     from steadfeast.measures import Measure
+    from steadfeast.monitor.frames import DriftReport, compare
     from steadfeast.pipeline import Fitted, Gate, Model, OnnxModel, Recipe, frame
 
     __version__: str
 
 __all__ = [
     "Contract",
+    "DriftReport",
     "DuckDBComputeEngine",
     "DuckDBComputeEngineConfig",
     "DuckDBOfflineStore",
@@ -58,11 +60,13 @@ __all__ = [
     "Store",
     "TrainingSet",
     "__version__",
+    "compare",
     "frame",
 ]
 
 _PARTS = {
     **dict.fromkeys(("Fitted", "Gate", "Model", "OnnxModel", "Recipe", "frame"), "pipeline"),
+    **dict.fromkeys(("DriftReport", "compare"), "monitor.frames"),
     "Measure": "measures",
 }
 
