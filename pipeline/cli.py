@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Retrain, validate, register and promote models.", no_args_is_help=True)
 
 app.command()(report_cli.compare)
+app.command()(report_cli.card)
 
 Comment = Annotated[str, typer.Option(help="Why; kept with it.")]
 

@@ -171,6 +171,7 @@ class ModelConfig(Section):
             champion's.
         slices: Columns of the examples or of the features by whose values figures are tracked,
             beside those that a gate names; values with `min_rows` held-out rows count.
+        licence: Under what the model may be used, as on its card: an SPDX name, or words.
         trusted_types: Full names of types in the recipe's estimator that a model file may hold
             beyond scikit-learn's; loading builds them, so list only what you know.
     """
@@ -191,6 +192,7 @@ class ModelConfig(Section):
     checks: ChecksConfig = ChecksConfig()
     gates: tuple[GateConfig, ...] = ()
     slices: tuple[str, ...] = ()
+    licence: str = ""
     trusted_types: tuple[str, ...] = ()
 
     @field_validator("gates", mode="before")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,8 @@ from steadfeast.featurestore.command_line import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from steadfeast.pipeline.reports import SideBySide
 
 Html = Annotated[
@@ -70,6 +72,57 @@ def compare(
         write_page(html, comparison_page(found))
     typer.echo(json.dumps(found.plain()) if as_json else _lines(found))
     raise typer.Exit(ExitCode.DONE if found.comparison is not None else ExitCode.FAILED)
+
+
+def card(
+    version: Annotated[str, typer.Argument(help=_WHICH)] = "champion",
+    config: Config = DEFAULT,
+    model: OnlyModel = "",
+    as_json: Json = False,
+    html: Html = None,
+) -> None:
+    """Show what is known of VERSION: use, data, features, measures, gates, promotions.
+
+    Measures have their 95 % intervals, on the rows held out from the fit that was judged.
+
+    Example: steadfeast pipeline card champion --html card.html
+    """
+    from dataclasses import asdict
+
+    from steadfeast.pipeline.reports import card as card_of
+    from steadfeast.pipeline.reports import card_page
+
+    with reserved_stdout():  # recipes and definitions may print
+        said = card_of(config, version, model)
+    if html is not None:
+        write_page(html, card_page(said))
+    plain = asdict(said)
+    typer.echo(json.dumps(plain) if as_json else "\n".join(_sections(plain)))
+
+
+def _sections(plain: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of a card for a person: each part with its name above it."""
+    for part, values in plain.items():
+        if not values:
+            continue
+        yield f"{part}:"
+        if isinstance(values, dict):
+            rows = [[f"  {name}", _word(value)] for name, value in values.items()]
+        elif isinstance(values[0], dict):
+            heads = [f"  {name}" if not at else name for at, name in enumerate(values[0])]
+            cells = [[_word(value) for value in row.values()] for row in values]
+            rows = [heads, *([f"  {first}", *rest] for first, *rest in cells)]
+        else:
+            rows = [[f"  {value}"] for value in values]
+        yield aligned(rows)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "-" if value in {None, ""} else str(value)
 
 
 def write_page(path: Path, page: str) -> None:

@@ -1,5 +1,6 @@
 """What is said of versions afterwards: two side by side, and one on a page of its own."""
 
+from steadfeast.pipeline.reports.card import Card, card, card_page
 from steadfeast.pipeline.reports.comparison import Comparison, ComparisonError, Difference, compare
 from steadfeast.pipeline.reports.differences import Change, differences
 from steadfeast.pipeline.reports.page import comparison_page, figures, runs_page, setting
@@ -8,12 +9,15 @@ from steadfeast.pipeline.reports.version import Described, describe
 
 __all__ = [
     "Asked",
+    "Card",
     "Change",
     "Comparison",
     "ComparisonError",
     "Described",
     "Difference",
     "SideBySide",
+    "card",
+    "card_page",
     "compare",
     "comparison_page",
     "describe",

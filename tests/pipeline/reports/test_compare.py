@@ -152,3 +152,30 @@ def test_runs_side_by_side_as_a_page(shops, tmp_path):
     for run in shops[1:]:
         assert run.run_id in text
     assert "<th>roc_auc</th>" in text
+
+
+def test_a_card_has_what_is_known_and_names_what_is_not(shops, tmp_path):
+    pipeline, _, second, _ = shops
+    page = tmp_path / "card.html"
+    words = ["card", "2", "--config", str(pipeline.path), "--json", "--html", str(page)]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["version"]["run"] == second.run_id
+    assert said["version"]["aliases"] == ["champion"]
+    assert said["use"]["description"] == "Settings that are found the first time, and only then."
+    (feature,) = said["features"]
+    assert (feature["feature"], feature["view"], feature["type"]) == ("x", "sales", "double")
+    auc = next(one for one in said["metrics"] if one["measure"] == "roc_auc")
+    assert auc["value"] == pytest.approx(second.metrics["roc_auc"])
+    assert auc["low"] < auc["value"] < auc["high"]
+    assert [one["gate"] for one in said["gates"]] == [gate.name for gate in second.gates]
+    assert [one["cause"] for one in said["promotions"]] == ["drift"]
+    assert said["importance"].keys() == {"x"}
+    assert said["notes"] == ["Its licence: pipeline.models.sale.licence is not set."]
+    text = page.read_text("utf-8")
+    assert "Settings that are found" in text
+    assert f"{auc['low']:.5g}" in text
+    shown = CliRunner().invoke(cli.app, [*words[:4], "--model", MODEL]).stdout
+    assert f"{auc['high']:.4f}" in shown
+    assert "licence is not set" in shown
