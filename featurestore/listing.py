@@ -84,6 +84,64 @@ def views(store: Store) -> list[dict[str, Any]]:
     ]
 
 
+def features(store: Store, search: str = "") -> list[dict[str, Any]]:
+    """Return every feature, by name and view, whose name, view, owner, tags or text has `search`.
+
+    `feature`, `view`, `type`; `owner` of the view; `tags` and `description` of the feature, those
+    of its view where it has none; `services` that serve it; `contracts`, those of now that hold
+    it; `models`, those that the served log last named with it; `materialized_until` as in `views`.
+    """
+    known, told = views(store), services(store)
+    until = {one["view"]: one["materialized_until"] for one in known}
+    by_view = _readers(store, told)
+    computed = sorted(store.feast.list_on_demand_feature_views(), key=lambda one: str(one.name))
+    found = []
+    for view in [*registered_views(store.feast), *computed]:
+        for field in view.features:
+            readers = by_view.get((view.name, field.name), [])
+            found.append(
+                {
+                    "feature": field.name,
+                    "view": view.name,
+                    "type": str(field.dtype),
+                    "owner": view.owner,
+                    "tags": {**view.tags, **field.tags},
+                    "description": field.description or view.description,
+                    "services": [one["service"] for one in readers],
+                    "contracts": [one["contract"] for one in readers],
+                    "models": sorted({name for one in readers for name in one["models"]}),
+                    "materialized_until": until.get(view.name),
+                }
+            )
+    shown = ("feature", "view", "owner", "tags", "description")
+    asked = search.casefold()
+    chosen = [one for one in found if any(asked in str(one[name]).casefold() for name in shown)]
+    return sorted(chosen, key=lambda one: (one["feature"], one["view"]))
+
+
+def _readers(
+    store: Store, told: Sequence[dict[str, Any]]
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Return view and feature -> the services that serve it; broken ones take no part."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in told:
+        if one["problem"] is None:
+            for output in store.bundle(one["service"]).plan.outputs:
+                found.setdefault((output.view, output.feature), []).append(one)
+    return found
+
+
+def feature_rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return features as the rows of a table, with a head."""
+    rows = [["feature", "view", "type", "owner", "tags", "services", "models", "until"]]
+    for one in found:
+        tags = ", ".join(f"{name}={value}" for name, value in one["tags"].items())
+        lists = [", ".join(one[name]) for name in ("services", "models")]
+        until = one["materialized_until"] or ""
+        rows.append([one["feature"], one["view"], one["type"], one["owner"], tags, *lists, until])
+    return rows
+
+
 def service_rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Return services as the rows of a table, with a head."""
     rows = [["service", "contract", "keys", "features", "views", "models"]]

@@ -28,6 +28,7 @@ from steadfeast.featurestore.command_line import (
     time_of,
 )
 from steadfeast.featurestore.config import StoreConfig, duration, load_section
+from steadfeast.featurestore.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,6 +188,32 @@ def views(config: Config = DEFAULT, as_json: Json = False) -> None:
         typer.echo(json.dumps(found))
         return
     rows = listing.view_rows(found)
+    typer.echo(aligned(rows) if found else NOTHING_APPLIED, err=not found)
+
+
+@app.command()
+def features(
+    search: Annotated[
+        str, typer.Argument(help="In its name, view, owner, tags or description.")
+    ] = "",
+    config: Config = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """List features: view, owner, tags, the services and models that read them, freshness.
+
+    Example: steadfeast store features distance --json
+    """
+    from steadfeast.featurestore import listing
+
+    with _open(config) as opened:
+        found = listing.features(opened, search)
+        names = {one["feature"] for one in listing.features(opened)} if not found else set()
+    if names:
+        raise NotFoundError("feature", search, names)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    rows = listing.feature_rows(found)
     typer.echo(aligned(rows) if found else NOTHING_APPLIED, err=not found)
 
 

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from steadfeast import featurestore
+from steadfeast.featurestore import store_cli
 from steadfeast.featurestore.errors import NotFoundError, UserError
 from steadfeast.pipeline import cli
 from steadfeast.pipeline.reports import ComparisonError
@@ -179,3 +180,18 @@ def test_a_card_has_what_is_known_and_names_what_is_not(shops, tmp_path):
     shown = CliRunner().invoke(cli.app, [*words[:4], "--model", MODEL]).stdout
     assert f"{auc['high']:.4f}" in shown
     assert "licence is not set" in shown
+
+
+def test_features_are_found_with_who_reads_them(shops):
+    def found(*words):
+        every = ["features", *words, "--config", str(shops[0].path)]
+        return CliRunner().invoke(store_cli.app, every)
+
+    (visits,) = json.loads(found("VISIT", "--json").stdout)
+    assert (visits["feature"], visits["view"], visits["type"]) == ("visits", "sales", "Int64")
+    assert (visits["services"], visits["models"]) == (["sale"], [])
+    assert [len(one) for one in visits["contracts"]] == [64]
+    assert [line.split()[0] for line in found("sales").stdout.splitlines()] == [
+        "feature", "mood", "visits", "x",
+    ]  # fmt: skip
+    assert "did you mean visits" in str(found("visist").exception)
