@@ -345,7 +345,7 @@ def suffer(world: World, fault: Fault, moment: float) -> Came:
         if errors:
             raise errors[0]
         world.settle()
-        found, lost = chaos_check.problems(world)
+        found, lost = chaos_check.problems(world, told=bool(told))
         stated = lost and chaos_check.stated(world.audit())
         if lost > stated:
             found.append(f"{lost} rows are not in the log; an audit says {stated}")

@@ -30,7 +30,7 @@ ROUNDING = 1e-6
 FEATURES = ("visits", "spend", "spend_per_visit")
 
 
-def problems(world: World) -> tuple[list[str], int]:
+def problems(world: World, *, told: bool) -> tuple[list[str], int]:
     """Return what does not hold of a settled world, and how many rows its log has lost."""
     data = world.folder / "data"
     log = rows(data / "served" / "purchase")
@@ -44,7 +44,7 @@ def problems(world: World) -> tuple[list[str], int]:
             con.execute("SET TimeZone = 'UTC'")
             found += frozen(con, data / "monitor", log)
             found += alerted(con)
-            found += triggered(con, data / "pipeline" / "runs.db")
+            found += triggered(con, data / "pipeline" / "runs.db", may_fail=told)
     return found, lost
 
 
@@ -155,7 +155,7 @@ def alerted(con: duckdb.DuckDBPyConnection) -> list[str]:
     return found + [f"told {times} times: {alert}" for alert, times in told.items() if times > 1]
 
 
-def triggered(con: duckdb.DuckDBPyConnection, queue: Path) -> list[str]:
+def triggered(con: duckdb.DuckDBPyConnection, queue: Path, *, may_fail: bool) -> list[str]:
     """Each trigger that fired is one run of the pipeline, and each such run a trigger."""
     sent = dict(con.execute("SELECT request_id, state FROM outbox").fetchall())
     ended = dict(
@@ -180,7 +180,7 @@ def triggered(con: duckdb.DuckDBPyConnection, queue: Path) -> list[str]:
         f"trigger {name} has {asked.count(name)} runs" for name in sent if asked.count(name) != 1
     ]
     said += [f"run of {name}, which the daemon never fired" for name in asked if name not in ended]
-    over = {"RUN_STATE_PROMOTED", "RUN_STATE_REFUSED"}
+    over = {"RUN_STATE_PROMOTED", "RUN_STATE_REFUSED", *["RUN_STATE_FAILED"] * may_fail}
     return said + [
         f"the run of {name} is {states[name]}; the daemon says {'ended' if done else 'under way'}"
         for name, done in ended.items()

@@ -20,6 +20,7 @@ import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -276,6 +277,7 @@ class World:
             for name in ("pipeline", "model edge", "store edge", "daemon"):
                 self.parts[name].start()
             self.serve_day()
+            assert len(self.keen), "read before anything is damaged"
         except BaseException:
             self.__exit__()
             raise
@@ -309,14 +311,16 @@ class World:
 
     def serve_day(self) -> None:
         """Ask for a day's predictions and send its labels; each request until it is answered."""
-        keen = self._keen() if self.day.toordinal() % 6 > 2 else np.arange(1, 201)
+        keen = self.keen if self.day.toordinal() % 6 > 2 else np.arange(1, 201)
         for number in range(BATCHES):
             at = self.day + number * DAY / BATCHES + timedelta(hours=1)
             customers = [int(one) for one in self.random.choice(keen, BATCH)]
             self._label(self._predict(customers, at))
         self.day += DAY
 
-    def _keen(self) -> np.ndarray:
+    @cached_property
+    def keen(self) -> np.ndarray:
+        """Customers that visit most, by the sources as they were when first asked."""
         table = pq.read_table(self.folder / "data/sources/activity.parquet").to_pandas()
         newest = table.groupby("customer").last()["visits"]
         return newest.sort_values().index.to_numpy()[-60:]

@@ -11,10 +11,12 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import random
 import shutil
 import socket
 import subprocess
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -134,14 +136,17 @@ def node_modules() -> Path:
 def free_port() -> Callable[[], int]:
     """Give a loopback port that was free a moment ago.
 
-    For servers that cannot bind port 0 and say what they got: between this and their bind,
-    another process may take it, so start them in a loop.
+    For servers that cannot bind port 0 and say what they got. Below the ports that the system
+    gives to whoever asks for any, so that no client or other test gets it meanwhile.
     """
+    ports = random.Random(os.getpid() * 1_000_003 + time.time_ns())
 
     def _free() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
+        while True:
+            port = ports.randrange(10_240, 32_000)
+            with suppress(OSError), socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+                return port
 
     return _free
 

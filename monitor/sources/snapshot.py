@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+import structlog
 
 from steadfeast.featurestore.errors import UserError
 from steadfeast.featurestore.tables import EPOCH, identifier, literal, sweep, whole_file
@@ -26,6 +27,8 @@ from steadfeast.monitor.sources.quarantine import Fault, Quarantined
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
+
+log = structlog.get_logger(__name__)
 
 REQUEST, AT = "request_id", "request_time"
 """Columns of a snapshot: what a row answers, of a served log only; and its event time."""
@@ -169,8 +172,8 @@ def freeze(
 ) -> Snapshot:
     """Freeze the rows whose `request_time` is in `bucket` as the file `path`.
 
-    Does nothing but read if the file is there, unless it is to be frozen again. The snapshot has
-    all columns that there are.
+    Does nothing but read if the file is there, unless it is to be frozen again or cannot be read.
+    The snapshot has all columns that there are.
 
     Args:
         con: Any DuckDB connection; nothing is written to its database.
@@ -185,7 +188,13 @@ def freeze(
             rows = RowQuery.of(rows)
         with whole_file(path) as aside:
             con.execute(*_copy(con, rows, bucket, aside, quarantined)).fetchall()
-    return read_snapshot(con, bucket, path)
+        return read_snapshot(con, bucket, path)
+    try:
+        return read_snapshot(con, bucket, path)
+    except SnapshotUnreadableError as error:
+        # Damaged between the rename and the ledger's commit: nothing was decided on it.
+        log.warning("snapshot_frozen_again", path=str(path), reason=str(error))
+        return freeze(con, rows, bucket, path, again=True, quarantined=quarantined)
 
 
 def read_snapshot(con: duckdb.DuckDBPyConnection, bucket: Bucket, path: Path) -> Snapshot:

@@ -394,7 +394,7 @@ class Daemon:
         seen = status is not None and status.latest_event.ToDatetime(UTC) >= until - DAY
         return status if seen and status.idle else None
 
-    def survive(self, until: datetime, fault: str = "", seconds: float = 120.0) -> None:
+    def survive(self, until: datetime, fault: str = "", seconds: float = 600.0) -> None:
         """Wait as `idle` does, and start the process again, with `fault`, whenever it died."""
 
         def settled():

@@ -108,6 +108,16 @@ def test_a_failure_leaves_nothing_behind(con, tmp_path):
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("how", ["cut", "garbled"])
+def test_a_file_that_cannot_be_read_is_frozen_again(con, log, tmp_path, how):
+    path = tmp_path / "m" / "s.parquet"
+    first = freeze(con, log, BUCKET, path)
+    content = path.read_bytes()
+    wrong = content[:4] + bytes(byte ^ 0x5A for byte in content[4:-8]) + content[-8:]
+    path.write_bytes(wrong if how == "garbled" else content[:40])
+    assert freeze(con, log, BUCKET, path) == first
+
+
 def test_an_empty_bucket_is_a_snapshot_too(con, log, tmp_path):
     later = Bucket(T0 + 5 * DAY, T0 + 6 * DAY)
     for name, files in {"none": [], "others": log}.items():
