@@ -54,6 +54,23 @@ _REFERENCE_FIELDS: dict[str, Any] = {
 """What of a monitor's configuration a reference depends on."""
 
 
+class OutsideFolderError(UserError):
+    """A pipeline's run names a file that it may not have the daemon read.
+
+    Attributes:
+        field: The field of the run.
+        place: Where it leads, links resolved.
+    """
+
+    def __init__(self, field: str, place: Path, folder: Path) -> None:
+        self.field, self.place = field, place
+        super().__init__(
+            f"{field} leads to {place}, outside the store's data folder {folder}: a run may name "
+            "files in that folder alone; have the pipeline use the same folder, or name the "
+            "training set as the monitor's `reference`"
+        )
+
+
 class OutdatedReferenceError(UserError):
     """A reference that another build stored cannot be built anew.
 
@@ -158,8 +175,11 @@ class ReferenceBuilder:
         Monitors whose reference the configuration names keep it.
 
         Raises:
+            OutsideFolderError: The run names a file outside the store's data folder.
             UserError: The training set is missing or cannot be a reference.
         """
+        for field in ("manifest_uri", "scored_uri"):
+            self._check_inside(field, getattr(run, field))
         return {
             name: self._of_manifest(
                 run.manifest_uri,
@@ -172,6 +192,16 @@ class ReferenceBuilder:
             for name, monitor in config.monitors.items()
             if monitor.model == run.model and monitor.reference is None
         }
+
+    def _check_inside(self, field: str, kept: str) -> None:
+        """Refuse what leads out of the data folder, by dots or by links: a run is not ours.
+
+        Raises:
+            OutsideFolderError: It does.
+        """
+        place = path_of(kept, self._data).resolve()
+        if kept and not place.is_relative_to(self._data.resolve()):
+            raise OutsideFolderError(field, place, self._data)
 
     def _scored_of(self, monitor: MonitorConfig) -> str:
         """Return the rows that the configuration names, as a path that is kept."""

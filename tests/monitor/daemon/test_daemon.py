@@ -395,3 +395,25 @@ def test_a_bucket_that_cannot_be_counted_anew_is_named(here: Here):
     path.unlink()
     here.daemon.evaluate("")
     assert here.daemon.state().idle
+
+
+@pytest.mark.parametrize("how", ["absolute", "dots", "link"])
+def test_a_run_that_names_files_elsewhere_is_not_followed(tmp_path: Path, how: str):
+    """What a pipeline says is read only inside the data folder, wherever links lead."""
+    here = Here(tmp_path / "shop")
+    data = here.folder / "data"
+    outside = tmp_path / "outside"
+    here.manifest.parent.rename(outside)
+    (data / "training" / "link").symlink_to(outside)
+    uri = {
+        "absolute": str(outside / "manifest.json"),
+        "dots": "../../outside/manifest.json",
+        "link": "training/link/manifest.json",
+    }[how]
+    here.pipeline._db.execute("DELETE FROM runs")
+    here.pipeline.first(uri)
+    here.daemon.champions.follow()
+    assert here.prices.reference is None
+    assert f"manifest_uri leads to {outside}/manifest.json, outside" in here.prices.waits_for
+    here.close()
+    here.server.stop()
