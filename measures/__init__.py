@@ -1,5 +1,6 @@
 """One set of measures: how good predictions are, for the monitor and the pipeline alike."""
 
+from steadfeast.measures.assignment import place_of, takes_in
 from steadfeast.measures.catalog import (
     MEASURES,
     Measure,
@@ -40,8 +41,10 @@ __all__ = [
     "measured",
     "measures_of",
     "overdispersion",
+    "place_of",
     "share_high",
     "share_low",
     "split_evidence",
+    "takes_in",
     "unit_inflation",
 ]
