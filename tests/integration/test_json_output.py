@@ -98,6 +98,8 @@ def project(tmp_path_factory):
         run(*train)
         run("pipeline", "rollback", "purchase")
         run("pipeline", "promote", "purchase", "2")
+        run("pipeline", "card", "2")
+        run("pipeline", "compare", "1", "2")
         (made.folder / "broken").touch()
         failed = run(*train, code=1)
         made.said["pipeline train"] = first, ""
@@ -110,6 +112,7 @@ def project(tmp_path_factory):
         run("store", "replay", path)
         run("store", "services")
         run("store", "views")
+        run("store", "features")
         run("store", "contract", "purchase")
         run("store", "audit", "purchase", code=1)
         run("store", "log-labels", "purchase", "outcomes.parquet")
