@@ -228,7 +228,7 @@ def paired(
     inflation = 1.0 if units is None else unit_inflation(differences, blocks, units)
     _, codes = np.unique(blocks, return_inverse=True)
     sums, rows = np.bincount(codes, differences), np.bincount(codes)
-    return anytime_mean(sums, rows.astype(np.float64), units=inflation)
+    return anytime_mean(sums.astype(np.float64), rows.astype(np.float64), units=inflation)
 
 
 def split(
