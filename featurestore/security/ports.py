@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import resource
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -112,12 +113,16 @@ class Security:
     """
 
     def __init__(self, config: SecurityConfig | None = None) -> None:
-        """Read the certificates.
+        """Read the certificates; a process that has tokens leaves no core dump, which would too.
 
         Raises:
             CertificateError: They cannot be used.
         """
         self.config = config or SecurityConfig()
+        if self.config.tokens:
+            resource.setrlimit(
+                resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
+            )
         self.access: Access = access_of(self.config)
         tls = self.config.tls
         self.certificates = None if tls is None else Certificates(tls)
