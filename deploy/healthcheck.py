@@ -15,6 +15,7 @@ import ssl
 import sys
 import urllib.error
 import urllib.request
+from http import HTTPStatus
 
 SECONDS = 4
 
@@ -33,7 +34,7 @@ def answers(address: str) -> bool:
     )
     try:
         with opener.open(address, timeout=SECONDS) as answer:
-            return answer.status == 200
+            return answer.status == HTTPStatus.OK
     except (OSError, urllib.error.HTTPError):
         return False
 

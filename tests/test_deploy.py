@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +27,7 @@ POD = KUBERNETES[1]["spec"]["template"]["spec"]
 
 
 def commands() -> list[list[str]]:
-    ours = [one["command"] for one in SERVICES.values() if one["image"] == "steadfeast"]
+    ours = [one["command"] for one in SERVICES.values() if one["image"].startswith("steadfeast:")]
     return ours + [container["args"] for container in POD["containers"]]
 
 
@@ -114,8 +116,46 @@ def test_the_real_programs_accept_their_configuration(
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_no_state_of_the_example_goes_into_an_image():
-    """A later layer that removed it would leave it in the image."""
-    ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
-    assert {"feature_repo/data", ".git", ".venv"} <= set(ignored)
-    assert "rm -rf" not in (DEPLOY / "Containerfile").read_text("utf-8")
+def test_a_build_reads_code_only():
+    """What is not named cannot reach a layer: no definitions, data, logs or secrets."""
+    lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    named = {line[1:] for line in rules if line.startswith("!")}
+    assert all((ROOT / name).exists() for name in named)
+    parts = {link.name for link in (ROOT / "src/steadfeast").iterdir() if link.is_symlink()}
+    assert parts <= named  # or the installed package lacks one
+    assert not named & {"feature_repo", "tests", "demo", "deploy", ".git", ".venv"}
+
+
+def test_roles_without_models_use_the_small_image():
+    wanted = {"monitor": "-slim", "features": "-slim", "pipeline": "", "models": ""}
+    tags = {name: f"steadfeast:0.1.0{suffix}" for name, suffix in wanted.items()}
+    assert {one["name"]: one["image"] for one in POD["containers"]} == tags
+    assert {name: SERVICES[name]["image"] for name in wanted} == tags
+
+
+@pytest.mark.parametrize("role", ["monitor", "pipeline", "features", "models"])
+def test_every_role_has_a_health_check(role):
+    assert SERVICES[role]["healthcheck"]["test"][:2] == ["CMD", "healthcheck"]
+
+
+def test_the_health_check_tells_an_answer_from_none(free_port: Callable[[], int]):
+    def check(address: str) -> int:
+        command = [sys.executable, DEPLOY / "healthcheck.py", address]
+        return subprocess.run(command, check=False, capture_output=True, timeout=60).returncode
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert check(address) == 0
+        assert check(f"{address}/nothing-here") == 1
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert check(f"http://127.0.0.1:{free_port()}") == 1
+    assert check(f"grpc://127.0.0.1:{free_port()}") == 1
+    assert check("127.0.0.1:9464") == 1
