@@ -48,6 +48,7 @@ _FILES = {
     "Makefile": "Makefile.jinja",
     "README.md": "README.md.jinja",
     ".gitignore": "gitignore.jinja",
+    ".feastignore": "feastignore.jinja",
 }
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from steadfeast import Store
 from steadfeast.featurestore import cli
 from steadfeast.featurestore.errors import UserError
 from steadfeast.featurestore.starter import Template, create
@@ -115,6 +116,15 @@ def test_the_same_day_gives_the_same_project_and_its_steps_stand_in_its_readme(t
     assert max(examples["known_at"].to_pylist()) <= NOON.replace(hour=0)
     readme = (tmp_path / "a/shop/README.md").read_text()
     assert "\n".join(steps[1:]) in readme
+
+
+def test_definitions_are_applied_without_the_libraries_of_tests_and_recipe(tmp_path):
+    create(tmp_path / "shop", Template.BINARY, now=NOON)
+    for name in ("test_features.py", "train.py"):
+        (tmp_path / "shop" / name).write_text("import no_such_library\n")
+    with Store.open(tmp_path / "shop" / "steadfeast.yaml") as store:
+        store.apply()
+        assert store.services() == ["purchase"]
 
 
 def test_what_is_there_already_stays_as_it_is(tmp_path):
