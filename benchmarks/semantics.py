@@ -2,7 +2,7 @@
 
     python benchmarks/semantics.py [STORE]...
 
-Runs tests/featurestore/offline/test_offline_semantics.py once for each store (ours, Feast's
+Runs tests/featurestore/offline/test_semantics.py once for each store (ours, Feast's
 DuckDB and Dask stores by default; any dotted `type:` will do) and prints each test's rule with
 the share of its cases that hold. Feast's DuckDB store needs `feast[duckdb]`.
 """
@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SUITE = ROOT / "tests" / "featurestore" / "offline" / "test_offline_semantics.py"
+SUITE = ROOT / "tests" / "featurestore" / "offline" / "test_semantics.py"
 STORES = ("steadfeast.DuckDBOfflineStore", "duckdb", "dask")
 
 

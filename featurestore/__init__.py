@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         DuckDBComputeEngineConfig,
     )
     from steadfeast.featurestore.offline import DuckDBOfflineStore, DuckDBOfflineStoreConfig
+    from steadfeast.featurestore.offline.spark import SparkOfflineStore, SparkOfflineStoreConfig
     from steadfeast.featurestore.online import (
         RedisOnlineStore,
         RedisOnlineStoreConfig,
@@ -39,6 +40,8 @@ _MODULES = {
     "SQLiteOnlineStore": "online",
     "SQLiteOnlineStoreConfig": "online",
     "ServedLog": "served_log.log",
+    "SparkOfflineStore": "offline.spark",
+    "SparkOfflineStoreConfig": "offline.spark",
     "Store": "store",
     "TrainingSet": "training.manifest",
 }
@@ -56,6 +59,8 @@ __all__ = [
     "SQLiteOnlineStore",
     "SQLiteOnlineStoreConfig",
     "ServedLog",
+    "SparkOfflineStore",
+    "SparkOfflineStoreConfig",
     "Store",
     "TrainingSet",
 ]

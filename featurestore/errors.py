@@ -481,6 +481,10 @@ class WorkerError(SteadfeastError):
         super().__init__(f"a worker ended with exit code {code}; its own output says why")
 
 
+class ClusterError(SteadfeastError):
+    """A cluster that the store runs on cannot be reached, does not fit, or gave up."""
+
+
 class AddressError(UserError):
     """An address cannot be served on.
 

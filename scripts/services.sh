@@ -1,6 +1,6 @@
 #!/bin/sh
 # Make sure that the real programs which some tests run are on this machine: redis-server,
-# prometheus with promtool, prometheus-alertmanager, chromium, npm, faketime.
+# prometheus with promtool, prometheus-alertmanager, chromium, npm, java, faketime.
 #
 # As root on Debian (or what calls itself Debian-like), what is missing is installed from the
 # distribution's packages, and none of it is started as a system service: the tests start their
@@ -21,6 +21,7 @@ promtool prometheus
 prometheus-alertmanager prometheus-alertmanager
 chromium chromium
 npm npm
+java default-jre-headless
 faketime faketime
 "
 
@@ -84,4 +85,4 @@ if [ -n "$missing" ]; then
     [ "$install" = yes ] && [ "${STEADFEAST_REQUIRE_SERVICES:-}" != 1 ]
     exit
 fi
-echo "redis-server, prometheus, promtool, prometheus-alertmanager, chromium, npm: all here"
+echo "redis-server, prometheus, promtool, prometheus-alertmanager, chromium, npm, java: all here"

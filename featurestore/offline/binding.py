@@ -20,7 +20,7 @@ from steadfeast.featurestore.offline.sources import open_source, with_keys
 from steadfeast.featurestore.tables import arrow_type, duration, personal_fields, sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import duckdb
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from feast.feature_view import FeatureView
 
     from steadfeast.featurestore.offline.sources import Source
+
+    Find = Callable[..., Source]
+    """`open_source`, or what opens sources elsewhere by the same arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ def bind(
     features: Sequence[str],
     *,
     full_names: bool = False,
+    find: Find = open_source,
 ) -> Bound:
     """Bind a feature view to its data.
 
@@ -80,6 +84,7 @@ def bind(
         feature_view: A feature view with its projection.
         features: Names of the features wanted.
         full_names: Call results `view__feature`.
+        find: Opens the source.
 
     Raises:
         NotFoundError: The view has no such feature.
@@ -91,7 +96,7 @@ def bind(
     for feature in features:
         if feature not in declared:
             raise NotFoundError(f"feature in view {name!r}", feature, declared)
-    source, original = opened(connection, repo, feature_view)
+    source, original = opened(connection, repo, feature_view, find)
     aliases = feature_view.projection.join_key_map
     keys = [f.name for f in feature_view.entity_columns if f.name != DUMMY_ENTITY_ID]
     prefix = f"{feature_view.projection.name_alias or feature_view.name}__" if full_names else ""
@@ -110,7 +115,10 @@ def bind(
 
 
 def opened(
-    connection: duckdb.DuckDBPyConnection, repo: Path | str | None, view: FeatureView
+    connection: duckdb.DuckDBPyConnection,
+    repo: Path | str | None,
+    view: FeatureView,
+    find: Find = open_source,
 ) -> tuple[Source, dict[str, str]]:
     """Open a view's source, its join keys as the types that are declared.
 
@@ -126,7 +134,7 @@ def opened(
     types = {field.name: arrow_type(field) for field in (*view.entity_columns, *view.features)}
     mapped = {new: old for old, new in batch.field_mapping.items() if new in types}
     named = types | {old: types[new] for new, old in mapped.items()}
-    source = open_source(connection, repo, batch, view.name, named)
+    source = find(connection, repo, batch, view.name, named)
     original = originals(batch, source.columns)
     keys = {original.get(key.name, key.name): types[key.name] for key in view.entity_columns}
     present = {column: kind for column, kind in keys.items() if column in source.columns}

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from feast.feature_view import FeatureView
     from feast.repo_config import RepoConfig
 
+    from steadfeast.featurestore.offline.binding import Find
+
 
 def latest(
     config: RepoConfig, view: FeatureView, since: datetime | None, until: datetime
@@ -48,7 +50,12 @@ def latest(
     Raises:
         SourceError: The source is missing, unreadable or lacks a column.
     """
-    stream = _latest(config, view, since, until)
+    if getattr(config.offline_store, "type", "") == "steadfeast.SparkOfflineStore":
+        from steadfeast.featurestore.offline.spark.store import newest  # noqa: PLC0415 - an extra
+
+        stream = newest(config, view, since, until)
+    else:
+        stream = _latest(config, view, since, until)
     schema = next(stream)
     return pa.RecordBatchReader.from_batches(schema, stream)
 
@@ -75,9 +82,10 @@ def table_of(
     features: Sequence[str],
     timestamp: str,
     created: str | None,
+    find: Find = open_source,
 ) -> sql.View:
     """Bind columns of a source under the source's own names."""
-    source = open_source(connection, config.repo_path, data_source)
+    source = find(connection, config.repo_path, data_source)
     mapped = {old: new for new, old in originals(data_source, source.columns).items()}
     return sql.View(
         scan=source.scan,

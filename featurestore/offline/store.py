@@ -302,7 +302,7 @@ class DuckDBOfflineStore(OfflineStore):
         if not isinstance(data_source, FileSource):
             try:
                 data_source.validate(config=config)
-            except ImportError as error:
+            except (ImportError, AttributeError) as error:  # it asks for a setting of its own store
                 kind = type(data_source).__name__
                 problem = f"this store reads FileSource, not {kind} ({error})"
                 raise SourceError("", data_source.name, problem) from error

@@ -332,16 +332,22 @@ def values(
     )
 
 
+def needed(view: View) -> dict[str, Type]:
+    """Return the source columns that decide a view's values, and their types."""
+    columns = [*view.keys, view.timestamp, *(column for _, column in view.order)]
+    columns += [column for column, _ in view.features]
+    if view.created is not None:
+        columns.append(view.created)
+    return {column.name: column.type for column in columns}
+
+
 def used(view: View, span: Span, *, won: str = "won", ids: str = "ids") -> str:
     """Return the query of the source rows that `won` names, ties included, as they are there.
 
     Columns: those of keys, times and all features, under the source's names; in the order of key
     and total order, so that the same rows are always the same table.
     """
-    columns = [*view.keys, view.timestamp, *(column for _, column in view.order)]
-    if view.created is not None:
-        columns.append(view.created)
-    names = list(dict.fromkeys(column.name for column in columns))
+    names = list(needed(view))
     rows = source(view, span.since, span.until, made=True, order=True, raw=names)
     made = ["f.made"] if view.created is not None else []
     order = [f"f.{key}" for key in _keys(view)]
@@ -431,6 +437,17 @@ def newest(view: View, since: int | None, until: int | None, *, known_by: int | 
     return f"SELECT {_named(view)} FROM ({_greatest(view, since, until, known_by, _keys(view))})"
 
 
+def newest_rows(view: View, since: int | None, until: int | None, *, known_by: int | None) -> str:
+    """Return the query of what `newest` reads of a part of a source: its columns as they are.
+
+    Over rows that are together what this gives for each part, `newest` gives what it gives over
+    the whole.
+    """
+    rows = _greatest(view, since, until, known_by, _keys(view), raw=list(needed(view)))
+    named = [f"s{i} AS {identifier(name)}" for i, name in enumerate(needed(view))]
+    return f"SELECT {', '.join(named)} FROM ({rows})"
+
+
 def history(
     view: View, since: int, until: int, *, time: str, keys: Sequence[str], once: bool
 ) -> str:
@@ -457,10 +474,15 @@ def history(
 
 
 def _greatest(
-    view: View, since: int | None, until: int | None, known_by: int | None, of: Sequence[str]
+    view: View,
+    since: int | None,
+    until: int | None,
+    known_by: int | None,
+    of: Sequence[str],
+    raw: Sequence[str] = (),
 ) -> str:
     """Return the query of the greatest row of each combination of the columns `of`."""
-    rows = source(view, since, until, made=True, wide=True, order=True)
+    rows = source(view, since, until, made=True, wide=True, order=True, raw=raw)
     where = [f"k{i} IS NOT NULL" for i in range(len(view.keys))]
     where.append("ts IS NOT NULL")
     if known_by is not None and view.created is not None:

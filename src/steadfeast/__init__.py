@@ -6,6 +6,7 @@ imported when it is first asked for, since Feast alone takes seconds:
     from steadfeast import Store, TrainingSet, Fitted, frame
 
 In `feature_store.yaml` the plugins are `type: steadfeast.DuckDBOfflineStore`,
+`steadfeast.SparkOfflineStore`,
 `steadfeast.SQLiteOnlineStore`, `steadfeast.RedisOnlineStore` and `steadfeast.DuckDBComputeEngine`.
 """
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
         RedisOnlineStore,
         RedisOnlineStoreConfig,
         ServedLog,
+        SparkOfflineStore,
+        SparkOfflineStoreConfig,
         SQLiteOnlineStore,
         SQLiteOnlineStoreConfig,
         Store,
@@ -57,6 +60,8 @@ __all__ = [
     "SQLiteOnlineStore",
     "SQLiteOnlineStoreConfig",
     "ServedLog",
+    "SparkOfflineStore",
+    "SparkOfflineStoreConfig",
     "Store",
     "TrainingSet",
     "__version__",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OURS = "steadfeast.DuckDBOfflineStore"
+SPARK = "steadfeast.SparkOfflineStore"
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Repo:
     ) -> FeatureView:
         """Register a feature view over a table or a path, and its entities."""
         path = data if isinstance(data, str) else self.write(data)
-        if self.store.config.offline_store.type != OURS:
+        if self.store.config.offline_store.type not in (OURS, SPARK):
             path = str(self.folder / path)  # Feast's DuckDB store starts at the working directory
         entities = [Entity(name=f"e_{k}", join_keys=[k], value_type=key_type) for k in keys]
         view = FeatureView(
@@ -83,7 +84,10 @@ class Repo:
     def join(self, entities: Any, refs: Sequence[str], **options: Any) -> pa.Table:
         """Join features to entity rows through Feast's API."""
         frame = entities
-        if isinstance(entities, pa.Table) and self.store.config.offline_store.type != OURS:
+        if isinstance(entities, pa.Table) and self.store.config.offline_store.type not in (
+            OURS,
+            SPARK,
+        ):
             frame = entities.to_pandas()  # others take pandas only
         job = self.store.get_historical_features(entity_df=frame, features=list(refs), **options)
         return job.to_arrow()

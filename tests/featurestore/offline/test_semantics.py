@@ -191,7 +191,7 @@ def test_order_and_extra_columns_are_kept(repo: Repo) -> None:
 def test_sql_entity_frame(repo: Repo) -> None:
     """The entity frame may be the text of a query."""
     repo.view(table([{"k": 1, "ts": at(0), "a": 1.0}]), ["a"])
-    query = "SELECT 1 AS k, TIMESTAMPTZ '2024-01-01 01:00:00+00' AS event_timestamp"
+    query = "SELECT 1 AS k, TIMESTAMP '2024-01-01 01:00:00+00' AS event_timestamp"
     assert repo.join(query, ["v:a"])["a"].to_pylist() == [1.0]
 
 
