@@ -119,6 +119,8 @@ def materialize(
     for name, rows in written.items():
         note = written.notes.get(name, "")
         typer.echo(f"{name}: {rows} keys changed{note and f' ({note})'}")
+    if not written:
+        typer.echo("no feature view is online here; first: steadfeast store apply", err=True)
 
 
 @app.command()

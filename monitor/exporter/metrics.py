@@ -595,7 +595,7 @@ def document() -> str:
 _DOCUMENT = f"""
 # Metrics
 
-<!-- Built from monitor/metrics.py by grafana/build.py; edit there. -->
+<!-- Built from monitor/exporter/metrics.py by grafana/build.py; edit there. -->
 
 What the daemon exports on `/metrics`, beside the `process_` metrics of its own process. Every
 figure is read off the last committed state at the time of the scrape.

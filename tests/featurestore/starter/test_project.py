@@ -118,6 +118,19 @@ def test_the_same_day_gives_the_same_project_and_its_steps_stand_in_its_readme(t
     assert "\n".join(steps[1:]) in readme
 
 
+def test_materialize_before_apply_says_what_is_missing(tmp_path):
+    create(tmp_path / "shop", Template.TABLE, now=NOON)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "steadfeast.featurestore.cli", "store", "materialize"],
+        cwd=tmp_path / "shop",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no feature view is online here; first: steadfeast store apply" in done.stderr
+
+
 def test_definitions_are_applied_without_the_libraries_of_tests_and_recipe(tmp_path):
     create(tmp_path / "shop", Template.BINARY, now=NOON)
     for name in ("test_features.py", "train.py"):
