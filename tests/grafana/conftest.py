@@ -71,7 +71,7 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # it scrapes several times a second: not for the whole run
 def prometheus(
     drifting: State,
     served: Callable[..., AbstractContextManager[str]],
