@@ -42,8 +42,8 @@ FEWEST_BLOCKS = 4
 PRIOR = 0.3
 """Variance of the mixture over effect sizes (mean / spread of a day); sharpest near two weeks.
 
-This and `PAID` are chosen by simulation (`benchmarks/rollout.py`): the sharpest of those that kept
-every end's chance with days correlated up to 0.5 and with heavy tails.
+This and `PAID` are one of several pairs that kept every end's chance in simulation, with days
+correlated up to 0.5 and with heavy tails.
 """
 PAID = 0.5
 """Standard errors by which the correlation that is paid for lies above the estimated one."""

@@ -117,7 +117,11 @@ class Access:
         self.replace(tokens)
 
     def replace(self, tokens: Mapping[str, TokenConfig]) -> None:
-        """Take these tokens from now on; sessions and addresses of other tokens are forgotten."""
+        """Take these tokens from now on; sessions and addresses of other tokens are forgotten.
+
+        Where they differ from those before, so are wrong tries: a client that was given its new
+        token a moment early is no guesser.
+        """
         fresh = {
             name: (secret.encode(), Principal(name, frozenset(one.roles)))
             for name, one in tokens.items()
@@ -125,10 +129,12 @@ class Access:
         }
         with self._lock:
             gone = {name for name in self._tokens if fresh.get(name) != self._tokens[name]}
-            self._tokens = fresh
+            changed, self._tokens = fresh != self._tokens, fresh
             self._sessions = {k: s for k, s in self._sessions.items() if s.token not in gone}
             for address in self._addresses.values():
                 address.known -= gone
+                if changed:
+                    address.failures.clear()
 
     @property
     def needed(self) -> bool:

@@ -75,6 +75,19 @@ def test_wrong_guesses_shut_out_an_address_and_nobody_else(access: Access, clock
     assert access.authorize(OTHER, address=HERE).name == "bob"
 
 
+def test_who_comes_a_moment_early_with_a_new_token_is_not_shut_out(access: Access):
+    before = tokens(ann=(TOKEN, ["admin"]), bob=(OTHER, ["read", "log"]))
+    fresh = "the-token-that-is-new"
+    for _ in range(20):
+        with pytest.raises(RefusedError):
+            access.authorize(fresh, address=HERE)
+    access.replace(before)  # a reload that changes nothing lets no guesser go on
+    with pytest.raises(RefusedError, match="too many"):
+        access.authorize(fresh, address=HERE)
+    access.replace({**before, **tokens(cid=(fresh, ["read"]))})
+    assert access.authorize(fresh, address=HERE).name == "cid"
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
