@@ -1,4 +1,4 @@
-"""`steadfeast pipeline compare`: what is said of versions afterwards. Below `cli`.
+"""`steadfeast pipeline compare` and `card`: what is said of versions afterwards. Below `cli`.
 
 What a command needs is imported inside it, as in `cli`.
 """

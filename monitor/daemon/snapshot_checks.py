@@ -7,6 +7,7 @@ round ends before the next begins: a year of snapshots makes no look longer.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,8 @@ class SnapshotChecks:
         left = BYTES_PER_LOOK
         while self._round and left > 0:
             monitor, kept = self._round.pop()
-            left -= kept.path.stat().st_size if kept.path.exists() else 0
+            with suppress(FileNotFoundError):  # it may leave the retention at any moment
+                left -= kept.path.stat().st_size
             self._note(monitor, kept.path, damage(kept.path, kept.sha256))
         with self._lock:
             known = list(self._damaged)
