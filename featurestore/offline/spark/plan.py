@@ -8,6 +8,7 @@ features come together in slices of the result, in the order asked.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -55,8 +56,6 @@ class Cluster:
 
 
 def _size(file: str) -> int:
-    from pathlib import Path  # noqa: PLC0415 - only here
-
     return Path(file).stat().st_size
 
 
