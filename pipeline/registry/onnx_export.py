@@ -157,13 +157,19 @@ def export(
     try:
         parts = [_converted(one, weight, rows) for one, weight in zip(fits, weights, strict=True)]
     except Exception as error:  # noqa: BLE001 - of converters of other libraries, for any reason
-        log.info("no ONNX for serving: %s", str(error).partition("\n")[0][:200])
+        why = str(error).partition("\n")[0][:200]
+        log.info("served by the estimator itself, which is slower than ONNX: %s", why)
         return {}
     serving = OnnxServing(parts, target)
     differences = _differences(serving, estimator, features, target, classes, rows)
     beyond = float((differences > LIMIT).mean()) if differences.size else 1.0
     if beyond > ROUNDED:
-        log.warning("no ONNX for serving: %.1f %% of rows differ by over %g", 100 * beyond, LIMIT)
+        log.warning(
+            "served by the estimator itself, which is slower than ONNX: there %.1f %% of rows "
+            "would differ by over %g",
+            100 * beyond,
+            LIMIT,
+        )
         return {}
     facts = {
         "limit": LIMIT,
