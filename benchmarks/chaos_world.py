@@ -47,6 +47,10 @@ DAY = timedelta(days=1)
 MODEL, BATCHES, BATCH = "purchase", 4, 50
 FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 PATIENCE = 120.0
+DISK = 256 * 2**20
+"""Bytes of the file system that the data folder is on, where it can have one of its own."""
+SETPRIV = shutil.which("setpriv") if os.geteuid() == 0 else None
+"""With it the processes lack root's right to pass over the permissions of files."""
 
 CONFIG = """\
 store:
@@ -218,7 +222,7 @@ class World:
             zip(
                 ("http", "grpc", "pipeline", "edge_grpc", "edge_http", "store_grpc", "store_http",
                  "redis"),
-                _free_ports(8), strict=True,
+                free_ports(8), strict=True,
             )
         )  # fmt: skip
         self.day, self.told, self.asked, self.filled = NOW, list[Told](), 0, NOW
@@ -247,7 +251,10 @@ class World:
         if redis is not None:
             commands["redis"] = [redis, "--port", str(self.ports["redis"]), "--save", "",
                                  "--bind", "127.0.0.1", "--dir", str(self.folder)]  # fmt: skip
-        self.parts = {name: Part(name, made, self.folder) for name, made in commands.items()}
+        rights = [SETPRIV, "--bounding-set", "-dac_override,-dac_read_search"] if SETPRIV else []
+        self.parts = {
+            name: Part(name, [*rights, *made], self.folder) for name, made in commands.items()
+        }
         self.channels = {
             name: _channel(self.ports[port])
             for name, port in (("model", "edge_grpc"), ("store", "store_grpc"), ("daemon", "grpc"))
@@ -268,6 +275,7 @@ class World:
             file.write_text(text.replace("path: data/online.db", url))
 
     def __enter__(self) -> Self:
+        self._own_disk()
         try:
             if "redis" in self.parts:
                 self.parts["redis"].start()
@@ -283,6 +291,17 @@ class World:
             raise
         return self
 
+    def _own_disk(self) -> None:
+        """Put the data folder on a small file system of its own, where we may mount one."""
+        data, aside = self.folder / "data", self.folder / "aside"
+        if os.geteuid() != 0:
+            return
+        data.rename(aside)
+        data.mkdir()
+        mount("-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(data))
+        shutil.copytree(aside, data, dirs_exist_ok=True)
+        shutil.rmtree(aside)
+
     def __exit__(self, *_: object) -> None:
         for channel in self.channels.values():
             channel.close()
@@ -290,6 +309,8 @@ class World:
             if part.alive():
                 part.signal(signal.SIGCONT)
                 part.kill()
+        if os.geteuid() == 0:
+            subprocess.run(["umount", "--lazy", str(self.folder / "data")], check=False)
 
     def run(self, *words: str) -> str:
         """Run one command of ours to its end; return what it printed.
@@ -440,7 +461,19 @@ def _until(seconds: float) -> Iterator[None]:
         yield
 
 
-def _free_ports(count: int) -> list[int]:
+def mount(*words: str) -> None:
+    """Mount something.
+
+    Raises:
+        ChaosError: It cannot be done.
+    """
+    done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ChaosError(f"mount {' '.join(words)}: {done.stderr}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of loopback that nobody listens on."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:

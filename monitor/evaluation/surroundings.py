@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from steadfeast.monitor.drift import (
@@ -128,8 +129,11 @@ def _columns(
 
 def _new(unknown: Sequence[str], before: Sequence[FrozenBucket]) -> list[str]:
     """Return the columns that the bucket before lacked: it was told of the others then."""
-    if unknown and before and before[-1].rows and before[-1].path.exists():
-        there = pq.read_schema(before[-1].path).names
+    if unknown and before and before[-1].rows:
+        try:
+            there = pq.read_schema(before[-1].path).names
+        except (OSError, pa.ArrowException):  # out of retention, or damaged: told elsewhere
+            return list(unknown)
         return [name for name in unknown if name not in there]
     return list(unknown)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 from steadfeast.featurestore.tables import EPOCH
 from steadfeast.monitor.drift import PREDICTION, segments
 from steadfeast.monitor.profiles import Profile, Sums, profile, total
 from steadfeast.monitor.references import own
-from steadfeast.monitor.sources import OPEN, Snapshot, read_snapshot
+from steadfeast.monitor.sources import OPEN, Snapshot, SnapshotUnreadableError, read_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -140,10 +140,15 @@ class WindowProfiles:
 
         @cache
         def counted(number: int) -> Mapping[Key, Profile]:
-            there = [one for one in placed.get(number, ()) if one.rows and one.path.exists()]
-            frozen = (read_snapshot(con, one.bucket, one.path) for one in there)
-            rows = chain.from_iterable(rows_of(one, reference) for one in frozen)
-            return segments.profiles(rows, reference)
+            parts: dict[Key, Profile] = {}
+            for one in placed.get(number, ()):
+                # Out of retention, or damaged: the checks of the snapshots name it.
+                with suppress(SnapshotUnreadableError):
+                    frozen = read_snapshot(con, one.bucket, one.path) if one.rows else None
+                    rows = rows_of(frozen, reference) if frozen else ()
+                    for part, profiled in segments.profiles(rows, reference).items():
+                        parts[part] = parts[part] + profiled if part in parts else profiled
+            return parts
 
         listed = [(column, value) for column, one in reference.segments.items() for value in one]
         others = [(column, segments.OTHERS) for column in reference.segments]

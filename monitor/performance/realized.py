@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 
+from steadfeast.featurestore.served_log import damaged
 from steadfeast.featurestore.tables import identifier
 from steadfeast.measures import (
     HALF,
@@ -29,11 +32,9 @@ from steadfeast.measures import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
-
-    import duckdb
 
     from steadfeast.monitor.config import MonitorConfig, PerformanceConfig
     from steadfeast.monitor.profiles import Window
@@ -81,8 +82,43 @@ def predictions(
         columns: More columns of the served log to read; one that is not there is null.
 
     Returns:
-        Columns `prediction`, `label` (null while unknown) and `columns`.
+        Columns `prediction`, `label` (null while unknown) and `columns`. A file that is gone or
+        damaged has no rows; the log names a damaged one.
     """
+    joined = partial(
+        _joined, con, window=window, as_of=as_of, model_version=model_version, columns=columns
+    )
+    try:
+        return joined(served_files, label_files)
+    except duckdb.Error:
+        whole = _whole((*served_files, *label_files))
+        if len(whole) == len({*served_files, *label_files}):
+            raise
+    return joined(
+        [one for one in served_files if one in whole], [one for one in label_files if one in whole]
+    )
+
+
+def _whole(files: Iterable[Path]) -> set[Path]:
+    """Return the files that can be read; the log names those that are damaged."""
+    there = {one for one in files if one.exists()}
+    broken = damaged(there)
+    for path, problem in broken.items():
+        log.error("damaged_file_left_out", path=str(path), reason=problem)
+    return there - set(broken)
+
+
+def _joined(
+    con: duckdb.DuckDBPyConnection,
+    served_files: Sequence[Path],
+    label_files: Sequence[Path],
+    *,
+    window: Window,
+    as_of: datetime,
+    model_version: str | None,
+    columns: Sequence[str],
+) -> pa.Table:
+    """Do what `predictions` says of files that can all be read."""
     schema = [("prediction", pa.float64()), ("label", pa.float64())]
     blank = pa.schema([*schema, *((name, pa.string()) for name in columns)])
     if not served_files:

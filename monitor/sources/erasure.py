@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from steadfeast.featurestore.config import FilePath, load_section, sections
 from steadfeast.featurestore.tables import sweep, whole_file
-from steadfeast.monitor.sources.snapshot import ERASED
+from steadfeast.monitor.sources.snapshot import ERASED, naming
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +39,9 @@ def erase_snapshots(file: Path, matches: Matches, *, apply: bool) -> dict[str, i
 
     Returns:
         `snapshots of MONITOR` -> rows.
+
+    Raises:
+        SnapshotUnreadableError: Whose rows a snapshot holds cannot be known.
     """
     if "monitor" not in sections(file):
         return {}
@@ -47,7 +50,8 @@ def erase_snapshots(file: Path, matches: Matches, *, apply: bool) -> dict[str, i
         sweep(folder)
     found: dict[str, int] = {}
     for path in sorted(folder.glob("*/[!.]*")):
-        table = pq.read_table(path, partitioning=None)
+        with naming(path):
+            table = pq.read_table(path, partitioning=None)
         gone = matches(table)
         if gone.any():
             name = f"snapshots of {path.parent.name}"

@@ -114,7 +114,7 @@ class Snapshot:
         Raises:
             SnapshotUnreadableError: The file cannot be read.
         """
-        with _named(self.path), pq.ParquetFile(self.path) as file:
+        with naming(self.path), pq.ParquetFile(self.path) as file:
             schema, metadata = file.schema_arrow, file.metadata
         wanted = [name for name in schema.names if columns is None or name in columns]
         coded = [name for name in wanted if name in categories and _text(schema.field(name).type)]
@@ -123,7 +123,7 @@ class Snapshot:
         with pq.ParquetFile(self.path, metadata=metadata, **options) as file:
             given = file.iter_batches(BATCH_ROWS, columns=wanted)
             while True:
-                with _named(self.path):  # and not what is done with a batch
+                with naming(self.path):  # and not what is done with a batch
                     batch = next(given, None)
                 if batch is None:
                     return
@@ -204,7 +204,7 @@ def read_snapshot(con: duckdb.DuckDBPyConnection, bucket: Bucket, path: Path) ->
         SnapshotUnreadableError: It cannot be read.
     """
     query = "SELECT count(*), epoch_us(max(request_time)) FROM read_parquet($path)"
-    with _named(path):
+    with naming(path):
         ((rows, micros),) = con.execute(query, {"path": str(path)}).fetchall()
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -240,7 +240,12 @@ def damage(path: Path, sha256: str) -> str:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
+    """Have an error name the snapshot that is read within.
+
+    Raises:
+        SnapshotUnreadableError: It cannot be read.
+    """
     try:
         yield
     except (OSError, pa.ArrowException, duckdb.Error) as error:

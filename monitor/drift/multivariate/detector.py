@@ -29,6 +29,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import duckdb
 import numpy as np
 from scipy import special
 
@@ -49,8 +50,6 @@ from steadfeast.monitor.sources import AT
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
-
-    import duckdb
 
     from steadfeast.monitor.config import MonitorConfig
     from steadfeast.monitor.drift.reference import Reference
@@ -372,21 +371,26 @@ class Relations:
         gone = sum(one.rows for one in buckets if one.rows and not one.path.exists())
         if gone:
             return _unknown(f"{gone} rows of the window are not kept any more", window)
-        held, sample = self._references.get(monitor, ("", None))
-        if held != key:
-            sample = reference_rows(con, reference, self._data)
-            self._references[monitor] = (key, sample)
-        if sample is None:
-            why = f"the training set's rows are not there any more: {reference.uri}"
-            return _unknown(why, window)
         if not window.rows:
             return _unknown("the window has no rows", window)
         parts = []
-        for one in buckets:
-            if not one.rows:
-                continue
-            rows = self._sampled(con, monitor, config, one, reference, key)
-            parts.append(rows.spread(math.ceil(WINDOW_ROWS * one.rows / window.rows)))
+        try:
+            held, sample = self._references.get(monitor, ("", None))
+            if held != key:
+                sample = reference_rows(con, reference, self._data)
+                self._references[monitor] = (key, sample)
+            for one in buckets:
+                if one.rows:
+                    rows = self._sampled(con, monitor, config, one, reference, key)
+                    parts.append(rows.spread(math.ceil(WINDOW_ROWS * one.rows / window.rows)))
+        except duckdb.Error as error:  # a damaged file, which is named elsewhere
+            why = str(error).partition("\n")[0]
+            return _unknown(
+                f"rows of the window or of the training set cannot be read: {why}", window
+            )
+        if sample is None:
+            why = f"the training set's rows are not there any more: {reference.uri}"
+            return _unknown(why, window)
         return judge_together(reference, sample, Sample.joined(parts), window, config)
 
     def _sampled(

@@ -382,6 +382,23 @@ def test_a_damaged_snapshot_is_named_until_it_is_put_right(here: Here):
     assert here.daemon.evaluate("") == 1
 
 
+def test_a_damaged_snapshot_of_the_window_holds_nothing_up(tmp_path: Path):
+    """The figures of the model and of segments lack its rows; the next buckets are judged."""
+    here = Here(tmp_path, "      segments: [kind]\n      multivariate: true\n")
+    here.daemon.champions.follow()
+    world.serve(here.folder, SERVED, 5, NEVER)
+    here.daemon.evaluate("")
+    garble(max(here.folder.glob("**/snapshots/prices/*.parquet")))
+    here.open_again()  # nothing is remembered
+    world.serve(here.folder, SERVED + 5 * DAY, 1, NEVER)
+    assert here.daemon.evaluate("") == 1
+    # Of two days of three; the last labels are not known yet.
+    assert world.PER_DAY < here.prices.performance.labelled < 2 * world.PER_DAY
+    assert any("cannot be read" in one.reason for one in here.prices.verdicts)
+    here.close()
+    here.server.stop()
+
+
 def test_a_bucket_that_cannot_be_counted_anew_is_named(here: Here):
     world.serve(here.folder, SERVED, 5, NEVER)
     here.daemon.evaluate("")

@@ -6,6 +6,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import structlog
 from sklearn import metrics as sk
 
 from steadfeast.monitor.config.schema import MonitorConfig, PerformanceConfig
@@ -175,3 +176,34 @@ def test_columns_come_with_the_predictions(con, tmp_path):
     assert predictions(con, [], [], WINDOW, WINDOW.end, columns=("x",)).num_rows == 0
     write(tmp_path / "n.parquet", request_id=["z"], request_time=times([T0]))
     assert predictions(con, [tmp_path / "n.parquet"], [], WINDOW, WINDOW.end).num_rows == 0
+
+
+@pytest.mark.parametrize("which", ["served", "labels"])
+@pytest.mark.parametrize("last", [None, -16])
+def test_a_damaged_file_costs_its_own_rows_and_is_named(con, tmp_path, which, last):
+    ids = ["r0", "r1"]
+    files = {
+        "served": [served(tmp_path / f"served{n}", [n], [0.9], at=[T0]) for n in ids],
+        "labels": [labels(tmp_path / f"labels{n}", [n], [1.0], [T0]) for n in ids],
+    }
+    broken = files[which][0]
+    content = broken.read_bytes()
+    wrong = bytes(byte ^ 0x5A for byte in content[4:last])
+    broken.write_bytes(content[:4] + (wrong + content[last:] if last else wrong[: len(wrong) // 2]))
+    with structlog.testing.capture_logs() as said:
+        rows = predictions(con, files["served"], files["labels"], WINDOW, WINDOW.end)
+    assert rows["label"].to_pylist() == ([1.0] if which == "served" else [None, 1.0])
+    [told] = said
+    assert (told["event"], told["path"]) == ("damaged_file_left_out", str(broken))
+
+
+def test_a_file_that_left_the_retention_costs_its_own_rows(con, tmp_path):
+    files = [served(tmp_path / n, [n], [0.9], at=[T0]) for n in ("r0", "r1")]
+    files[0].unlink()
+    assert predictions(con, files, [], WINDOW, WINDOW.end).num_rows == 1
+
+
+def test_an_error_that_no_file_explains_is_raised(con, tmp_path):
+    file = write(tmp_path / "odd", request_id=["r0"], prediction=["high"], request_time=times([T0]))
+    with pytest.raises(duckdb.Error):
+        predictions(con, [file], [], WINDOW, WINDOW.end)

@@ -10,7 +10,14 @@ import pytest
 from steadfeast import Store
 from steadfeast.featurestore.retention.erasure import Matches
 from steadfeast.monitor.sources.erasure import erase_snapshots
-from steadfeast.monitor.sources.snapshot import Bucket, bucket_path, damage, freeze, open_path
+from steadfeast.monitor.sources.snapshot import (
+    Bucket,
+    SnapshotUnreadableError,
+    bucket_path,
+    damage,
+    freeze,
+    open_path,
+)
 from support.small_repo import VIEW, SmallRepo, hour, rows
 
 BUCKET = Bucket(hour(0), hour(24))
@@ -79,3 +86,12 @@ def test_erasing_from_a_store_reaches_the_snapshots_of_its_daemon(watched):
     assert store.erase([{"k": WHO}]).elsewhere == {"snapshots of m": 2}
     assert store.erase([{"k": WHO}], apply=True).elsewhere == {"snapshots of m": 2}
     assert [ids(path) for path in paths] == [["a"], ["a"]]
+
+
+@pytest.mark.parametrize("apply", [False, True])
+def test_whose_rows_a_damaged_snapshot_holds_is_not_known(watched, apply):
+    """What could not be looked at is not reported as erased."""
+    store, (path, _) = watched
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(SnapshotUnreadableError, match=f"{path.name}: cannot be read"):
+        store.erase([{"k": WHO}], apply=apply)
