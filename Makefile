@@ -3,7 +3,7 @@
 BIN := .venv/bin
 SOURCES := pyproject.toml constraints.txt scripts/install.sh
 
-.PHONY: help install demo up test check generate screenshots sbom clean
+.PHONY: help install demo up test check generate docs screenshots sbom clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ install: .venv/.demo  ## make .venv with everything the demo needs
 
 .venv/.dev: $(SOURCES)
 	@scripts/install.sh dev
+
+.venv/.docs: $(SOURCES)
+	@scripts/install.sh docs
 
 demo: install  ## replay the flights of 2013: drift, triggers, retraining, one table at the end
 	@$(BIN)/python -m demo
@@ -40,6 +43,10 @@ generate: .venv/.dev  ## write the generated files anew: protobuf stubs, dashboa
 	$(BIN)/python grafana/build.py
 	$(BIN)/steadfeast schema --out docs/steadfeast.schema.json
 
+docs: .venv/.docs  ## build the documentation site into site/, with every link checked
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html"
+
 screenshots: .venv/.demo .venv/.dev  ## write docs/images/*.png from the real page and a report
 	@scripts/services.sh
 	@PYTHONPATH=. $(BIN)/python scripts/screenshots.py
@@ -48,4 +55,4 @@ sbom: .venv/.demo  ## write sbom.cdx.json, a CycloneDX bill of what is installed
 	@scripts/sbom.sh
 
 clean:  ## remove the environment and the demo's state
-	rm -rf .venv feature_repo/data
+	rm -rf .venv feature_repo/data site
