@@ -108,6 +108,7 @@ def disk_full(world: World) -> str:
 def locked(name: str, folder: str, world: World) -> str:
     """Nobody may look into a state folder for three seconds."""
     place = world.folder / "data" / folder
+    wait_for(place.is_dir, f"there is a {folder}")
     before = place.stat().st_mode
     place.chmod(0)
     time.sleep(3)
