@@ -37,11 +37,13 @@ if TYPE_CHECKING:
         MAX_REQUEST_BYTES,
         Ports,
         Security,
+        signals,
         until_stopped,
     )
 
 _MODULES = {
     "GRACE_SECONDS": "ports",
+    "signals": "ports",
     "until_stopped": "ports",
     "refusal": "http_guard",
     "SHORTEST_TOKEN": "config",
@@ -99,6 +101,7 @@ __all__ = [
     "load_security",
     "refusal",
     "same_origin",
+    "signals",
     "until_stopped",
 ]
 

@@ -12,7 +12,7 @@ import resource
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from email.utils import formatdate
 from functools import cache
 from queue import Empty
@@ -41,7 +41,7 @@ from steadfeast.featurestore.security.http_guard import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from pathlib import Path
     from queue import SimpleQueue
     from types import TracebackType
@@ -353,22 +353,32 @@ def until_stopped(
     config: Path,
     alive: Callable[[], bool] = lambda: True,
 ) -> bool:
-    """Wait for SIGTERM or SIGINT, or for either in `inbox`; SIGHUP reads the tokens again.
+    """Wait for SIGTERM or SIGINT in an `inbox` of `signals`; SIGHUP reads the tokens again.
 
     A configuration that cannot be read leaves the tokens as they are, and is logged.
 
     Returns:
         True; false as soon as `alive` says so.
     """
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    while alive():
+        with suppress(Empty):
+            # Not for ever: a signal that another thread of the process takes wakes nobody.
+            if inbox.get(timeout=1) != signal.SIGHUP:
+                return True
+            _reload(security, config)
+    return False
+
+
+@contextmanager
+def signals(inbox: SimpleQueue[int], *more: signal.Signals) -> Iterator[None]:
+    """Have SIGINT, SIGTERM, SIGHUP and `more` wait in `inbox` within, and end nothing.
+
+    A server enters it before it says that it serves: whoever reads that may stop it at once.
+    """
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *more)
     before = {n: signal.signal(n, lambda caught, _: inbox.put(caught)) for n in watched}
     try:
-        while alive():
-            with suppress(Empty):
-                if inbox.get(timeout=1) != signal.SIGHUP:
-                    return True
-                _reload(security, config)
-        return False
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -29,6 +29,7 @@ from steadfeast.featurestore.security import (
     Role,
     Security,
     load_security,
+    signals,
     until_stopped,
 )
 from steadfeast.featurestore.server import arrow_stream, feast_grpc
@@ -270,7 +271,8 @@ def serve(
         until_orphaned(lambda: inbox.put(signal.SIGTERM))
     security = Security(load_security(config))
     traced = configure("steadfeast-store")
-    with Edge(store, grpc_address, http_address, security, siblings) as edge:
+    edge = Edge(store, grpc_address, http_address, security, siblings)
+    with edge, signals(inbox):
         sys.stdout.write(f"serving gRPC on port {edge.grpc_port}, HTTP on {edge.http_port}\n")
         sys.stdout.flush()
         until_stopped(inbox, security, config)

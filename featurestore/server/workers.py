@@ -15,10 +15,12 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from steadfeast.featurestore.errors import AddressError, WorkerError
+from steadfeast.featurestore.security import signals
 from steadfeast.featurestore.tables import TemporaryFolder
 
 if TYPE_CHECKING:
@@ -120,8 +122,8 @@ def supervise(command: Sequence[str], addresses: Sequence[tuple[str, int]], work
             )
             for _ in range(workers)
         ]
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP)
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # after the start: it is inherited
+        inbox: SimpleQueue[int] = SimpleQueue()
+        opened.enter_context(signals(inbox, signal.SIGCHLD))
         try:
             for process in running:
                 if process.stdout is not None and not process.stdout.readline():
@@ -130,7 +132,7 @@ def supervise(command: Sequence[str], addresses: Sequence[tuple[str, int]], work
                 f"serving gRPC on port {ports[0]}, HTTP on {ports[1]}, {workers} workers\n"
             )
             sys.stdout.flush()
-            while (received := signal.sigwait(signals)) in {signal.SIGCHLD, signal.SIGHUP}:
+            while (received := _next(inbox)) not in {signal.SIGINT, signal.SIGTERM}:
                 if received == signal.SIGHUP:
                     for process in running:
                         process.send_signal(received)
@@ -142,7 +144,14 @@ def supervise(command: Sequence[str], addresses: Sequence[tuple[str, int]], work
                 process.terminate()
             for process in running:
                 process.communicate()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+def _next(inbox: SimpleQueue[int]) -> int | None:
+    """Return the next signal; None after a second without one."""
+    try:
+        return inbox.get(timeout=1)
+    except Empty:
+        return None
 
 
 @contextmanager

@@ -103,7 +103,7 @@ class Daemon:
                 "audits": self.audits,
             }
         )
-        self.inbox: SimpleQueue[int] = SimpleQueue()  # put() is reentrant
+        self.inbox: SimpleQueue[int] = SimpleQueue()  # of signals; put() is reentrant
         self._draining = Event()
         self._reloads = self._reloads_rejected = 0
 
@@ -121,9 +121,7 @@ class Daemon:
         self.evaluator.close()
 
     def run(self, beat: Callable[[], None]) -> None:
-        """Work until SIGTERM or SIGINT; call `beat` every second."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda received, _: self.inbox.put(received))
+        """Work until SIGTERM or SIGINT is in `inbox`; call `beat` every second."""
         while True:
             self.scheduler.follow_clock()
             beat()

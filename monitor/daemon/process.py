@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import structlog
 
 from steadfeast.featurestore.errors import AddressError, ConfigError
-from steadfeast.featurestore.security import Security, load_security
+from steadfeast.featurestore.security import Security, load_security, signals
 from steadfeast.monitor.config import load
 from steadfeast.monitor.daemon.daemon import Daemon
 from steadfeast.monitor.evaluation import check, project
@@ -75,6 +75,7 @@ def main(path: Path, *, json_logs: bool) -> int:
         daemon.start()
         stack.callback(daemon.close)
         stack.enter_context(server)
+        stack.enter_context(signals(daemon.inbox))
         log.info(
             "started",
             grpc=server.grpc_port,

@@ -12,7 +12,14 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from steadfeast.featurestore import Store
-from steadfeast.featurestore.security import Ports, Role, Security, load_security, until_stopped
+from steadfeast.featurestore.security import (
+    Ports,
+    Role,
+    Security,
+    load_security,
+    signals,
+    until_stopped,
+)
 from steadfeast.featurestore.tracing import configure
 from steadfeast.pipeline.config import load
 from steadfeast.pipeline.inference.answers import Models
@@ -119,8 +126,10 @@ def serve(config: Path, grpc_address: str, http_address: str) -> None:
         security = Security(load_security(config))
         opened.callback(configure("steadfeast-models"))
         edge = opened.enter_context(Edge(models, figures, grpc_address, http_address, security))
+        inbox: SimpleQueue[int] = SimpleQueue()
+        opened.enter_context(signals(inbox))
         sys.stdout.write(f"serving gRPC on port {edge.grpc_port}, HTTP on {edge.http_port}\n")
         for name, problem in models.problems.items():
             sys.stdout.write(f"{name}: {problem}; it answers as soon as one serves\n")
         sys.stdout.flush()
-        until_stopped(SimpleQueue(), security, config)
+        until_stopped(inbox, security, config)

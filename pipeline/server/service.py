@@ -32,6 +32,7 @@ from steadfeast.featurestore.security import (
     Security,
     caller,
     load_security,
+    signals,
     until_stopped,
 )
 from steadfeast.pipeline.config import load
@@ -337,6 +338,7 @@ def serve(path: Path) -> int:
             raise ConfigError(path, [("pipeline.grpc", problem)]) from error
         stack.enter_context(worker)
         stack.enter_context(server)
+        stack.enter_context(signals(inbox))
         log.info("pipeline listens on %s:%d", config.grpc.rpartition(":")[0], server.grpc_port)
         if until_stopped(inbox, security, path, lambda: not worker.ended.is_set()):
             log.info("pipeline stops")

@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
@@ -149,20 +148,37 @@ def test_a_warning_of_feast_is_said_once(shop):
     assert done.stderr.count("Entity value_type will be mandatory") == 1
 
 
+INTERRUPTED = """
+import os, signal, sys
+from steadfeast.featurestore.cli import main
+
+class Interrupting:
+    def write(self, text):
+        sys.__stdout__.write(text)
+        if text.startswith("serving"):
+            sys.__stdout__.flush()
+            os.kill(os.getpid(), signal.SIGINT)
+    def flush(self):
+        sys.__stdout__.flush()
+
+sys.stdout = Interrupting()
+main()
+"""
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_server_says_on_standard_output_where_it_is_and_ends_with_0_on_ctrl_c(
     shop, workers, free_port
 ):
+    """The soonest that anybody can read the line, and press it."""
     ports = ("--grpc", f"127.0.0.1:{free_port()}", "--http", f"127.0.0.1:{free_port()}")
-    with subprocess.Popen(
-        [*STEADFEAST, "store", "serve", *ports, "--workers", workers],
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", INTERRUPTED, "store", "serve", *ports, "--workers", workers],
         cwd=shop.folder,
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
-    ) as server:
-        try:
-            assert server.stdout.readline().startswith("serving gRPC on port ")
-            server.send_signal(signal.SIGINT)
-            assert server.wait(timeout=60) == ExitCode.DONE
-        finally:
-            server.terminate()
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == ExitCode.DONE, done.stderr
+    assert done.stdout.startswith("serving gRPC on port ")
