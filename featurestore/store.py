@@ -42,7 +42,7 @@ from steadfeast.featurestore.tables import micros, private_folder, sweep
 from steadfeast.featurestore.training import replay, training_set
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime, timedelta
     from types import TracebackType
 
@@ -512,6 +512,7 @@ class Store:
             NotFoundError: There is no such view, or no view that has such a join key.
             InvalidKeysError: A value does not fit the key's type.
             ManifestError: A training set's manifest cannot be read.
+            UserError: Whose rows a damaged file holds cannot be known; nothing was removed.
         """
         chosen = self.catalog.online_views(views)
         keys = arrow_table(entities)
@@ -520,19 +521,27 @@ class Store:
             if name not in known:
                 raise NotFoundError("join key", name, known)
         matches = Matches(self.catalog, keys)
+        in_files = Matches(self.catalog, keys.slice(0, 0)) if views else matches
+        holders: list[Holder] = []
+        if self._file is not None and not views:
+            holders = [entry.load() for entry in entry_points(group="steadfeast.erasures")]
+        self.served.flush()
+        if apply:  # what cannot be read is found before anything goes
+            self._erase_kept(holders, in_files, {}, apply=False)
         online = {
             view.name: self._erase_online(view, keys, matches, apply=apply)
             for view in chosen
             if not {column.name for column in view.entity_columns}.isdisjoint(keys.column_names)
         }
+        return self._erase_kept(holders, in_files, online, apply=apply)
+
+    def _erase_kept(
+        self, holders: Sequence[Holder], matches: Matches, online: Mapping[str, int], *, apply: bool
+    ) -> Erasure:
+        """Count, and with `apply` take out, what is kept in files, here and by `holders`."""
         elsewhere: dict[str, int] = {}
-        if views:
-            matches = Matches(self.catalog, keys.slice(0, 0))
-        elif self._file is not None:
-            for entry in entry_points(group="steadfeast.erasures"):
-                holder: Holder = entry.load()
-                elsewhere |= holder(self._file, matches, apply=apply)
-        self.served.flush()
+        for holder in holders:
+            elsewhere |= holder(cast("Path", self._file), matches, apply=apply)
         return erase_files(matches, self.data, online, elsewhere, apply=apply)
 
     def _erase_online(

@@ -20,7 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from steadfeast.featurestore.errors import InvalidKeysError, NotFoundError, UnsupportedTypeError
+from steadfeast.featurestore.errors import (
+    DamagedFilesError,
+    InvalidKeysError,
+    NotFoundError,
+    UnsupportedTypeError,
+)
 from steadfeast.featurestore.served_log import KINDS, named, take_out
 from steadfeast.featurestore.tables import (
     abandoned,
@@ -185,6 +190,7 @@ def erase_files(
     Raises:
         InvalidKeysError: A value does not fit the key's type.
         ManifestError: A manifest cannot be read.
+        DamagedFilesError: Whose rows a file holds cannot be known.
     """
     identity, at = uuid4().hex[:12] if apply else "", datetime.now(UTC).isoformat()
     half_files = len(abandoned(data))
@@ -196,7 +202,7 @@ def erase_files(
     for path, manifest in manifests(data):
         needed |= {pin["sha256"] for pin in manifest.pins.values()}
         pins |= _pins_of(matches, data / "pins", manifest)
-        table = pq.read_table(path.parent / DATA, partitioning=None)
+        table = _table(path.parent / DATA)
         gone = matches.of(table, matches.views(manifest.contract, manifest.keys).values())
         if gone.any():
             sets[manifest.id] = rows = int(gone.sum())
@@ -220,7 +226,7 @@ def _pins_of(matches: Matches, folder: Path, manifest: Manifest) -> set[Path]:
     for view, pin in manifest.pins.items():
         file = folder / f"{pin['sha256']}.parquet"
         names = matches.source_names(manifest.contract, view, views.get(view, {}))
-        if file.is_file() and matches.of(pq.read_table(file, partitioning=None), [names]).any():
+        if file.is_file() and matches.of(_table(file), [names]).any():
             found.add(file)
     return found
 
@@ -230,7 +236,7 @@ def _pins_of_nobody(matches: Matches, folder: Path, needed: set[str]) -> set[Pat
     names = matches.every_source_name()
     files = folder.glob("[!.]*.parquet") if folder.is_dir() else ()
     others = [file for file in files if file.stem not in needed]
-    return {f for f in others if matches.of(pq.read_table(f, partitioning=None), names).any()}
+    return {f for f in others if matches.of(_table(f), names).any()}
 
 
 def _erase_served(matches: Matches, data: Path, *, apply: bool) -> dict[str, int]:
@@ -240,27 +246,41 @@ def _erase_served(matches: Matches, data: Path, *, apply: bool) -> dict[str, int
         requests: list[pa.ChunkedArray] = []
         for _, _, name in named(folder):
             path = folder / name
-            table = pq.read_table(path, partitioning=None)
+            table = _table(path)
             gone = matches(table)
             if gone.any():
                 requests.append(table["request_id"].filter(pa.array(gone)))
                 erased[folder.name] = erased.get(folder.name, 0) + int(gone.sum())
                 if apply:
                     take_out(path, pa.array(~gone))
-        if requests and apply:
+        if requests:
             ids = pa.chunked_array([chunk for found in requests for chunk in found.chunks])
             for kind in KINDS[1:]:
-                _erase_requests(data / kind / folder.name, ids)
+                _erase_requests(data / kind / folder.name, ids, apply=apply)
     return erased
 
 
-def _erase_requests(folder: Path, ids: pa.ChunkedArray) -> None:
-    """Take what refers to requests out of the files of a folder."""
+def _erase_requests(folder: Path, ids: pa.ChunkedArray, *, apply: bool) -> None:
+    """Look for what refers to requests in the files of a folder, and take it out."""
     for _, _, name in named(folder):
-        held = pq.read_table(folder / name, columns=["request_id"], partitioning=None)
+        held = _table(folder / name, ["request_id"])
         of_them = pc.is_in(held["request_id"], ids)
-        if pc.any(of_them).as_py():
+        if apply and pc.any(of_them).as_py():
             take_out(folder / name, pc.invert(of_them).combine_chunks())
+
+
+def _table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a file whole.
+
+    Raises:
+        DamagedFilesError: Whose rows it holds cannot be known.
+    """
+    try:
+        return pq.read_table(path, columns=columns, partitioning=None)
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedFilesError({path: str(error).partition("\n")[0]}) from error
 
 
 def _forget_figures(path: Path, manifest: Manifest) -> None:

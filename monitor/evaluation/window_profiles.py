@@ -142,10 +142,11 @@ class WindowProfiles:
         def counted(number: int) -> Mapping[Key, Profile]:
             parts: dict[Key, Profile] = {}
             for one in placed.get(number, ()):
+                if not one.rows:
+                    continue
                 # Out of retention, or damaged: the checks of the snapshots name it.
                 with suppress(SnapshotUnreadableError):
-                    frozen = read_snapshot(con, one.bucket, one.path) if one.rows else None
-                    rows = rows_of(frozen, reference) if frozen else ()
+                    rows = rows_of(read_snapshot(con, one.bucket, one.path), reference)
                     for part, profiled in segments.profiles(rows, reference).items():
                         parts[part] = parts[part] + profiled if part in parts else profiled
             return parts

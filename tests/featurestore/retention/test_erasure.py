@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from steadfeast import Store, TrainingSet
 from steadfeast.featurestore import cli
-from steadfeast.featurestore.errors import ErasedError, ReplayError
+from steadfeast.featurestore.errors import DamagedFilesError, ErasedError, ReplayError
 from steadfeast.featurestore.tables.hashing import content_sha256
 
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
@@ -144,6 +144,24 @@ def test_what_a_killed_writer_left_is_reached(shop, store):
     assert (done.pins, done.half_files) == (1, 2)
     assert not any(path.exists() for path in (*mine, *halves))
     assert set((shop.data / "pins").glob("*.parquet")) == set(pins) - set(mine)
+
+
+@pytest.mark.parametrize("kind", ["training", "pins", "served", "labels", "predictions"])
+def test_where_a_file_is_damaged_nothing_goes_and_it_is_named(shop, store, kind):
+    store.training_set(at(asked(1, WHO, 2), NOON), "purchase")
+    serve(store, [1, WHO, 2])
+    given = {"request_time": NOON, "model": "m", "model_version": "2"}
+    store.served.append_predictions("purchase", [f"r{WHO}"], [0.25], **given)
+    store.served.flush()
+    path = max((shop.data / kind).glob("**/[!.]*.parquet"))
+    path.write_bytes(path.read_bytes()[:100])
+    before = contents(shop)
+    for apply in (False, True):
+        with pytest.raises(DamagedFilesError, match=f"{path.name}: truncated or damaged"):
+            store.erase([{"user_id": WHO}], apply=apply)
+    assert contents(shop) == before
+    read = store.online_features("small", asked(WHO), request_time=NOON).table
+    assert read["spend"].to_pylist() == [WHO]
 
 
 def test_what_other_versions_said_of_a_request_goes_with_it(shop, store):
